@@ -1,0 +1,383 @@
+//! `deploy.toml`: what the operator wants, validated as a whole.
+//!
+//! [`raw`] holds the shape on disk, [`validate`] turns it into the types below or into every problem at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AppName, ServiceName};
+
+mod raw;
+mod source_url;
+mod validate;
+
+pub use source_url::RepoUrl;
+pub use validate::{Problem, Problems, load, parse};
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The agent's own settings.
+    pub agent: AgentConfig,
+    /// The proxy's listeners.
+    pub proxy: ProxyConfig,
+    /// Where instances run.
+    pub runtime: RuntimeConfig,
+    /// Who is told.
+    pub notify: Vec<NotifyTarget>,
+    /// What is deployed.
+    pub apps: BTreeMap<AppName, App>,
+    /// What is accepted but deserves a word, such as a service without a health check.
+    pub warnings: Vec<Problem>,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Webhooks and API. Default `127.0.0.1:9000`.
+    pub listen: SocketAddr,
+    /// Journal, git mirrors, control sockets. Default `/var/lib/longshore`.
+    pub data_dir: PathBuf,
+    /// Used in links; no trailing slash.
+    pub public_url: Option<String>,
+    /// How often the branches' tips are compared with the journal (`reconcile = "5m"`); `None` = off (`"0s"`).
+    pub reconcile: Option<Duration>,
+}
+
+/// `[proxy]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// The plain HTTP listener. Default `0.0.0.0:80`.
+    pub http: SocketAddr,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// `unix:///path` or `tcp://host:port`. Default: `$DOCKER_HOST`, else `unix:///var/run/docker.sock`.
+    pub docker_host: String,
+}
+
+/// One `[[notify]]` entry.
+#[derive(Debug, Clone)]
+pub struct NotifyTarget {
+    /// Where to.
+    pub channel: Channel,
+    /// What is told.
+    pub events: Vec<NoticeKind>,
+    /// The position in the file, from 0: the target's identity in the outbox together with its address's digest.
+    pub index: usize,
+}
+
+/// A kind of receiver.
+#[derive(Debug, Clone)]
+pub enum Channel {
+    /// A Discord webhook.
+    Discord {
+        /// The webhook's address, a secret in itself.
+        url: SecretString,
+        /// A loopback address is accepted (for tests and local stand-ins).
+        allow_local: bool,
+    },
+}
+
+/// What a notice tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeKind {
+    /// A deployment began.
+    Started,
+    /// It is live.
+    Succeeded,
+    /// It ended before anything was switched.
+    Failed,
+    /// It was undone.
+    RolledBack,
+    /// A newer one took its place.
+    Superseded,
+    /// A person ended it.
+    Cancelled,
+}
+
+impl NoticeKind {
+    /// Every kind: the default of `events`.
+    pub const ALL: [Self; 6] =
+        [Self::Started, Self::Succeeded, Self::Failed, Self::RolledBack, Self::Superseded, Self::Cancelled];
+}
+
+/// `[apps.NAME]`
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Its name.
+    pub name: AppName,
+    /// Where the source comes from.
+    pub repo: RepoUrl,
+    /// The branch that deploys, by its short name. Default `main`.
+    pub branch: String,
+    /// How the repository is read.
+    pub credential: Credential,
+    /// Fetch submodules. Default off.
+    pub submodules: bool,
+    /// Who may push; without one there is no hook route.
+    pub webhook: Option<Webhook>,
+    /// Hosts routed to the app's web service; lower case.
+    pub domains: Vec<String>,
+    /// Runs once in the new image before anything is switched.
+    pub release: Option<ReleaseCommand>,
+    /// Its process types; never empty.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// How instances are replaced.
+    pub rollout: RolloutPolicy,
+    /// How long a build may take (`build.timeout`). Default 30 min.
+    pub build_timeout: Duration,
+    /// How long a whole deployment may take (`deadline`). Default 1 h.
+    pub deadline: Duration,
+    /// How many releases' images are kept. Default 5.
+    pub keep_releases: u32,
+}
+
+impl App {
+    /// The service that the app's domains lead to: `web`, else the only one with a port.
+    pub fn routed_service(&self) -> Option<&Service> {
+        if self.domains.is_empty() {
+            return None;
+        }
+        let with_port = || self.services.values().filter(|service| service.port.is_some());
+        let web = with_port().find(|service| service.name.as_str() == "web");
+        match (web, with_port().count()) {
+            (Some(web), _) => Some(web),
+            (None, 1) => with_port().next(),
+            (None, _) => None,
+        }
+    }
+}
+
+/// How the agent proves itself to the git server.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// Anonymous.
+    None,
+    /// https with a token: `credential = { token = { env = "…" }, username = "x-access-token" }`.
+    Token {
+        /// The user name sent with it. Default `x-access-token`.
+        username: String,
+        /// The token.
+        token: SecretString,
+    },
+    /// ssh with a deploy key and pinned host keys: `credential = { ssh_key = "PATH", known_hosts = "PATH" }`.
+    SshKey {
+        /// The private key's file, mode 0600.
+        key: PathBuf,
+        /// An OpenSSH known_hosts file; the server's key must be in it.
+        known_hosts: PathBuf,
+    },
+}
+
+/// `webhook = { provider = "github", secret = … }`
+#[derive(Debug, Clone)]
+pub struct Webhook {
+    /// Whose format.
+    pub provider: Provider,
+    /// At least 16 bytes.
+    pub secret: SecretString,
+}
+
+/// A webhook's sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// GitHub and GitHub Enterprise Server.
+    GitHub,
+}
+
+/// `[apps.NAME.release]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseCommand {
+    /// argv, never a shell.
+    pub command: Vec<String>,
+    /// Default 5 min.
+    pub timeout: Duration,
+    /// In which service's image and environment it runs: `web`, else the first.
+    pub service: ServiceName,
+}
+
+/// One service of an app with every default filled in. Serialisable, because a release keeps what it ran with:
+/// secrets stay references in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// `web`, `worker` …
+    pub name: ServiceName,
+    /// What its image is made of.
+    pub build: Build,
+    /// argv; `None` = the image's own.
+    pub command: Option<Vec<String>>,
+    /// The TCP port it listens on; `None` = a worker.
+    pub port: Option<u16>,
+    /// How many, 1 to 64 (0 is allowed for a service that is switched off).
+    pub instances: u32,
+    /// When an instance counts as ready.
+    pub health: HealthPolicy,
+    /// Bytes; `None` = unlimited.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor; `None` = unlimited.
+    pub cpu_millis: Option<u64>,
+    /// Between SIGTERM and SIGKILL. Default 10 s.
+    pub stop_grace: Duration,
+    /// How long what is under way may go on after the switch.
+    pub drain: Drain,
+    /// Volumes by name or host path.
+    pub volumes: Vec<Mount>,
+    /// The app's environment with the service's own on top.
+    pub env: BTreeMap<String, EnvValue>,
+}
+
+/// `build`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// Path inside the repository. Default `Dockerfile`, relative to the context.
+    pub dockerfile: String,
+    /// Directory inside the repository. Default `.`.
+    pub context: String,
+    /// The stage to build; `None` = the last.
+    pub target: Option<String>,
+    /// Build arguments; never secrets.
+    pub args: BTreeMap<String, String>,
+    /// Secrets by id for `RUN --mount=type=secret,id=ID`; BuildKit only.
+    pub secrets: BTreeMap<String, SecretRef>,
+    /// Which of the engine's builders.
+    pub builder: BuilderKind,
+}
+
+/// Which of the engine's builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuilderKind {
+    /// BuildKit where the engine has it, else classic.
+    Auto,
+    /// BuildKit or failure.
+    Buildkit,
+    /// The classic builder.
+    Classic,
+}
+
+/// `health`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthPolicy {
+    /// What is asked.
+    pub check: HealthCheck,
+    /// Between two checks. Default 1 s; a starting instance is asked at once, then from 25 ms growing to this.
+    pub interval: Duration,
+    /// For one check. Default 5 s.
+    pub timeout: Duration,
+    /// Passes in a row until ready. Default 2.
+    pub successes: u32,
+    /// Failures in a row until a ready one is unready. Default 3.
+    pub failures: u32,
+    /// How long an instance may take to become ready. Default 60 s.
+    pub start_deadline: Duration,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthCheck {
+    /// `path = "/healthz"`: GET answers 2xx or 3xx.
+    Http {
+        /// Starts with `/`.
+        path: String,
+    },
+    /// `tcp = true`: the port accepts a connection.
+    Tcp,
+    /// `command = […]`: exits 0 inside the instance.
+    Command {
+        /// argv.
+        command: Vec<String>,
+    },
+    /// Nothing is configured: the image's own HEALTHCHECK where it has one; else TCP accept (with a port) and
+    /// `stable_for` without a restart. Default 10 s.
+    Unset {
+        /// How long it must run without a restart.
+        stable_for: Duration,
+    },
+}
+
+/// `drain`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// For requests. Default 30 s.
+    pub requests: Duration,
+    /// For open streams (WebSocket, SSE). Default 60 s.
+    pub streams: Duration,
+}
+
+/// `"media:/app/media"` or `"/srv/media:/app/media:ro"`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// A volume's name (kept per app) or an absolute host path.
+    pub source: MountSource,
+    /// Absolute path in the instance.
+    pub target: String,
+    /// `:ro`
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A named volume of the app, created when missing and never removed by a deployment.
+    Volume(String),
+    /// A directory of the host.
+    Host(PathBuf),
+}
+
+/// A value of `env`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnvValue {
+    /// Written in the file.
+    Literal(String),
+    /// Found elsewhere.
+    Secret(SecretRef),
+}
+
+/// Where a secret is. Only the reference is ever stored; [`SecretRef::resolve`] reads it when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretRef {
+    /// `{ env = "NAME" }`: the agent's own environment.
+    Env(String),
+    /// `{ file = "PATH" }`: a file's content without the last line end; not readable by others.
+    File(PathBuf),
+}
+
+/// `[apps.NAME.rollout]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutPolicy {
+    /// Whether the new instance starts before the old one stops.
+    pub order: Order,
+    /// How long the whole is watched after the last switch. Default 60 s.
+    pub watch: Duration,
+}
+
+/// `order`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// New before old: never fewer than N.
+    StartFirst,
+    /// Old before new, where a volume or a port forces it: N − 1 for a while.
+    StopFirst,
+}
+
+impl SecretRef {
+    /// Reads the secret now. The error names the reference, never the value.
+    pub fn resolve(&self) -> Result<SecretString, String> {
+        let _ = self;
+        todo!()
+    }
+}

@@ -1,0 +1,1 @@
+//! The shape of `deploy.toml`, with spans and without logic.

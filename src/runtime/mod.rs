@@ -1,0 +1,175 @@
+//! Where instances run, cut at the instance: start, stop, list, watch, logs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use crate::config::Mount;
+use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, ServiceName};
+
+pub mod docker;
+
+/// A place where instances run. Every call has a deadline of its own and may be repeated: starting what runs and
+/// stopping what is gone succeed.
+pub trait Runtime: Send + Sync + 'static {
+    /// Starts an instance, or finds it running already.
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
+    /// SIGTERM, `grace`, SIGKILL, then removes it. Succeeds when it is gone.
+    fn stop<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;
+    /// One instance as it is now; `None` when there is none.
+    fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>>;
+    /// Every instance of ours, of one app or of all.
+    fn list<'a>(&'a self, app: Option<&'a AppName>) -> BoxFuture<'a, Result<Vec<Observed>, RuntimeError>>;
+    /// What happens to instances from now on. Reconnects by itself; [`Happened::Reconnected`] says that something
+    /// may have been missed.
+    fn watch(&self) -> BoxStream<'static, Happened>;
+    /// Output, newest `tail` lines first collected then followed when asked.
+    fn logs<'a>(
+        &'a self,
+        id: &'a InstanceId,
+        tail: u32,
+        follow: bool,
+    ) -> BoxFuture<'a, Result<BoxStream<'static, Bytes>, RuntimeError>>;
+    /// Runs a command inside an instance; its exit code and the end of its output.
+    fn exec<'a>(
+        &'a self,
+        id: &'a InstanceId,
+        argv: &'a [String],
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Exited, RuntimeError>>;
+    /// Runs a one-off container to its end (the release command), adopting the one of an earlier life of the agent.
+    /// Output lines go to `log`. The container is removed afterwards.
+    fn run_once<'a>(
+        &'a self,
+        spec: &'a InstanceSpec,
+        timeout: Duration,
+        log: &'a (dyn Fn(&str) + Send + Sync),
+    ) -> BoxFuture<'a, Result<Exited, RuntimeError>>;
+}
+
+/// All that is needed to start one instance.
+#[derive(Debug, Clone)]
+pub struct InstanceSpec {
+    /// Its name.
+    pub id: InstanceId,
+    /// Whose.
+    pub app: AppName,
+    /// Which process type.
+    pub service: ServiceName,
+    /// Which of the N places, from 1.
+    pub slot: u32,
+    /// Which release.
+    pub release: ReleaseNumber,
+    /// Which deployment starts it.
+    pub deployment: DeploymentId,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// Keyed digest of everything it runs with: equal means that rolling it would change nothing.
+    pub settings: String,
+    /// By content.
+    pub image: ImageId,
+    /// argv; `None` = the image's own.
+    pub command: Option<Vec<String>>,
+    /// Resolved environment.
+    pub env: BTreeMap<String, SecretString>,
+    /// The port it listens on.
+    pub port: Option<u16>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor.
+    pub cpu_millis: Option<u64>,
+    /// Between SIGTERM and SIGKILL, also when the engine itself stops it.
+    pub stop_grace: Duration,
+    /// Mounts.
+    pub volumes: Vec<Mount>,
+}
+
+/// An instance as the runtime shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// Its name.
+    pub id: InstanceId,
+    /// Whose.
+    pub app: AppName,
+    /// Which process type.
+    pub service: ServiceName,
+    /// Which of the N places.
+    pub slot: u32,
+    /// Which release it was started for.
+    pub release: ReleaseNumber,
+    /// Which deployment started it.
+    pub deployment: DeploymentId,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// See [`InstanceSpec::settings`].
+    pub settings: String,
+    /// Running or how it ended.
+    pub state: RunState,
+    /// Where it can be reached; only of a running one.
+    pub address: Option<IpAddr>,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// How often the runtime restarted it.
+    pub restarts: u32,
+    /// The image has a HEALTHCHECK of its own: what the engine says of it.
+    pub image_health: Option<bool>,
+    /// The image declares a HEALTHCHECK.
+    pub has_healthcheck: bool,
+}
+
+/// Running or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunState {
+    /// Created, not started.
+    Created,
+    /// Running.
+    Running,
+    /// Ended (also while the engine is about to restart it).
+    Exited(Exited),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exited {
+    /// Exit code; 128 + n for signal n.
+    pub code: i64,
+    /// The kernel ended it for its memory limit.
+    pub oom: bool,
+    /// The last lines it wrote, where they were asked for.
+    pub output: Vec<String>,
+}
+
+/// Something that happened to an instance, from the runtime's own events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    /// It was started (first or again).
+    Started(InstanceId),
+    /// It ended.
+    Exited(InstanceId, Exited),
+    /// Its own HEALTHCHECK passed or failed.
+    ImageHealth(InstanceId, bool),
+    /// It is gone.
+    Removed(InstanceId),
+    /// The stream was interrupted and is back: list again.
+    Reconnected,
+}
+
+/// Why a call to the runtime failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// No answer within the call's deadline, or no connection.
+    #[error("the Docker engine does not answer: {0}")]
+    Unavailable(String),
+    /// The image is not there any more.
+    #[error("image {0} is not on this machine any more")]
+    ImageGone(ImageId),
+    /// The engine refused.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,4 @@
+//! The journal on disk: one SQLite file, one thread that owns the connection.
+/// Handle.
+#[derive(Clone)]
+pub struct Store;
