@@ -1,17 +1,26 @@
 //! What happens, written once and read by the pusher's terminal, the API and the notices.
-use std::sync::Arc;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::stream::{self, Stream};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumber, ServiceName, Status};
-use crate::store::Store;
+use crate::store::{Deployment, Finish, LogLine, Store, StoreError};
+
+/// Events that a slow reader may lag behind before it has to read the record again.
+const BACKLOG: usize = 8192;
+/// Log lines read at once.
+const PAGE: u32 = 1000;
 
 /// Something that happened in a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum DeployEvent {
-    /// It entered a state; terminal states carry the reason.
+    /// It entered a state; terminal ones carry the reason.
     Status {
         /// The new state.
         status: Status,
@@ -47,13 +56,191 @@ pub enum DeployEvent {
 pub struct Published {
     /// Whose.
     pub app: AppName,
-    /// Of which deployment.
-    pub deployment: DeploymentId,
-    /// Milliseconds since the epoch.
-    pub at_ms: i64,
+    /// Of which deployment; `None` for what happens to a live instance outside of one.
+    pub deployment: Option<DeploymentId>,
+    /// When.
+    pub at: Timestamp,
     /// What.
     #[serde(flatten)]
     pub event: DeployEvent,
+}
+
+/// One item of [`Journal::follow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Followed {
+    /// A line of the log.
+    Line(LogLine),
+    /// The deployment has ended; the last item.
+    Ended(Box<Deployment>),
+}
+
+/// Writes what happens to the store and tells it to whoever listens.
+#[derive(Clone)]
+pub struct Journal {
+    store: Store,
+    bus: broadcast::Sender<Published>,
+}
+
+impl Journal {
+    /// A journal on `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, bus: broadcast::Sender::new(BACKLOG) }
+    }
+
+    /// Everything that happens from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Published> {
+        self.bus.subscribe()
+    }
+
+    /// Tells what happened to those who listen now; states are written by [`Journal::advance`] and [`Journal::finish`].
+    pub fn publish(&self, app: &AppName, deployment: Option<DeploymentId>, event: DeployEvent) {
+        // No receiver is no error: nobody is watching.
+        let _ = self.bus.send(Published { app: app.clone(), deployment, at: Timestamp::now(), event });
+    }
+
+    /// Moves a deployment into a state that is not terminal.
+    pub async fn advance(&self, app: &AppName, id: DeploymentId, status: Status) -> Result<(), StoreError> {
+        self.store.advance(id, status).await?;
+        self.publish(app, Some(id), DeployEvent::Status { status, reason: None, release: None });
+        Ok(())
+    }
+
+    /// Ends a deployment. False when it had ended before.
+    pub async fn finish(&self, app: &AppName, id: DeploymentId, finish: Finish) -> Result<bool, StoreError> {
+        let ended = self.store.finish(id, finish).await?;
+        if ended {
+            self.publish_end(app, id).await?;
+        }
+        Ok(ended)
+    }
+
+    /// Tells that a deployment has ended, from its record.
+    pub async fn publish_end(&self, app: &AppName, id: DeploymentId) -> Result<(), StoreError> {
+        if let Some(record) = self.store.deployment(id).await? {
+            let event = DeployEvent::Status { status: record.status, reason: record.reason, release: record.release };
+            self.publish(app, Some(id), event);
+        }
+        Ok(())
+    }
+
+    /// The log of a deployment, going on where an earlier life of the agent stopped.
+    pub async fn log(&self, app: &AppName, id: DeploymentId) -> Result<DeployLog, StoreError> {
+        let seq = AtomicU64::new(self.store.last_log_seq(id).await?);
+        let (journal, app) = (self.clone(), app.clone());
+        Ok(DeployLog::new(move |line| {
+            let seq = seq.fetch_add(1, Ordering::Relaxed) + 1;
+            journal.store.post_log(id, seq, line.to_owned());
+            journal.publish(&app, Some(id), DeployEvent::Log { seq, line: line.to_owned() });
+        }))
+    }
+
+    /// A deployment's log from line `after` on, as it grows, until the deployment ends.
+    pub fn follow(
+        &self,
+        id: DeploymentId,
+        after: u64,
+    ) -> impl Stream<Item = Result<Followed, StoreError>> + Send + use<> {
+        let follower = Follower {
+            journal: self.clone(),
+            // Subscribed before the record is read, so that nothing falls between the two.
+            events: self.bus.subscribe(),
+            id,
+            last: after,
+            pending: Vec::new().into_iter(),
+            state: FollowState::Read,
+        };
+        stream::try_unfold(
+            follower,
+            |mut follower| async move { Ok(follower.next().await?.map(|item| (item, follower))) },
+        )
+    }
+}
+
+#[derive(PartialEq)]
+enum FollowState {
+    /// The record must be read.
+    Read,
+    /// The record is read; live events follow.
+    Live,
+    /// Ended.
+    Done,
+}
+
+struct Follower {
+    journal: Journal,
+    events: broadcast::Receiver<Published>,
+    id: DeploymentId,
+    last: u64,
+    pending: std::vec::IntoIter<LogLine>,
+    state: FollowState,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Option<Followed>, StoreError> {
+        loop {
+            if let Some(line) = self.pending.next() {
+                self.last = line.seq;
+                return Ok(Some(Followed::Line(line)));
+            }
+            match self.state {
+                FollowState::Done => return Ok(None),
+                FollowState::Read => {
+                    // The record first: a deployment that has ended writes no more lines.
+                    let record = self.journal.store.deployment(self.id).await?;
+                    let lines = self.journal.store.log_lines(self.id, self.last, PAGE).await?;
+                    let all = (lines.len() as u32) < PAGE;
+                    self.pending = lines.into_iter();
+                    if !all {
+                        continue;
+                    }
+                    match record {
+                        None => return Ok(None),
+                        Some(record) if record.status.is_terminal() => return self.end_with(record),
+                        Some(_) => self.state = FollowState::Live,
+                    }
+                }
+                FollowState::Live => match self.events.recv().await {
+                    Ok(published) if published.deployment == Some(self.id) => {
+                        if let Some(line) = self.live(published) {
+                            return Ok(Some(Followed::Line(line)));
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => self.state = FollowState::Read,
+                    Err(RecvError::Closed) => return Ok(None),
+                },
+            }
+        }
+    }
+
+    fn live(&mut self, published: Published) -> Option<LogLine> {
+        match published.event {
+            DeployEvent::Log { seq, line } if seq == self.last + 1 => {
+                self.last = seq;
+                Some(LogLine { seq, at: published.at, line })
+            }
+            // A gap, or the end: the record has it in order.
+            DeployEvent::Log { seq, .. } if seq > self.last => {
+                self.state = FollowState::Read;
+                None
+            }
+            DeployEvent::Status { status, .. } if status.is_terminal() => {
+                self.state = FollowState::Read;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Hands out the lines still pending, then the end.
+    fn end_with(&mut self, record: Deployment) -> Result<Option<Followed>, StoreError> {
+        if let Some(line) = self.pending.next() {
+            self.last = line.seq;
+            return Ok(Some(Followed::Line(line)));
+        }
+        self.state = FollowState::Done;
+        Ok(Some(Followed::Ended(Box::new(record))))
+    }
 }
 
 /// Where a deployment's log lines go. Cheap to clone; [`DeployLog::line`] never waits.

@@ -1,0 +1,474 @@
+//! Deployments: admitted, moved through their states, ended.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Store, StoreError, from_json, now_ms, timestamp, to_json, unreadable};
+use crate::config::NoticeKind;
+use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
+use crate::queue::{self, Request, Waiting};
+
+/// A request for a deployment, before it has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDeployment {
+    /// Of which app.
+    pub app: AppName,
+    /// Why.
+    pub trigger: Trigger,
+    /// What to do.
+    pub request: Request,
+    /// The branch, where a push names it.
+    pub git_ref: Option<GitRef>,
+    /// Who asked: the pusher, or the token's name.
+    pub pusher: Option<String>,
+    /// The commit's author, where known.
+    pub author: Option<String>,
+    /// The commit's subject, where known.
+    pub subject: Option<String>,
+    /// The provider's delivery id.
+    pub delivery: Option<String>,
+}
+
+/// What became of a request; on disk when it is returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Admission {
+    /// It waits for its turn.
+    Queued {
+        /// Its number.
+        id: DeploymentId,
+        /// Waiting ones that it replaced.
+        replaced: Vec<DeploymentId>,
+    },
+    /// The same delivery was here before.
+    Duplicate {
+        /// What it became then; `None` when it was ignored then.
+        of: Option<DeploymentId>,
+    },
+    /// The same commit failed before and is held.
+    Held {
+        /// Why it failed.
+        reason: String,
+    },
+}
+
+/// A delivery that leads to no deployment, for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Of which app.
+    pub app: AppName,
+    /// The provider's id.
+    pub delivery: String,
+    /// One line.
+    pub decision: String,
+}
+
+/// A deployment's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployment {
+    /// Its number.
+    pub id: DeploymentId,
+    /// Of which app.
+    pub app: AppName,
+    /// Why.
+    pub trigger: Trigger,
+    /// What it is to do.
+    pub request: Request,
+    /// Where it stands.
+    pub status: Status,
+    /// Of which commit; known at the latest when the source is.
+    pub commit: Option<CommitSha>,
+    /// The branch, where a push names it.
+    pub git_ref: Option<GitRef>,
+    /// Who asked.
+    pub pusher: Option<String>,
+    /// The commit's author.
+    pub author: Option<String>,
+    /// The commit's subject.
+    pub subject: Option<String>,
+    /// The release it made or kept.
+    pub release: Option<ReleaseNumber>,
+    /// Why it ended as it did.
+    pub reason: Option<String>,
+    /// Which one took its place.
+    pub superseded_by: Option<DeploymentId>,
+    /// Somebody asked to cancel it.
+    pub cancel_asked: bool,
+    /// When it was accepted.
+    pub queued_at: Timestamp,
+    /// When it left the queue.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Requests of the app answered while it rolled out.
+    pub served: u64,
+    /// Requests of the app not answered while it rolled out.
+    pub failed: u64,
+    /// The states it passed, in order.
+    pub phases: Vec<PhaseSpan>,
+}
+
+/// How long a deployment stayed in a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhaseSpan {
+    /// The state.
+    pub status: Status,
+    /// Since when.
+    pub started_at: Timestamp,
+    /// Until when; `None` = still.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// How a deployment ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finish {
+    /// A terminal state.
+    pub status: Status,
+    /// Why; `None` only for succeeded.
+    pub reason: Option<String>,
+    /// In favour of which one it gave way.
+    pub superseded_by: Option<DeploymentId>,
+    /// Keep its commit from being deployed again by itself.
+    pub hold: bool,
+}
+
+impl Store {
+    /// Puts a request on disk, or finds that it was here before. Waiting ones that it replaces end in the same
+    /// transaction.
+    pub async fn admit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
+        self.call(move |c| admit(c, &new)).await
+    }
+
+    /// Remembers a delivery that leads to no deployment.
+    pub async fn record_decision(&self, decision: Decision) -> Result<(), StoreError> {
+        self.call(move |c| {
+            c.prepare_cached(
+                "INSERT INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![decision.app.as_str(), decision.delivery, decision.decision, now_ms()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One deployment; `None` when there is none of that number.
+    pub async fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, StoreError> {
+        self.call(move |c| {
+            let found = query(c, "WHERE id = ?", params![id.0])?;
+            Ok(found.into_iter().next())
+        })
+        .await
+    }
+
+    /// An app's deployments, newest first.
+    pub async fn deployments(&self, app: &AppName, limit: u32) -> Result<Vec<Deployment>, StoreError> {
+        let app = app.clone();
+        self.call(move |c| query(c, "WHERE app = ? ORDER BY id DESC LIMIT ?", params![app.as_str(), limit])).await
+    }
+
+    /// An app's waiting deployments, oldest first.
+    pub async fn waiting(&self, app: &AppName) -> Result<Vec<Waiting>, StoreError> {
+        let app = app.clone();
+        self.call(move |c| waiting(c, &app)).await
+    }
+
+    /// The app's deployment that has started and not ended: at most one, left over by an earlier life of the agent
+    /// or running now.
+    pub async fn unfinished(&self, app: &AppName) -> Result<Option<Deployment>, StoreError> {
+        let app = app.clone();
+        self.call(move |c| {
+            let sql =
+                "WHERE app = ? AND status IN ('preparing','building','releasing','rolling_out','watching') ORDER BY id";
+            Ok(query(c, sql, params![app.as_str()])?.into_iter().next())
+        })
+        .await
+    }
+
+    /// Moves a deployment into a state that is not terminal.
+    pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<(), StoreError> {
+        self.call(move |c| {
+            let now = now_ms();
+            c.execute(
+                "UPDATE deployments SET status = ?, started_at = coalesce(started_at, ?) WHERE id = ?",
+                params![status.as_str(), now, id.0],
+            )?;
+            enter_phase(c, id, Some(status), now)?;
+            if status == Status::Preparing {
+                add_notice(c, id, NoticeKind::Started, now)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Fills in what became known of a deployment's commit.
+    pub async fn describe(
+        &self,
+        id: DeploymentId,
+        commit: &CommitSha,
+        author: &str,
+        subject: &str,
+    ) -> Result<(), StoreError> {
+        let (commit, author, subject) = (commit.clone(), author.to_owned(), subject.to_owned());
+        self.call(move |c| {
+            c.execute(
+                "UPDATE deployments SET commit_sha = ?, author = ?, subject = ? WHERE id = ?",
+                params![commit.as_str(), author, subject, id.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets the release that a deployment makes live or keeps.
+    pub async fn set_release(&self, id: DeploymentId, release: ReleaseNumber) -> Result<(), StoreError> {
+        self.call(move |c| {
+            c.execute("UPDATE deployments SET release = ? WHERE id = ?", params![release.0, id.0])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Adds to the requests counted during the rollout.
+    pub async fn add_requests(&self, id: DeploymentId, served: u64, failed: u64) -> Result<(), StoreError> {
+        self.call(move |c| {
+            c.execute(
+                "UPDATE deployments SET served = served + ?, failed = failed + ? WHERE id = ?",
+                params![served as i64, failed as i64, id.0],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends a deployment: the one terminal state it ever gets. False when it had ended before.
+    pub async fn finish(&self, id: DeploymentId, finish: Finish) -> Result<bool, StoreError> {
+        self.call(move |c| end(c, id, &finish)).await
+    }
+
+    /// Remembers that somebody wants a deployment ended. A waiting one ends at once. Returns its record, or `None`
+    /// when there is none of that number.
+    pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
+        let reason = format!("cancelled by {who} while it waited");
+        self.call(move |c| {
+            c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ? AND finished_at IS NULL", params![id.0])?;
+            let found = query(c, "WHERE id = ?", params![id.0])?.into_iter().next();
+            if found.as_ref().is_some_and(|d| d.status == Status::Queued) {
+                let finish =
+                    Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false };
+                end(c, id, &finish)?;
+                return Ok(query(c, "WHERE id = ?", params![id.0])?.into_iter().next());
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
+    if let Some(delivery) = &new.delivery {
+        let known: Option<Option<i64>> = c
+            .prepare_cached("SELECT deployment FROM deliveries WHERE app = ? AND delivery = ?")?
+            .query_row(params![new.app.as_str(), delivery], |row| row.get(0))
+            .optional()?;
+        if let Some(of) = known {
+            return Ok(Admission::Duplicate { of: of.map(DeploymentId) });
+        }
+    }
+    let now = now_ms();
+    if let Some(reason) = held(c, new)? {
+        if let Some(delivery) = &new.delivery {
+            c.prepare_cached("INSERT INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?)")?
+                .execute(params![new.app.as_str(), delivery, "held", now])?;
+        }
+        return Ok(Admission::Held { reason });
+    }
+    let replaced = queue::replaced_on_arrival(&waiting(c, &new.app)?, &new.request);
+    let commit = match &new.request {
+        Request::Deploy { commit, .. } => commit.as_ref().map(CommitSha::as_str),
+        _ => None,
+    };
+    c.prepare_cached(
+        "INSERT INTO deployments (app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, queued_at)
+         VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        new.app.as_str(),
+        new.trigger.as_str(),
+        to_json(&new.request)?,
+        commit,
+        new.git_ref.as_ref().map(GitRef::as_str),
+        new.pusher,
+        new.author,
+        new.subject,
+        now,
+    ])?;
+    let id = DeploymentId(c.last_insert_rowid());
+    enter_phase(c, id, Some(Status::Queued), now)?;
+    if let Some(delivery) = &new.delivery {
+        c.prepare_cached("INSERT INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)")?
+            .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
+    }
+    for old in &replaced {
+        let finish = Finish {
+            status: Status::Superseded,
+            reason: Some(format!("replaced by {id}")),
+            superseded_by: Some(id),
+            hold: false,
+        };
+        end(c, *old, &finish)?;
+    }
+    Ok(Admission::Queued { id, replaced })
+}
+
+/// Why the commit of `new` is held, unless a person asks for it.
+fn held(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Option<String>> {
+    let Request::Deploy { commit: Some(commit), .. } = &new.request else { return Ok(None) };
+    if matches!(new.trigger, Trigger::Api | Trigger::Cli) {
+        return Ok(None);
+    }
+    c.prepare_cached("SELECT held_reason FROM apps WHERE app = ? AND held_commit = ?")?
+        .query_row(params![new.app.as_str(), commit.as_str()], |row| row.get(0))
+        .optional()
+}
+
+fn waiting(c: &Connection, app: &AppName) -> rusqlite::Result<Vec<Waiting>> {
+    let mut statement =
+        c.prepare_cached("SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY id")?;
+    let rows = statement.query_map(params![app.as_str()], |row| {
+        let request: String = row.get(1)?;
+        Ok(Waiting { id: DeploymentId(row.get(0)?), request: from_json(&request)? })
+    })?;
+    rows.collect()
+}
+
+fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
+    let now = now_ms();
+    let changed = c
+        .prepare_cached(
+            "UPDATE deployments SET status = ?, reason = ?, superseded_by = ?, finished_at = ?
+             WHERE id = ? AND finished_at IS NULL",
+        )?
+        .execute(params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0])?;
+    if changed == 0 {
+        return Ok(false);
+    }
+    enter_phase(c, id, None, now)?;
+    let kind = match finish.status {
+        Status::Succeeded => NoticeKind::Succeeded,
+        Status::RolledBack => NoticeKind::RolledBack,
+        Status::Superseded => NoticeKind::Superseded,
+        Status::Cancelled => NoticeKind::Cancelled,
+        _ => NoticeKind::Failed,
+    };
+    add_notice(c, id, kind, now)?;
+    let hold = finish.hold.then_some(&finish.reason);
+    let app_and_commit = "SELECT app, commit_sha FROM deployments WHERE id = ? AND commit_sha IS NOT NULL";
+    if let Some(reason) = hold {
+        c.execute(
+            &format!(
+                "INSERT INTO apps (app, held_commit, held_reason) SELECT app, commit_sha, ?2 FROM ({})
+                 WHERE true ON CONFLICT (app) DO UPDATE SET held_commit = excluded.held_commit, held_reason = excluded.held_reason",
+                app_and_commit.replace('?', "?1")
+            ),
+            params![id.0, reason],
+        )?;
+    } else if finish.status == Status::Succeeded {
+        c.execute(
+            "UPDATE apps SET held_commit = NULL, held_reason = NULL
+             WHERE (app, held_commit) IN (SELECT app, commit_sha FROM deployments WHERE id = ?)",
+            params![id.0],
+        )?;
+    }
+    Ok(true)
+}
+
+/// Closes the open phase and opens `next`.
+fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE phases SET finished_at = ? WHERE deployment = ? AND finished_at IS NULL")?
+        .execute(params![now, id.0])?;
+    if let Some(status) = next {
+        // A deployment that starts over after a restart of the agent goes on in the phase it was in.
+        c.prepare_cached(
+            "INSERT INTO phases (deployment, status, started_at) VALUES (?, ?, ?)
+             ON CONFLICT DO UPDATE SET finished_at = NULL",
+        )?
+        .execute(params![id.0, status.as_str(), now])?;
+    }
+    Ok(())
+}
+
+fn add_notice(c: &Connection, id: DeploymentId, kind: NoticeKind, now: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT INTO notices (deployment, kind, at) VALUES (?, ?, ?)")?.execute(params![
+        id.0,
+        to_json(&kind)?,
+        now
+    ])?;
+    Ok(())
+}
+
+fn query(c: &Connection, clause: &str, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Deployment>> {
+    let sql = format!(
+        "SELECT id, app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, release, reason,
+                superseded_by, cancel_asked, queued_at, started_at, finished_at, served, failed
+         FROM deployments {clause}"
+    );
+    let mut statement = c.prepare_cached(&sql)?;
+    let mut found = statement.query_map(params, read)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    for deployment in &mut found {
+        deployment.phases = phases(c, deployment.id)?;
+    }
+    Ok(found)
+}
+
+fn phases(c: &Connection, id: DeploymentId) -> rusqlite::Result<Vec<PhaseSpan>> {
+    let mut statement = c.prepare_cached("SELECT status, started_at, finished_at FROM phases WHERE deployment = ?")?;
+    let rows = statement.query_map(params![id.0], |row| {
+        Ok(PhaseSpan {
+            status: word(row, 0)?,
+            started_at: timestamp(row.get(1)?),
+            finished_at: row.get::<_, Option<i64>>(2)?.map(timestamp),
+        })
+    })?;
+    let mut spans: Vec<PhaseSpan> = rows.collect::<rusqlite::Result<_>>()?;
+    spans.sort_by_key(|span| span.status);
+    Ok(spans)
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Deployment> {
+    let request: String = row.get(3)?;
+    let time = |index| row.get::<_, Option<i64>>(index).map(|ms| ms.map(timestamp));
+    Ok(Deployment {
+        id: DeploymentId(row.get(0)?),
+        app: word(row, 1)?,
+        trigger: word(row, 2)?,
+        request: from_json(&request)?,
+        status: word(row, 4)?,
+        commit: optional_word(row, 5)?,
+        git_ref: optional_word(row, 6)?,
+        pusher: row.get(7)?,
+        author: row.get(8)?,
+        subject: row.get(9)?,
+        release: row.get::<_, Option<u32>>(10)?.map(ReleaseNumber),
+        reason: row.get(11)?,
+        superseded_by: row.get::<_, Option<i64>>(12)?.map(DeploymentId),
+        cancel_asked: row.get(13)?,
+        queued_at: timestamp(row.get(14)?),
+        started_at: time(15)?,
+        finished_at: time(16)?,
+        served: row.get::<_, i64>(17)?.unsigned_abs(),
+        failed: row.get::<_, i64>(18)?.unsigned_abs(),
+        phases: Vec::new(),
+    })
+}
+
+fn word<T: std::str::FromStr<Err = crate::model::ParseError>>(row: &Row<'_>, index: usize) -> rusqlite::Result<T> {
+    row.get::<_, String>(index)?.parse().map_err(unreadable)
+}
+
+fn optional_word<T: std::str::FromStr<Err = crate::model::ParseError>>(
+    row: &Row<'_>,
+    index: usize,
+) -> rusqlite::Result<Option<T>> {
+    row.get::<_, Option<String>>(index)?.map(|text| text.parse().map_err(unreadable)).transpose()
+}

@@ -1,0 +1,87 @@
+//! The outbox: what is to be told, written with the state that it tells, and how far each receiver has been told.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, params};
+
+use super::{Store, StoreError, from_json, timestamp};
+use crate::config::NoticeKind;
+use crate::model::DeploymentId;
+
+/// Something to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Grows; a receiver's cursor is the last one it was told.
+    pub id: i64,
+    /// About which deployment.
+    pub deployment: DeploymentId,
+    /// What.
+    pub kind: NoticeKind,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+impl Store {
+    /// The next notice for `target`, a receiver's stable name. A receiver seen for the first time starts with what
+    /// happens from then on.
+    pub async fn next_notice(&self, target: &str) -> Result<Option<Notice>, StoreError> {
+        let target = target.to_owned();
+        self.call(move |c| {
+            c.execute(
+                "INSERT INTO notice_cursors (target, delivered)
+                 SELECT ?, coalesce(max(id), 0) FROM notices WHERE true ON CONFLICT DO NOTHING",
+                params![target],
+            )?;
+            c.query_row(
+                "SELECT id, deployment, kind, at FROM notices
+                 WHERE id > (SELECT delivered FROM notice_cursors WHERE target = ?) ORDER BY id LIMIT 1",
+                params![target],
+                |row| {
+                    let kind: String = row.get(2)?;
+                    Ok(Notice {
+                        id: row.get(0)?,
+                        deployment: DeploymentId(row.get(1)?),
+                        kind: from_json(&kind)?,
+                        at: timestamp(row.get(3)?),
+                    })
+                },
+            )
+            .optional()
+        })
+        .await
+    }
+
+    /// `target` has been told `notice` (or never will be: then the caller has said so in the agent's log).
+    /// `message` is the receiver's id of the message, for editing it later.
+    pub async fn notice_done(&self, target: &str, notice: &Notice, message: Option<String>) -> Result<(), StoreError> {
+        let (target, notice) = (target.to_owned(), notice.clone());
+        self.call(move |c| {
+            c.execute(
+                "UPDATE notice_cursors SET delivered = max(delivered, ?) WHERE target = ?",
+                params![notice.id, target],
+            )?;
+            if let Some(message) = message {
+                c.execute(
+                    "INSERT INTO notice_messages (target, deployment, message) VALUES (?, ?, ?)
+                     ON CONFLICT DO UPDATE SET message = excluded.message",
+                    params![target, notice.deployment.0, message],
+                )?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The receiver's id of the message about a deployment, when it has got one.
+    pub async fn notice_message(&self, target: &str, deployment: DeploymentId) -> Result<Option<String>, StoreError> {
+        let target = target.to_owned();
+        self.call(move |c| {
+            c.query_row(
+                "SELECT message FROM notice_messages WHERE target = ? AND deployment = ?",
+                params![target, deployment.0],
+                |row| row.get(0),
+            )
+            .optional()
+        })
+        .await
+    }
+}

@@ -1,0 +1,87 @@
+//! Durable steps: the intent on disk before the act, the outcome after it.
+
+use rusqlite::{OptionalExtension, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Store, StoreError, from_json, now_ms, to_json};
+use crate::model::DeploymentId;
+
+/// What the journal knows of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step<T> {
+    /// Not begun.
+    New,
+    /// Begun by an earlier life of the agent; whether the act took place must be asked of the world.
+    Begun,
+    /// Done.
+    Done(T),
+}
+
+impl Store {
+    /// Writes the intent of a step and says what was known of it before.
+    pub async fn begin_step<T: DeserializeOwned + Send + 'static>(
+        &self,
+        id: DeploymentId,
+        name: &'static str,
+    ) -> Result<Step<T>, StoreError> {
+        self.call(move |c| {
+            let known: Option<Option<String>> = c
+                .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            match known {
+                Some(Some(outcome)) => Ok(Step::Done(from_json(&outcome)?)),
+                Some(None) => Ok(Step::Begun),
+                None => {
+                    c.execute(
+                        "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?)",
+                        params![id.0, name, now_ms()],
+                    )?;
+                    Ok(Step::New)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes the outcome of a step that was begun.
+    pub async fn end_step<T: Serialize>(
+        &self,
+        id: DeploymentId,
+        name: &'static str,
+        outcome: &T,
+    ) -> Result<(), StoreError> {
+        let outcome = to_json(outcome).map_err(|err| StoreError::Sqlite(err.to_string()))?;
+        self.call(move |c| {
+            c.execute(
+                "UPDATE steps SET outcome = ?, outcome_at = ? WHERE deployment = ? AND name = ?",
+                params![outcome, now_ms(), id.0, name],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// What is known of a step, without beginning it.
+    pub async fn step<T: DeserializeOwned + Send + 'static>(
+        &self,
+        id: DeploymentId,
+        name: &'static str,
+    ) -> Result<Step<T>, StoreError> {
+        self.call(move |c| {
+            let known: Option<Option<String>> = c
+                .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            match known {
+                Some(Some(outcome)) => Ok(Step::Done(from_json(&outcome)?)),
+                Some(None) => Ok(Step::Begun),
+                None => Ok(Step::New),
+            }
+        })
+        .await
+    }
+}

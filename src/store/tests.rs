@@ -1,0 +1,162 @@
+use super::*;
+use crate::model::{AppName, CommitSha, DeploymentId, Status, Trigger};
+use crate::queue::Request;
+
+fn app() -> AppName {
+    "shop".parse().unwrap()
+}
+
+fn sha(n: u64) -> CommitSha {
+    format!("{n:040x}").parse().unwrap()
+}
+
+fn push(commit: u64, delivery: Option<String>) -> NewDeployment {
+    let before = commit.checked_sub(1).map(sha);
+    NewDeployment {
+        app: app(),
+        trigger: Trigger::Push,
+        request: Request::Deploy { commit: Some(sha(commit)), before, forced: false },
+        git_ref: Some("refs/heads/main".parse().unwrap()),
+        pusher: Some("ada".into()),
+        author: None,
+        subject: None,
+        delivery,
+    }
+}
+
+fn open(dir: &tempfile::TempDir) -> Store {
+    Store::open(&dir.path().join("journal.db")).unwrap()
+}
+
+fn failed(reason: &str, hold: bool) -> Finish {
+    Finish { status: Status::Failed, reason: Some(reason.into()), superseded_by: None, hold }
+}
+
+#[tokio::test]
+async fn a_delivery_counts_once_however_often_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let answers = futures_util::future::join_all((0..100).map(|_| store.admit(push(1, Some("guid".into()))))).await;
+    let queued = answers.iter().filter(|a| matches!(a, Ok(Admission::Queued { .. }))).count();
+    let duplicate = answers.iter().filter(|a| **a == Ok(Admission::Duplicate { of: Some(DeploymentId(1)) })).count();
+    assert_eq!((queued, duplicate), (1, 99));
+}
+
+#[tokio::test]
+async fn what_was_admitted_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    for n in 1..=3 {
+        let _ = store.admit(push(n, None)).await.unwrap();
+    }
+    drop(store);
+    let mut reopened = Store::open(&dir.path().join("journal.db"));
+    while matches!(reopened, Err(OpenError::InUse(_))) {
+        tokio::task::yield_now().await;
+        reopened = Store::open(&dir.path().join("journal.db"));
+    }
+    let store = reopened.unwrap();
+    let all = store.deployments(&app(), 10).await.unwrap();
+    let states: Vec<_> = all.iter().map(|d| (d.id.0, d.status)).collect();
+    assert_eq!(states, [(3, Status::Queued), (2, Status::Superseded), (1, Status::Superseded)]);
+    assert_eq!(all[2].superseded_by, Some(DeploymentId(2)));
+    assert_eq!(store.waiting(&app()).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_second_agent_is_refused_and_a_newer_schema_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let _store = open(&dir);
+    assert!(matches!(Store::open(&path), Err(OpenError::InUse(_))));
+
+    let newer = dir.path().join("newer.db");
+    Connection::open(&newer).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    assert!(matches!(Store::open(&newer), Err(OpenError::Newer { found: 99, .. })));
+
+    let garbage = dir.path().join("garbage.db");
+    std::fs::write(&garbage, vec![7u8; 8192]).unwrap();
+    assert!(matches!(Store::open(&garbage), Err(OpenError::Corrupt { .. })));
+    assert_eq!(std::fs::read(&garbage).unwrap(), vec![7u8; 8192]);
+}
+
+#[tokio::test]
+async fn a_deployment_ends_once_and_tells_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.next_notice("discord").await.unwrap(), None);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let id = DeploymentId(1);
+    store.advance(id, Status::Preparing).await.unwrap();
+    store.advance(id, Status::Building).await.unwrap();
+    assert!(store.finish(id, failed("no such base image", true)).await.unwrap());
+    assert!(!store.finish(id, failed("again", false)).await.unwrap());
+    let record = store.deployment(id).await.unwrap().unwrap();
+    assert_eq!(record.reason.as_deref(), Some("no such base image"));
+    let phases: Vec<_> = record.phases.iter().map(|p| (p.status, p.finished_at.is_some())).collect();
+    assert_eq!(phases, [(Status::Queued, true), (Status::Preparing, true), (Status::Building, true)]);
+
+    let mut kinds = Vec::new();
+    while let Some(notice) = store.next_notice("discord").await.unwrap() {
+        kinds.push(notice.kind);
+        store.notice_done("discord", &notice, Some("42".into())).await.unwrap();
+    }
+    assert_eq!(kinds, [crate::config::NoticeKind::Started, crate::config::NoticeKind::Failed]);
+    assert_eq!(store.notice_message("discord", id).await.unwrap().as_deref(), Some("42"));
+}
+
+#[tokio::test]
+async fn a_held_commit_is_not_deployed_again_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    store.finish(DeploymentId(1), failed("never ready", true)).await.unwrap();
+    assert_eq!(store.held_commit(&app()).await.unwrap(), Some((sha(1), "never ready".into())));
+    let again = store.admit(push(1, Some("redelivered".into()))).await.unwrap();
+    assert_eq!(again, Admission::Held { reason: "never ready".into() });
+    let by_hand = NewDeployment { trigger: Trigger::Api, ..push(1, None) };
+    assert!(matches!(store.admit(by_hand).await.unwrap(), Admission::Queued { .. }));
+    let newer = store.admit(push(2, None)).await.unwrap();
+    assert!(matches!(newer, Admission::Queued { .. }));
+}
+
+#[tokio::test]
+async fn steps_say_how_far_an_earlier_life_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let id = DeploymentId(7);
+    assert_eq!(store.begin_step::<i64>(id, "release_command").await.unwrap(), Step::New);
+    assert_eq!(store.begin_step::<i64>(id, "release_command").await.unwrap(), Step::Begun);
+    store.end_step(id, "release_command", &3i64).await.unwrap();
+    assert_eq!(store.begin_step::<i64>(id, "release_command").await.unwrap(), Step::Done(3));
+    assert_eq!(store.step::<i64>(id, "other").await.unwrap(), Step::New);
+}
+
+#[tokio::test]
+async fn tokens_are_kept_as_digests_and_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (token, secret) = store.create_token("ci", Scope::Deploy, None).await.unwrap();
+    assert!(matches!(store.check_token(&secret).await.unwrap(), TokenCheck::Valid(t) if t.id == token.id));
+    let past = Timestamp::from_millisecond(1).unwrap();
+    let (_, old) = store.create_token("old", Scope::Read, Some(past)).await.unwrap();
+    assert_eq!(store.check_token(&old).await.unwrap(), TokenCheck::Expired(past));
+    assert_eq!(store.check_token(&"lsh_00".to_owned().into()).await.unwrap(), TokenCheck::Unknown);
+    assert!(store.revoke_token(token.id).await.unwrap());
+    assert_eq!(store.check_token(&secret).await.unwrap(), TokenCheck::Unknown);
+    use secrecy::ExposeSecret;
+    let on_disk = std::fs::read(dir.path().join("journal.db-wal")).unwrap();
+    let secret = secret.expose_secret().as_bytes();
+    assert!(!on_disk.windows(secret.len()).any(|window| window == secret));
+}
+
+#[tokio::test]
+async fn a_failed_call_leaves_the_others_of_its_group_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let bad = store.call(|c| c.execute_batch("INSERT INTO nowhere VALUES (1)"));
+    let (bad, good) = tokio::join!(bad, store.admit(push(1, None)));
+    assert!(matches!(bad, Err(StoreError::Sqlite(_))));
+    assert!(matches!(good, Ok(Admission::Queued { .. })));
+    assert_eq!(store.deployments(&app(), 10).await.unwrap().len(), 1);
+}
