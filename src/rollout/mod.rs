@@ -1,4 +1,7 @@
 //! Replacing instances: a pure machine, and the driver that performs what it asks for.
+pub mod machine;
+pub mod plan;
+
 use std::net::SocketAddr;
 
 use jiff::Timestamp;

@@ -1,0 +1,242 @@
+//! From what runs and what should run to the ordered slots of a rollout. Used again after a crash: what was done
+//! already is no longer a difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Order;
+use crate::model::{DeploymentId, InstanceId, ServiceName, Status};
+
+/// An instance that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    /// Which.
+    pub id: InstanceId,
+    /// Of which service.
+    pub service: ServiceName,
+    /// Its place, from 1.
+    pub slot: u32,
+    /// Digest of what it runs with.
+    pub settings: String,
+    /// The deployment that started it.
+    pub deployment: DeploymentId,
+    /// Its process runs.
+    pub running: bool,
+}
+
+/// A service as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub service: ServiceName,
+    /// Digest of what its instances run with.
+    pub settings: String,
+    /// How many.
+    pub instances: u32,
+    /// Requests are routed to it.
+    pub routed: bool,
+    /// New before old, or old before new.
+    pub order: Order,
+}
+
+/// One place of a service, and what changes in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Which place, from 1.
+    pub number: u32,
+    /// Requests are routed to it.
+    pub routed: bool,
+    /// New before old, or old before new.
+    pub order: Order,
+    /// What is to be there.
+    pub incoming: Option<InstanceId>,
+    /// What is there and goes.
+    pub outgoing: Option<InstanceId>,
+}
+
+/// What a rollout has to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// In this order, one at a time. Slots that only remove come last.
+    pub slots: Vec<Slot>,
+    /// These stay as they are.
+    pub kept: Vec<InstanceId>,
+}
+
+/// Plans `deployment`. With `renew`, instances are replaced even when their settings are as wanted (a restart).
+pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, renew: bool) -> Plan {
+    let mut plan = Plan::default();
+    let mut placed: BTreeSet<&InstanceId> = BTreeSet::new();
+    for want in wanted {
+        for number in 1..=want.instances {
+            let here = || current.iter().filter(|c| c.service == want.service && c.slot == number);
+            let ours = here().find(|c| c.deployment == deployment && c.settings == want.settings);
+            let kept = here().find(|c| c.settings == want.settings && c.running && !renew);
+            let old =
+                here().filter(|c| ours.is_none_or(|ours| ours.id != c.id)).max_by_key(|c| (c.running, c.deployment));
+            let (incoming, outgoing) = match (ours, kept) {
+                // Started by an earlier life of the agent: its readiness is still to be seen.
+                (Some(ours), _) => (ours.id.clone(), old),
+                (None, Some(kept)) => {
+                    placed.insert(&kept.id);
+                    plan.kept.push(kept.id.clone());
+                    continue;
+                }
+                (None, None) => (InstanceId::new(deployment, &want.service, number, 0), old),
+            };
+            placed.extend(ours.map(|c| &c.id));
+            placed.extend(outgoing.map(|c| &c.id));
+            plan.slots.push(Slot {
+                service: want.service.clone(),
+                number,
+                routed: want.routed,
+                order: want.order,
+                incoming: Some(incoming),
+                outgoing: outgoing.map(|c| c.id.clone()),
+            });
+        }
+    }
+    for extra in current.iter().filter(|c| !placed.contains(&c.id)) {
+        let want = wanted.iter().find(|w| w.service == extra.service);
+        plan.slots.push(Slot {
+            service: extra.service.clone(),
+            number: extra.slot,
+            // A service that is no longer wanted may still be in the routes.
+            routed: want.is_none_or(|w| w.routed),
+            order: want.map_or(Order::StartFirst, |w| w.order),
+            incoming: None,
+            outgoing: Some(extra.id.clone()),
+        });
+    }
+    plan
+}
+
+/// Which of the instances that exist are meant to be there, and which were left behind.
+///
+/// In each place the newest instance counts that a deployment started which succeeded (or is under way), or that was
+/// started to restore the old release while a deployment was undone.
+pub fn live_set(
+    current: &[Current],
+    status: impl Fn(DeploymentId) -> Option<Status>,
+) -> (Vec<InstanceId>, Vec<InstanceId>) {
+    let mut newest: BTreeMap<(&ServiceName, u32), &Current> = BTreeMap::new();
+    let mut under_way = Vec::new();
+    for instance in current {
+        let counts = match status(instance.deployment) {
+            Some(Status::Succeeded) => true,
+            Some(status) if !status.is_terminal() => {
+                under_way.push(instance.id.clone());
+                continue;
+            }
+            _ => is_restored(&instance.id),
+        };
+        if !counts {
+            continue;
+        }
+        let best = newest.entry((&instance.service, instance.slot)).or_insert(instance);
+        if (instance.deployment, &instance.id) > (best.deployment, &best.id) {
+            *best = instance;
+        }
+    }
+    let mut live: Vec<InstanceId> = newest.into_values().map(|c| c.id.clone()).collect();
+    live.extend(under_way);
+    let left = current.iter().map(|c| c.id.clone()).filter(|id| !live.contains(id)).collect();
+    (live, left)
+}
+
+/// Started to restore the old release (`…-r1`).
+fn is_restored(id: &InstanceId) -> bool {
+    id.as_str()
+        .rsplit_once("-r")
+        .is_some_and(|(_, attempt)| !attempt.is_empty() && attempt.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web() -> ServiceName {
+        "web".parse().unwrap()
+    }
+
+    fn current(deployment: i64, slot: u32, settings: &str) -> Current {
+        let deployment = DeploymentId(deployment);
+        Current {
+            id: InstanceId::new(deployment, &web(), slot, 0),
+            service: web(),
+            slot,
+            settings: settings.into(),
+            deployment,
+            running: true,
+        }
+    }
+
+    fn wanted(instances: u32, settings: &str) -> Wanted {
+        Wanted { service: web(), settings: settings.into(), instances, routed: true, order: Order::StartFirst }
+    }
+
+    fn moves(plan: &Plan) -> Vec<(Option<&str>, Option<&str>)> {
+        plan.slots
+            .iter()
+            .map(|s| (s.incoming.as_ref().map(InstanceId::as_str), s.outgoing.as_ref().map(InstanceId::as_str)))
+            .collect()
+    }
+
+    #[test]
+    fn equal_settings_change_nothing() {
+        let now = [current(1, 1, "a"), current(1, 2, "a")];
+        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), false);
+        assert_eq!((plan.slots.len(), plan.kept.len()), (0, 2));
+    }
+
+    #[test]
+    fn other_settings_replace_place_by_place() {
+        let now = [current(1, 1, "a"), current(1, 2, "a")];
+        let plan = plan(&now, &[wanted(2, "b")], DeploymentId(2), false);
+        assert_eq!(moves(&plan), [(Some("d2-web-1"), Some("d1-web-1")), (Some("d2-web-2"), Some("d1-web-2"))]);
+    }
+
+    #[test]
+    fn after_a_crash_only_the_rest_is_left() {
+        // Place 1 is switched, place 2 has both, place 3 is untouched.
+        let now = [current(2, 1, "b"), current(1, 2, "a"), current(2, 2, "b"), current(1, 3, "a")];
+        let plan = plan(&now, &[wanted(3, "b")], DeploymentId(2), false);
+        let expected =
+            [(Some("d2-web-1"), None), (Some("d2-web-2"), Some("d1-web-2")), (Some("d2-web-3"), Some("d1-web-3"))];
+        assert_eq!(moves(&plan), expected);
+    }
+
+    #[test]
+    fn scaling_keeps_what_is_there() {
+        let now = [current(1, 1, "a"), current(1, 2, "a")];
+        let more = plan(&now, &[wanted(3, "a")], DeploymentId(2), false);
+        assert_eq!(moves(&more), [(Some("d2-web-3"), None)]);
+        let fewer = plan(&now, &[wanted(1, "a")], DeploymentId(2), false);
+        assert_eq!(moves(&fewer), [(None, Some("d1-web-2"))]);
+        let none = plan(&now, &[], DeploymentId(2), false);
+        assert_eq!(none.slots.len(), 2);
+    }
+
+    #[test]
+    fn a_restart_replaces_all_and_goes_on_after_a_crash() {
+        let now = [current(2, 1, "a"), current(1, 2, "a")];
+        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), true);
+        assert_eq!(moves(&plan), [(Some("d2-web-1"), None), (Some("d2-web-2"), Some("d1-web-2"))]);
+    }
+
+    #[test]
+    fn what_a_failed_deployment_left_is_not_live() {
+        let restored = Current { id: InstanceId::new(DeploymentId(3), &web(), 2, 1), ..current(3, 2, "a") };
+        let now = [current(1, 1, "a"), current(3, 1, "b"), restored, current(2, 3, "a"), current(4, 3, "a")];
+        let status = |id: DeploymentId| match id.0 {
+            1 | 2 | 4 => Some(Status::Succeeded),
+            3 => Some(Status::RolledBack),
+            _ => None,
+        };
+        let (live, left) = live_set(&now, status);
+        let names = |ids: &[InstanceId]| ids.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(&live), ["d1-web-1", "d3-web-2-r1", "d4-web-3"]);
+        assert_eq!(names(&left), ["d3-web-1", "d2-web-3"]);
+    }
+}
