@@ -114,6 +114,11 @@ impl Journal {
         Ok(ended)
     }
 
+    /// Tells that a deployment waits.
+    pub fn publish_queued(&self, app: &AppName, id: DeploymentId) {
+        self.publish(app, Some(id), DeployEvent::Status { status: Status::Queued, reason: None, release: None });
+    }
+
     /// Tells that a deployment has ended, from its record.
     pub async fn publish_end(&self, app: &AppName, id: DeploymentId) -> Result<(), StoreError> {
         if let Some(record) = self.store.deployment(id).await? {

@@ -184,6 +184,16 @@ impl Store {
         .await
     }
 
+    /// Whether any deployment of a commit is on record.
+    pub async fn knows_commit(&self, app: &AppName, commit: &CommitSha) -> Result<bool, StoreError> {
+        let (app, commit) = (app.clone(), commit.clone());
+        self.call(move |c| {
+            let sql = "SELECT EXISTS (SELECT 1 FROM deployments WHERE app = ? AND commit_sha = ?)";
+            c.query_row(sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
+        })
+        .await
+    }
+
     /// Moves a deployment into a state that is not terminal.
     pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<(), StoreError> {
         self.call(move |c| {

@@ -27,6 +27,7 @@ CREATE TABLE deployments (
     failed        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX deployments_by_app ON deployments (app, id);
+CREATE INDEX deployments_by_commit ON deployments (app, commit_sha);
 CREATE INDEX deployments_open ON deployments (app, id)
     WHERE status IN ('queued', 'preparing', 'building', 'releasing', 'rolling_out', 'watching');
 

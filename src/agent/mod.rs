@@ -1,0 +1,204 @@
+//! The agent: puts the parts together, recovers, serves, ends.
+//!
+//! [`Agent`] is what the HTTP handlers call; [`start`] is the composition root.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config, Problems};
+use crate::deploy::plan_view::{self, PlanView};
+use crate::deploy::{Deployer, Running};
+use crate::journal::Journal;
+use crate::model::{AppName, DeploymentId, InstanceId, Status};
+use crate::rollout::{Driver, InstanceState};
+use crate::runtime::RuntimeError;
+use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
+
+pub mod reconcile;
+pub mod start;
+
+/// A running agent.
+pub struct Agent {
+    /// The journal on disk.
+    pub store: Store,
+    /// What happens, live.
+    pub journal: Journal,
+    /// Tells this agent's objects on the engine from others'.
+    pub id: String,
+    config_path: PathBuf,
+    config: watch::Sender<Arc<Config>>,
+    apps: RwLock<BTreeMap<AppName, AppHandle>>,
+    parts: start::Shared,
+    shutdown: CancellationToken,
+}
+
+/// One configured app's tasks.
+#[derive(Clone)]
+struct AppHandle {
+    driver: Driver,
+    deployer: Deployer,
+    wake: Arc<Notify>,
+    /// Ends its worker and its reconciliation when the app is no longer configured.
+    end: CancellationToken,
+}
+
+/// Whether the agent can do its job now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// What is in the way, one sentence each; empty = ready.
+    pub problems: Vec<String>,
+}
+
+impl Agent {
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// Follows the configuration in force.
+    pub fn watch_config(&self) -> watch::Receiver<Arc<Config>> {
+        self.config.subscribe()
+    }
+
+    /// Cancelled when the agent ends.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    fn app(&self, name: &AppName) -> Option<AppHandle> {
+        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        apps.get(name).cloned()
+    }
+
+    fn app_names(&self) -> Vec<AppName> {
+        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        apps.keys().cloned().collect()
+    }
+
+    /// Puts a request on disk and wakes its app.
+    pub async fn submit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
+        let name = new.app.clone();
+        let admission = self.store.admit(new).await?;
+        if let Admission::Queued { id, replaced } = &admission {
+            for old in replaced {
+                self.journal.publish_end(&name, *old).await?;
+            }
+            self.journal.publish_queued(&name, *id);
+            if let Some(app) = self.app(&name) {
+                app.wake.notify_one();
+            }
+        }
+        Ok(admission)
+    }
+
+    /// Asks for a deployment's end. `None` when there is none of that number; otherwise its record as it is now: a
+    /// waiting one is cancelled at once, a running one when it has been undone.
+    pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
+        let Some(record) = self.store.ask_cancel(id, who).await? else { return Ok(None) };
+        if record.status == Status::Cancelled {
+            self.journal.publish_end(&record.app, id).await?;
+        } else if let Some(running) = self.running(&record.app).filter(|running| running.id == id) {
+            running.cancel(format!("cancelled by {who}"));
+        }
+        Ok(Some(record))
+    }
+
+    fn running(&self, app: &AppName) -> Option<Running> {
+        let app = self.app(app)?;
+        app.deployer.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// An app's instances now; `None` when the app is not configured.
+    pub fn instances(&self, app: &AppName) -> Option<Vec<InstanceState>> {
+        self.app(app).map(|app| app.driver.instances())
+    }
+
+    /// An instance's output: the last `tail` lines, then what follows when asked. `None` when there is no such instance.
+    pub async fn instance_logs(
+        &self,
+        id: &InstanceId,
+        tail: u32,
+        follow: bool,
+    ) -> Result<Option<BoxStream<'static, Bytes>>, RuntimeError> {
+        if self.parts.runtime.inspect(id).await?.is_none() {
+            return Ok(None);
+        }
+        self.parts.runtime.logs(id, tail, follow).await.map(Some)
+    }
+
+    /// What a deployment of a commit, of a ref, or (with neither) of the branch's tip would do, without doing it.
+    pub async fn plan(&self, app: &AppName, want: Option<String>) -> Result<PlanView, String> {
+        let handle = self.app(app).ok_or_else(|| format!("app {app} is not configured"))?;
+        plan_view::plan(&handle.deployer, want).await
+    }
+
+    /// Whether the images of a release are still on the engine; else a rollback to it cannot work.
+    pub async fn images_present(&self, release: &Release) -> Result<bool, RuntimeError> {
+        for released in &release.body.services {
+            let there = self.parts.builder.exists(&released.image).await;
+            if !there.map_err(|err| RuntimeError::Unavailable(err.to_string()))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the configuration file again. On problems the old one stays in force.
+    pub async fn reload(self: &Arc<Self>) -> Result<(), Problems> {
+        let path = self.config_path.clone();
+        let read = tokio::task::spawn_blocking(move || config::load(&path)).await;
+        let fresh = match read {
+            Ok(loaded) => Arc::new(loaded?),
+            Err(_) => return Ok(()),
+        };
+        let fixed = |c: &Config| (c.agent.listen, c.agent.data_dir.clone(), c.proxy.clone(), c.runtime.clone());
+        if fixed(&fresh) != fixed(&self.config()) {
+            tracing::warn!(
+                "[agent], [proxy] or [runtime] changed: that part takes effect when longshore is started again"
+            );
+        }
+        self.config.send_replace(fresh);
+        self.follow_config().await;
+        tracing::info!("configuration reloaded");
+        Ok(())
+    }
+
+    /// Starts what is newly configured, tells the others what changed and lets go of what is gone.
+    async fn follow_config(self: &Arc<Self>) {
+        let config = self.config();
+        for (name, app) in &config.apps {
+            match self.app(name) {
+                Some(handle) => handle.driver.set_domains(app.domains.clone()),
+                None => start::start_app(self, app).await,
+            }
+        }
+        for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {
+            let mut apps = self.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(gone) = apps.remove(&name) {
+                gone.end.cancel();
+                tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
+            }
+        }
+    }
+
+    /// Whether it can do its job now.
+    pub async fn readiness(&self) -> Readiness {
+        let mut problems = Vec::new();
+        if let Err(err) = self.parts.docker.ping().await {
+            problems.push(err.to_string());
+        }
+        if !self.parts.proxy.status().connected {
+            problems.push("the proxy does not answer".to_owned());
+        }
+        if let Err(err) = self.store.tokens().await {
+            problems.push(err.to_string());
+        }
+        Readiness { problems }
+    }
+}

@@ -1,0 +1,58 @@
+//! A lost webhook is only late: at the start and on a timer the branch's tip is compared with the journal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Agent;
+use crate::model::{AppName, GitRef, Trigger};
+use crate::queue::Request;
+use crate::store::{Admission, NewDeployment};
+
+/// Where reconciling is switched off, a changed configuration is looked at so often.
+const OFF: Duration = Duration::from_secs(60);
+
+/// Reconciles an app until `end`.
+pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken) {
+    loop {
+        let every = agent.config().agent.reconcile;
+        if every.is_some()
+            && let Err(why) = once(&agent, &app).await
+        {
+            tracing::warn!(%app, %why, "the branch's tip could not be compared with the journal");
+        }
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = tokio::time::sleep(every.unwrap_or(OFF)) => {}
+        }
+    }
+}
+
+/// Deploys the tip when no deployment of it is on record. A commit that was deployed before, failed before or was
+/// rolled back from by hand has its record and is left alone.
+async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
+    let config = agent.config();
+    let Some(app) = config.apps.get(name) else { return Ok(()) };
+    let tip = agent.parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
+    // A branch that does not exist yet is waited for.
+    let Some(tip) = tip else { return Ok(()) };
+    if agent.store.knows_commit(name, &tip).await.map_err(|err| err.to_string())? {
+        return Ok(());
+    }
+    let new = NewDeployment {
+        app: name.clone(),
+        trigger: Trigger::Reconcile,
+        request: Request::Deploy { commit: Some(tip.clone()), before: None, forced: false },
+        git_ref: GitRef::of_branch(&app.branch).ok(),
+        pusher: None,
+        author: None,
+        subject: None,
+        delivery: None,
+    };
+    let admission = agent.submit(new).await.map_err(|err| err.to_string())?;
+    if let Admission::Queued { id, .. } = admission {
+        tracing::info!(app = %name, commit = tip.short(), deployment = %id, "the branch has a commit that no delivery told of");
+    }
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! The composition root: opens the journal, finds or starts the proxy, adopts what runs, serves, and ends in order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use axum::Router;
+use futures_util::StreamExt;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Agent, AppHandle, reconcile};
+use crate::config::{App, Config};
+use crate::deploy::build::Builder;
+use crate::deploy::source::Mirrors;
+use crate::deploy::{Deployer, spec};
+use crate::journal::Journal;
+use crate::model::{DeploymentId, Duty};
+use crate::proxy::client::{ProxyClient, spawn_proxy};
+use crate::rollout::driver::Parts;
+use crate::rollout::plan::{self, Current};
+use crate::rollout::routes::Routes;
+use crate::rollout::{Driver, ServiceSpec};
+use crate::runtime::docker::Docker;
+use crate::runtime::{Observed, RunState, Runtime};
+use crate::store::{Deployment, Store};
+use crate::{api, notify, trigger};
+
+/// Builds at a time, over all apps.
+const BUILDS: usize = 2;
+/// How long a proxy may take to come up.
+const PROXY_START: Duration = Duration::from_secs(5);
+/// What is still under way at the end (answers, streams) gets so long.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// What all apps share.
+#[derive(Clone)]
+pub struct Shared {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) docker: Docker,
+    pub(super) builder: Builder,
+    pub(super) mirrors: Mirrors,
+    pub(super) proxy: ProxyClient,
+    pub(super) routes: Arc<Routes>,
+    pub(super) build_slots: Arc<Semaphore>,
+    pub(super) settings_key: String,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
+    let data_dir = config.agent.data_dir.clone();
+    prepare_data_dir(&data_dir)?;
+    let store = Store::open(&data_dir.join("journal.db"))?;
+    let id = store.kept_random("agent_id", 6).await?;
+    std::fs::write(data_dir.join("agent-id"), &id).context("cannot write agent-id")?;
+    let settings_key = store.kept_random("settings_key", 32).await?;
+    let docker = Docker::connect(&config.runtime.docker_host, &id).await?;
+    let listener = TcpListener::bind(config.agent.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?;
+    let socket = bind_socket(&data_dir.join("longshore.sock"))?;
+
+    let shutdown = CancellationToken::new();
+    let proxy = ProxyClient::start(&data_dir);
+    ensure_proxy(&proxy, &config_path, &data_dir).await?;
+    let kept = Routes::read_kept(&data_dir.join("routes.json"));
+    let parts = Shared {
+        runtime: Arc::new(docker.clone()),
+        builder: Builder::new(docker.clone()),
+        docker,
+        mirrors: Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?,
+        routes: Arc::new(Routes::new(proxy.clone(), kept)),
+        proxy,
+        build_slots: Arc::new(Semaphore::new(BUILDS)),
+        settings_key,
+    };
+    let agent = Arc::new(Agent {
+        journal: Journal::new(store.clone()),
+        store,
+        id,
+        config_path: config_path.clone(),
+        config: watch::Sender::new(Arc::new(config)),
+        apps: RwLock::new(BTreeMap::new()),
+        parts,
+        shutdown: shutdown.clone(),
+    });
+
+    let events = tokio::spawn(hand_on_events(agent.clone()));
+    for app in agent.config().apps.values() {
+        start_app(&agent, app).await;
+    }
+    let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
+    let keeper = tokio::spawn(keep_proxy(agent.clone(), data_dir.clone()));
+
+    let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
+    let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
+    let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
+    tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
+
+    obey_signals(&agent).await?;
+    tracing::info!("ending: what is under way goes on at the next start");
+    shutdown.cancel();
+    let ended = async {
+        // Each ends by the token; an error here is a task that had ended before.
+        let _ = tokio::join!(tcp, unix, notices, keeper);
+    };
+    if tokio::time::timeout(END_GRACE, ended).await.is_err() {
+        tracing::warn!("some connections did not end in time and are cut");
+    }
+    events.abort();
+    Ok(())
+}
+
+fn prepare_data_dir(dir: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot create the data directory {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot set the mode of {} to 0700: is it owned by another user?", dir.display()))
+}
+
+/// The journal's lock says that no other agent lives in this directory, so a socket that is there is left over.
+fn bind_socket(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            return Err(err).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let socket = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+/// Adopts a running proxy or starts one.
+async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) -> Result<()> {
+    if proxy.connected(Duration::from_millis(300)).await {
+        let pid = proxy.status().pid;
+        tracing::info!(?pid, "adopted the running proxy");
+        return Ok(());
+    }
+    let exe = std::env::current_exe().context("cannot find the longshore binary")?;
+    let log = data_dir.join("proxy.log");
+    let pid = spawn_proxy(&exe, config_path, &log).context("cannot start the proxy")?;
+    if !proxy.connected(PROXY_START).await {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(5).collect();
+        bail!("the proxy did not come up:\n  {}", last.into_iter().rev().collect::<Vec<_>>().join("\n  "));
+    }
+    tracing::info!(pid, "started the proxy");
+    Ok(())
+}
+
+/// Starts the proxy again when it is gone.
+async fn keep_proxy(agent: Arc<Agent>, data_dir: PathBuf) {
+    let proxy = agent.parts.proxy.clone();
+    loop {
+        tokio::select! {
+            () = agent.shutdown.cancelled() => return,
+            () = proxy.disconnected() => {}
+        }
+        tracing::error!("the proxy is gone");
+        if let Err(err) = ensure_proxy(&proxy, &agent.config_path, &data_dir).await {
+            tracing::error!("{err:#}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// Starts an app's tasks and adopts its instances.
+pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
+    let shared = &agent.parts;
+    let parts = Parts {
+        runtime: shared.runtime.clone(),
+        routes: shared.routes.clone(),
+        journal: agent.journal.clone(),
+        store: agent.store.clone(),
+    };
+    let driver = Driver::start(app.name.clone(), app.domains.clone(), parts);
+    if let Err(err) = adopt(agent, app, &driver).await {
+        tracing::error!(app = %app.name, "its instances could not be adopted: {err:#}");
+    }
+    let end = agent.shutdown.child_token();
+    let deployer = Deployer {
+        app: app.name.clone(),
+        config: agent.watch_config(),
+        store: agent.store.clone(),
+        journal: agent.journal.clone(),
+        mirrors: shared.mirrors.clone(),
+        builder: shared.builder.clone(),
+        build_slots: shared.build_slots.clone(),
+        runtime: shared.runtime.clone(),
+        driver: driver.clone(),
+        proxy: shared.proxy.clone(),
+        settings_key: shared.settings_key.clone(),
+        running: Arc::new(Mutex::new(None)),
+        shutdown: end.clone(),
+    };
+    let wake = Arc::new(Notify::new());
+    tokio::spawn(deployer.clone().work(wake.clone()));
+    let handle = AppHandle { driver, deployer, wake, end: end.clone() };
+    agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
+    tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
+}
+
+/// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.
+async fn adopt(agent: &Arc<Agent>, app: &App, driver: &Driver) -> Result<()> {
+    let shared = &agent.parts;
+    let observed = shared.runtime.list(Some(&app.name)).await?;
+    let mut records: BTreeMap<DeploymentId, Deployment> = BTreeMap::new();
+    for instance in &observed {
+        if let Some(record) = agent.store.deployment(instance.deployment).await? {
+            records.insert(record.id, record);
+        }
+    }
+    let current: Vec<Current> = observed.iter().map(current).collect();
+    let (live, left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
+    for id in &left {
+        tracing::warn!(app = %app.name, instance = %id, "left behind by a deployment that has ended; removing it");
+        if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
+            tracing::error!(app = %app.name, instance = %id, %err, "it could not be removed");
+        }
+    }
+    let mut adopted = Vec::new();
+    for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
+        let Some(spec) = spec_of(agent, app, &instance).await? else {
+            tracing::warn!(app = %app.name, instance = %instance.id, "its release is not on record; it is left alone");
+            continue;
+        };
+        let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
+        let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
+        adopted.push((instance, spec, duty));
+    }
+    if !adopted.is_empty() {
+        tracing::info!(app = %app.name, instances = adopted.len(), "adopted");
+    }
+    driver.adopt(adopted).await;
+    Ok(())
+}
+
+fn current(observed: &Observed) -> Current {
+    Current {
+        id: observed.id.clone(),
+        service: observed.service.clone(),
+        slot: observed.slot,
+        settings: observed.settings.clone(),
+        deployment: observed.deployment,
+        running: observed.state == RunState::Running,
+    }
+}
+
+async fn spec_of(agent: &Arc<Agent>, app: &App, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
+    let Some(release) = agent.store.release(&app.name, instance.release).await? else { return Ok(None) };
+    match spec::service_specs(app, &release, &agent.parts.settings_key) {
+        Ok(specs) => Ok(specs.get(&instance.service).cloned()),
+        Err(why) => bail!("{why}"),
+    }
+}
+
+/// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.
+async fn duty_of(routes: &Routes, app: &App, instance: &Observed, spec: &ServiceSpec, under_way: bool) -> Duty {
+    if !spec.routed || routes.holds(&app.name, &instance.id).await {
+        return Duty::Serving;
+    }
+    if under_way { Duty::Idle } else { Duty::Serving }
+}
+
+/// Hands the runtime's events to every app's driver, which know their own.
+async fn hand_on_events(agent: Arc<Agent>) {
+    let mut events = agent.parts.runtime.watch();
+    while let Some(happened) = events.next().await {
+        for name in agent.app_names() {
+            if let Some(app) = agent.app(&name) {
+                app.driver.happened(happened.clone());
+            }
+        }
+    }
+}
+
+/// SIGHUP reloads; SIGTERM and SIGINT end.
+async fn obey_signals(agent: &Arc<Agent>) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                if let Err(problems) = agent.reload().await {
+                    tracing::error!("the configuration is not reloaded, the old one stays in force:\n{problems}");
+                }
+            }
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a deployment would do, without doing it: for `dry_run` and `longshore plan`.
+
+use serde::Serialize;
+
+use super::build::{BuildRequest, Builder};
+use super::source::Want;
+use super::{Deployer, spec};
+use crate::config::{App, Order};
+use crate::journal::DeployLog;
+use crate::model::{CommitSha, GitRef};
+use crate::store::Release;
+use tokio_util::sync::CancellationToken;
+
+/// The answer of a dry run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// Its first line.
+    pub subject: String,
+    /// Its author.
+    pub author: String,
+    /// What is live now: `v6`.
+    pub live: Option<String>,
+    /// Service by service, in the order of the rollout.
+    pub services: Vec<ServicePlan>,
+    /// The release command that would run, if any.
+    pub release_command: Option<Vec<String>>,
+}
+
+/// What would happen to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServicePlan {
+    /// Its name.
+    pub name: String,
+    /// `build` or `reuse`.
+    pub image: &'static str,
+    /// How many instances it would have.
+    pub instances: u32,
+    /// How many would be replaced or started.
+    pub replaced: u32,
+    /// How many would be stopped without a successor.
+    pub stopped: u32,
+    /// `start_first` or `stop_first`.
+    pub order: Order,
+}
+
+/// Plans a deployment of `want` (a full commit id, a ref, a branch; `None` = the branch's tip).
+pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView, String> {
+    let app = deployer.config.borrow().apps.get(&deployer.app).cloned().ok_or("the app is not configured any more")?;
+    let want = parse_want(&app, want)?;
+    let silent = DeployLog::new(|_| {});
+    let source = deployer.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await;
+    let source = source.map_err(|err| err.to_string())?;
+    let live = deployer.store.live_release(&app.name).await.map_err(|err| err.to_string())?;
+    let mut services = Vec::new();
+    for service in app.services.values() {
+        let request = BuildRequest {
+            app: &app.name,
+            deployment: crate::model::DeploymentId(0),
+            source: &source,
+            build: &service.build,
+        };
+        let key = deployer.builder.key(request).await.map_err(|err| err.to_string())?;
+        services.push(service_plan(deployer, &app, live.as_ref(), service, &key).await?);
+    }
+    for gone in gone_services(&app, live.as_ref()) {
+        let stopped = running(deployer, &gone);
+        services.push(ServicePlan {
+            name: gone,
+            image: "reuse",
+            instances: 0,
+            replaced: 0,
+            stopped,
+            order: app.rollout.order,
+        });
+    }
+    let changed = services.iter().any(|service| service.image == "build") || live.is_none();
+    Ok(PlanView {
+        commit: source.commit,
+        subject: source.subject,
+        author: source.author,
+        live: live.map(|live| live.number.to_string()),
+        services,
+        release_command: app.release.as_ref().filter(|_| changed).map(|release| release.command.clone()),
+    })
+}
+
+fn parse_want(app: &App, want: Option<String>) -> Result<Want, String> {
+    let Some(text) = want else { return Ok(Want::Branch(app.branch.clone())) };
+    if let Ok(commit) = text.parse::<CommitSha>() {
+        return Ok(Want::Commit(commit));
+    }
+    if let Some(tag) = text.strip_prefix("refs/tags/") {
+        return Ok(Want::Tag(tag.to_owned()));
+    }
+    let branch = text.strip_prefix("refs/heads/").unwrap_or(&text);
+    GitRef::of_branch(branch).map_err(|err| err.to_string())?;
+    Ok(Want::Branch(branch.to_owned()))
+}
+
+async fn service_plan(
+    deployer: &Deployer,
+    app: &App,
+    live: Option<&Release>,
+    service: &crate::config::Service,
+    key: &str,
+) -> Result<ServicePlan, String> {
+    let released = live.and_then(|live| live.body.service(&service.name));
+    let same_image = released.filter(|released| released.artifact == key);
+    let configured = service.instances;
+    let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
+    let now = running(deployer, service.name.as_str());
+    let unchanged = match (same_image, live) {
+        (Some(released), Some(live)) => same_settings(deployer, app, live, released, service)?,
+        _ => false,
+    };
+    let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
+    Ok(ServicePlan {
+        name: service.name.to_string(),
+        image: if same_image.is_some() { "reuse" } else { "build" },
+        instances,
+        replaced,
+        stopped: now.saturating_sub(instances),
+        order: app.rollout.order,
+    })
+}
+
+/// Whether instances of `service` with the live image would be what runs now.
+fn same_settings(
+    deployer: &Deployer,
+    app: &App,
+    live: &Release,
+    released: &crate::store::ReleasedService,
+    service: &crate::config::Service,
+) -> Result<bool, String> {
+    let mut next = live.clone();
+    for candidate in &mut next.body.services {
+        if candidate.service.name == service.name {
+            *candidate = crate::store::ReleasedService { service: service.clone(), ..released.clone() };
+        }
+    }
+    let wanted = spec::service_specs(app, &next, &deployer.settings_key)?;
+    let wanted = wanted.get(&service.name).map(|spec| spec.settings.clone()).unwrap_or_default();
+    let of_service = |state: &crate::rollout::InstanceState| state.service == service.name;
+    let settings = deployer.driver.settings();
+    let current = deployer.driver.instances();
+    Ok(current.iter().filter(|s| of_service(s)).all(|state| settings.get(&state.id) == Some(&wanted)))
+}
+
+fn gone_services(app: &App, live: Option<&Release>) -> Vec<String> {
+    let released = live.into_iter().flat_map(|live| &live.body.services);
+    let names = released.map(|released| &released.service.name);
+    names.filter(|name| !app.services.contains_key(*name)).map(ToString::to_string).collect()
+}
+
+fn running(deployer: &Deployer, service: &str) -> u32 {
+    let count = deployer.driver.instances().iter().filter(|state| state.service.as_str() == service).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

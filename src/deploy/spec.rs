@@ -1,0 +1,97 @@
+//! From a release to what its instances are started with: secrets resolved, settings digested.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::Sha256;
+
+use crate::config::{App, EnvValue};
+use crate::model::ServiceName;
+use crate::rollout::ServiceSpec;
+use crate::store::{Release, ReleasedService};
+
+/// Every service of a release, ready to be started. The error names a secret that cannot be read.
+pub fn service_specs(
+    app: &App,
+    release: &Release,
+    settings_key: &str,
+) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
+    let routed = routed_service(app, release);
+    let specs = release.body.services.iter().map(|released| {
+        let name = released.service.name.clone();
+        let env = resolve_env(released)?;
+        let settings = settings_digest(released, &env, settings_key);
+        let spec = ServiceSpec {
+            routed: routed.as_ref() == Some(&name),
+            service: released.service.clone(),
+            image: released.image.clone(),
+            env,
+            settings,
+            release: release.number,
+            commit: release.commit.clone(),
+        };
+        Ok((name, Arc::new(spec)))
+    });
+    specs.collect()
+}
+
+/// The service that the app's domains lead to, as the release knows it: `web`, else the only one with a port.
+fn routed_service(app: &App, release: &Release) -> Option<ServiceName> {
+    if app.domains.is_empty() {
+        return None;
+    }
+    let mut with_port = release.body.services.iter().map(|r| &r.service).filter(|service| service.port.is_some());
+    let web = with_port.clone().find(|service| service.name.as_str() == "web");
+    match (web, with_port.next(), with_port.next()) {
+        (Some(web), ..) => Some(web.name.clone()),
+        (None, Some(only), None) => Some(only.name.clone()),
+        _ => None,
+    }
+}
+
+/// The environment with its secrets read now; `PORT` is set where it is not.
+fn resolve_env(released: &ReleasedService) -> Result<BTreeMap<String, SecretString>, String> {
+    let service = &released.service;
+    let mut env = BTreeMap::new();
+    if let Some(port) = service.port {
+        env.insert("PORT".to_owned(), SecretString::from(port.to_string()));
+    }
+    for (name, value) in &service.env {
+        let value = match value {
+            EnvValue::Literal(text) => SecretString::from(text.clone()),
+            EnvValue::Secret(reference) => {
+                reference.resolve().map_err(|why| format!("{name} of service {}: {why}", service.name))?
+            }
+        };
+        env.insert(name.clone(), value);
+    }
+    Ok(env)
+}
+
+/// Equal digests mean that replacing one instance by another would change nothing. Keyed, because it stands in labels
+/// that others may read and secrets go into it.
+fn settings_digest(released: &ReleasedService, env: &BTreeMap<String, SecretString>, key: &str) -> String {
+    let service = &released.service;
+    let plain = serde_json::json!({
+        "image": released.image,
+        "command": service.command,
+        "port": service.port,
+        "memory": service.memory,
+        "cpu": service.cpu_millis,
+        "grace": service.stop_grace,
+        "volumes": service.volumes,
+    });
+    // HMAC takes keys of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return String::new() };
+    mac.update(plain.to_string().as_bytes());
+    for (name, value) in env {
+        for part in [name.as_str(), value.expose_secret()] {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part.as_bytes());
+        }
+    }
+    let digest = mac.finalize().into_bytes();
+    hex::encode(digest.get(..16).unwrap_or(&digest))
+}

@@ -1,0 +1,115 @@
+//! One worker per app: takes the next deployment when the last one has ended, and first of all the one that an earlier
+//! life of the agent left unfinished.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::Deployer;
+use super::source::{Ancestry, Want};
+use crate::journal::DeployLog;
+use crate::model::CommitSha;
+use crate::model::Status;
+use crate::queue::{self, Choice, Waiting};
+use crate::store::{Deployment, Finish, StoreError};
+
+/// Between two attempts while the journal fails.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl Deployer {
+    /// Runs the app's deployments until the agent ends. `wake` says that something was queued.
+    pub async fn work(self, wake: Arc<Notify>) {
+        while !self.shutdown.is_cancelled() {
+            let ran = match self.next().await {
+                Ok(Some(deployment)) => self.run(deployment).await.map(|()| true),
+                Ok(None) => Ok(false),
+                Err(err) => Err(err),
+            };
+            let rest = match ran {
+                Ok(true) => continue,
+                Ok(false) => None,
+                Err(err) => {
+                    tracing::error!(app = %self.app, %err, "deployments wait for the journal");
+                    Some(PAUSE)
+                }
+            };
+            tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                () = wake.notified() => {}
+                () = pause(rest) => {}
+            }
+        }
+    }
+
+    async fn next(&self) -> Result<Option<Deployment>, StoreError> {
+        if let Some(unfinished) = self.store.unfinished(&self.app).await? {
+            return Ok(Some(unfinished));
+        }
+        let waiting = self.store.waiting(&self.app).await?;
+        let Some(choice) = self.choose(&waiting).await else { return Ok(None) };
+        for gone in choice.superseded {
+            let reason = if gone.contained {
+                format!("{} already contains its commit", gone.by)
+            } else {
+                format!("replaced by {}", gone.by)
+            };
+            let finish =
+                Finish { status: Status::Superseded, reason: Some(reason), superseded_by: Some(gone.by), hold: false };
+            self.journal.finish(&self.app, gone.id, finish).await?;
+        }
+        self.store.deployment(choice.run).await
+    }
+
+    async fn choose(&self, waiting: &[Waiting]) -> Option<Choice> {
+        let mut known: HashMap<(CommitSha, CommitSha), Ancestry> = HashMap::new();
+        if queue::needs_ancestry(waiting) {
+            self.fetch_branch().await;
+        }
+        loop {
+            // The choice is pure: what it asks is answered before it is made again.
+            let mut asked = Vec::new();
+            let choice = queue::choose(waiting, |first, second| {
+                let pair = (first.clone(), second.clone());
+                known.get(&pair).copied().unwrap_or_else(|| {
+                    asked.push(pair);
+                    Ancestry::Unrelated
+                })
+            });
+            if asked.is_empty() {
+                return choice;
+            }
+            for (first, second) in asked {
+                let ancestry = self.ancestry(&first, &second).await;
+                known.insert((first, second), ancestry);
+            }
+        }
+    }
+
+    /// Best effort: what is not in the mirror counts as unrelated, and then the newest request wins.
+    async fn fetch_branch(&self) {
+        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return };
+        let silent = DeployLog::new(|_| {});
+        let want = Want::Branch(app.branch.clone());
+        if let Err(err) = self.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await {
+            tracing::warn!(app = %self.app, %err, "the branch could not be fetched to order the queue");
+        }
+    }
+
+    async fn ancestry(&self, first: &CommitSha, second: &CommitSha) -> Ancestry {
+        let app = self.config.borrow().apps.get(&self.app).cloned();
+        match app {
+            Some(app) => self.mirrors.ancestry(&app, first, second).await,
+            None => Ancestry::Unrelated,
+        }
+    }
+}
+
+async fn pause(rest: Option<Duration>) {
+    match rest {
+        Some(rest) => tokio::time::sleep(rest).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,247 @@
+//! An app's instances as its driver knows them, and the routes that follow from them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::config::Service;
+use crate::health::Gate;
+use crate::health::probe::Target;
+use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
+use crate::proxy::table::{Member as RouteMember, Route};
+use crate::runtime::{Exited, InstanceSpec, Observed, RunState};
+
+/// One instance as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceState {
+    /// Which.
+    pub id: InstanceId,
+    /// Of which service.
+    pub service: ServiceName,
+    /// Its place, from 1.
+    pub slot: u32,
+    /// The release it was started for.
+    pub release: ReleaseNumber,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// The deployment that started it.
+    pub deployment: DeploymentId,
+    /// Where it is reached.
+    pub address: Option<SocketAddr>,
+    /// Written by the gate.
+    pub health: Health,
+    /// Written by the machine.
+    pub duty: Duty,
+    /// Its share; 0 unless serving.
+    pub weight: u32,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// How often the runtime restarted it.
+    pub restarts: u32,
+    /// The last answer of its health check, in words.
+    pub last_check: Option<String>,
+}
+
+/// A service of a release with everything that its instances are started with; secrets are resolved.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    /// Its settings.
+    pub service: Service,
+    /// Its image.
+    pub image: ImageId,
+    /// Its environment.
+    pub env: BTreeMap<String, SecretString>,
+    /// Keyed digest of all that makes one instance differ from another.
+    pub settings: String,
+    /// Of which release.
+    pub release: ReleaseNumber,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// The app's domains lead here.
+    pub routed: bool,
+}
+
+impl ServiceSpec {
+    /// What the runtime needs to start one instance.
+    pub fn instance(&self, app: &AppName, deployment: DeploymentId, id: InstanceId, slot: u32) -> InstanceSpec {
+        let service = &self.service;
+        InstanceSpec {
+            id,
+            app: app.clone(),
+            service: service.name.clone(),
+            slot,
+            release: self.release,
+            deployment,
+            commit: self.commit.clone(),
+            settings: self.settings.clone(),
+            image: self.image.clone(),
+            command: service.command.clone(),
+            env: self.env.clone(),
+            port: service.port,
+            memory: service.memory,
+            cpu_millis: service.cpu_millis,
+            stop_grace: service.stop_grace,
+            volumes: service.volumes.clone(),
+        }
+    }
+}
+
+/// Aborts a task when it goes out of use.
+#[derive(Debug)]
+pub(super) struct Task(AbortHandle);
+
+impl Task {
+    pub(super) fn new(handle: AbortHandle) -> Self {
+        Self(handle)
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the driver has asked the runtime to do with an instance and not heard of yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pending {
+    None,
+    Start,
+    /// Stop as soon as the start has been answered.
+    StopAfterStart,
+    Stop,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub spec: Arc<ServiceSpec>,
+    pub slot: u32,
+    pub deployment: DeploymentId,
+    pub release: ReleaseNumber,
+    pub commit: CommitSha,
+    pub settings: String,
+    pub gate: Gate,
+    pub duty: Duty,
+    pub pending: Pending,
+    pub running: bool,
+    pub address: Option<SocketAddr>,
+    pub started_at: Option<Timestamp>,
+    pub up_since: Instant,
+    pub restarts: u32,
+    pub last_check: Option<String>,
+    pub image_healthcheck: bool,
+    pub probe: Option<Task>,
+    /// It ended before the runtime's answer to its start arrived.
+    pub ended_early: Option<Exited>,
+}
+
+impl Member {
+    /// An instance that is about to be started.
+    pub fn starting(spec: Arc<ServiceSpec>, slot: u32, deployment: DeploymentId) -> Self {
+        Self {
+            gate: Gate::new(&spec.service.health, false),
+            slot,
+            deployment,
+            release: spec.release,
+            commit: spec.commit.clone(),
+            settings: spec.settings.clone(),
+            duty: Duty::Idle,
+            pending: Pending::Start,
+            running: false,
+            address: None,
+            started_at: None,
+            up_since: Instant::now(),
+            restarts: 0,
+            last_check: None,
+            image_healthcheck: false,
+            probe: None,
+            ended_early: None,
+            spec,
+        }
+    }
+
+    /// An instance that an earlier life of the agent started.
+    pub fn adopted(spec: Arc<ServiceSpec>, observed: &Observed, duty: Duty) -> Self {
+        let mut member = Self::starting(spec, observed.slot, observed.deployment);
+        member.release = observed.release;
+        member.commit = observed.commit.clone();
+        member.settings = observed.settings.clone();
+        member.duty = duty;
+        member.pending = Pending::None;
+        member.observe(observed);
+        member
+    }
+
+    /// Takes over what the runtime shows: a new process means that health is to be observed anew.
+    pub fn observe(&mut self, observed: &Observed) {
+        self.running = observed.state == RunState::Running;
+        self.restarts = observed.restarts;
+        self.image_healthcheck = observed.has_healthcheck;
+        let port = self.spec.service.port;
+        self.address = observed.address.zip(port).map(SocketAddr::from);
+        if self.started_at != observed.started_at {
+            self.started_at = observed.started_at;
+            // The runtime's clock says since when it has been up; ours goes on from there.
+            let up = observed.started_at.map_or(Duration::ZERO, |at| elapsed_since(at, Timestamp::now()));
+            self.up_since = Instant::now().checked_sub(up).unwrap_or_else(Instant::now);
+            self.gate = Gate::new(&self.spec.service.health, observed.has_healthcheck);
+        }
+    }
+
+    /// What its probe needs to know.
+    pub fn target(&self, id: &InstanceId, domains: &[String]) -> Target {
+        let host = domains.first().filter(|_| self.spec.routed).cloned();
+        Target {
+            instance: id.clone(),
+            address: self.address,
+            host: host.or_else(|| self.address.map(|a| a.to_string())).unwrap_or_default(),
+            policy: self.spec.service.health.clone(),
+            image_healthcheck: self.image_healthcheck,
+        }
+    }
+
+    pub fn state(&self, id: &InstanceId) -> InstanceState {
+        InstanceState {
+            id: id.clone(),
+            service: self.spec.service.name.clone(),
+            slot: self.slot,
+            release: self.release,
+            commit: self.commit.clone(),
+            deployment: self.deployment,
+            address: self.address,
+            health: self.gate.health(),
+            duty: self.duty,
+            weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
+            started_at: self.started_at,
+            restarts: self.restarts,
+            last_check: self.last_check.clone(),
+        }
+    }
+}
+
+fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
+}
+
+/// The routes of an app: its serving, ready instances; when none of those that run is ready, all that serve and
+/// run, because an answer that may fail is better than none at all.
+pub(super) fn routes(app: &AppName, domains: &[String], members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
+    let serving = || members.iter().filter(|(_, m)| m.duty == Duty::Serving && m.spec.routed && m.address.is_some());
+    let Some((_, any)) = serving().next().or_else(|| members.iter().find(|(_, m)| m.spec.routed)) else {
+        return Vec::new();
+    };
+    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready).collect();
+    let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
+    let members = chosen
+        .into_iter()
+        .filter_map(|(id, m)| Some(RouteMember { instance: id.clone(), address: m.address?, weight: 1 }))
+        .collect();
+    vec![Route { hosts: domains.to_vec(), app: app.clone(), service: any.spec.service.name.clone(), members }]
+}
