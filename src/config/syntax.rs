@@ -1,0 +1,105 @@
+//! What is no TOML, shown with its line and a caret.
+
+use std::ops::Range;
+
+use super::problem::{Places, Problem};
+
+/// As much of a line as is shown.
+const WIDTH: usize = 100;
+
+/// Words that make a line's values unfit for showing.
+const SENSITIVE: [&str; 8] = ["secret", "token", "passw", "key", "credential", "webhook", "url", "auth"];
+
+/// One problem per line that the parser could not read: what follows in the same line is mostly its consequence.
+pub(super) fn problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
+    let places = Places::new(text);
+    let mut problems: Vec<Problem> = Vec::new();
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        let excerpt = excerpt(&places, &span);
+        let problem = places.problem(&span, format!("no valid TOML: {}", error.message()), Some(excerpt));
+        if problems.iter().all(|earlier| earlier.line != problem.line) {
+            problems.push(problem);
+        }
+    }
+    problems.sort_by_key(|problem| (problem.line, problem.column));
+    problems
+}
+
+/// The line with a caret below the place.
+fn excerpt(places: &Places<'_>, span: &Range<usize>) -> String {
+    let (number, column) = places.of(span.start);
+    let line = places.line(number);
+    let hide_values = is_sensitive(line) || in_env_table(places, number);
+    let shown: Vec<char> = hidden(line, hide_values).collect();
+    let first = (column - 1).saturating_sub(WIDTH / 2);
+    let (before, after) = (if first > 0 { "…" } else { "" }, if shown.len() > first + WIDTH { "…" } else { "" });
+    let window: String = shown.iter().skip(first).take(WIDTH).collect();
+    let gutter = number.to_string();
+    let caret = " ".repeat(column - 1 - first + before.chars().count());
+    format!("{gutter} | {before}{window}{after}\n{} | {caret}^", " ".repeat(gutter.len()))
+}
+
+/// The line in characters that print in one column each; with `hide`, letters and digits after the first `=` are `*`.
+fn hidden(line: &str, hide: bool) -> impl Iterator<Item = char> {
+    let value = line.find('=').filter(|_| hide);
+    let no_pair = hide && value.is_none();
+    line.char_indices().map(move |(at, c)| match c {
+        _ if c.is_control() => ' ',
+        _ if (no_pair || value.is_some_and(|value| at > value)) && !" \t\"'{}[],=.".contains(c) => '*',
+        _ => c,
+    })
+}
+
+fn is_sensitive(line: &str) -> bool {
+    let lower = line.to_ascii_lowercase();
+    SENSITIVE.iter().any(|word| lower.contains(word)) || (lower.contains("://") && lower.contains('@'))
+}
+
+/// Whether the nearest header above belongs to an `env` or `args` table, whose values may be anything.
+fn in_env_table(places: &Places<'_>, number: usize) -> bool {
+    let header = (1..number).rev().map(|number| places.line(number).trim()).find(|line| line.starts_with('['));
+    header.is_some_and(|header| header.contains("env") || header.contains("args"))
+        || places.line(number).trim_start().starts_with("env")
+}
+
+#[cfg(test)]
+mod tests {
+    use toml::de::DeTable;
+
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let (_, errors) = DeTable::parse_recoverable(text);
+        problems(text, &errors).iter().map(|problem| problem.render("deploy.toml", "")).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_line_is_shown_with_a_caret() {
+        insta::assert_snapshot!(shown("[agent]\nlisten = 127.0.0.1:9000\n[proxy\n"), @"");
+    }
+
+    #[test]
+    fn values_that_may_be_secret_are_hidden() {
+        insta::assert_snapshot!(shown("secret = \"hunter22\n"), @"");
+        for text in [
+            "secret = \"hunter22\n",
+            "[apps.a.env]\nX = \"hunter22\n",
+            "repo = 'https://a:hunter22@host/x\n",
+            "env = { A = \"hunter22\n",
+            "webhook = { secret = 'hunter22' \n",
+            "secret \"hunter22\"\n",
+            "x = 1\ntoken = \"\"\"\nhunter22\n",
+        ] {
+            let shown = shown(text);
+            assert!(!shown.is_empty() && !shown.contains("hunter22"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_caret() {
+        let text = format!("a = [{}x]", "1, ".repeat(500));
+        let shown = shown(&text);
+        assert!(shown.lines().all(|line| line.chars().count() < 130), "{shown}");
+    }
+}
