@@ -58,12 +58,22 @@ mod tests {
     #[test]
     fn a_good_file_is_counted_and_its_warnings_shown() {
         assert_eq!(check(""), "deploy.toml: ok (0 apps, 0 services)\n");
-        insta::assert_snapshot!(check("[apps.shop]\nrepo = \"https://git.example/shop.git\"\n"), @"");
+        insta::assert_snapshot!(check("[apps.shop]\nrepo = \"https://git.example/shop.git\"\n"), @r#"
+        deploy.toml: ok (1 app, 1 service)
+        deploy.toml:1:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m
+            write webhook = { provider = "github", secret = { env = "NAME" } }
+        "#);
     }
 
     #[test]
     fn a_bad_file_is_refused_with_exit_code_2() {
-        insta::assert_snapshot!(check("[agent]\nlisten = 9000\nlisten_on = 1\n"), @"");
+        insta::assert_snapshot!(check("[agent]\nlisten = 9000\nlisten_on = 1\n"), @r#"
+        deploy.toml:2:10: agent.listen must be text in quotes, got 9000
+            put quotes around it
+        deploy.toml:3:1: unknown key "listen_on", did you mean "listen"?
+            agent takes: listen, data_dir, public_url, reconcile
+        deploy.toml: 2 problems
+        "#);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deploy.toml");
         assert_eq!(run(&path), ExitCode::from(2));

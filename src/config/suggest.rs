@@ -32,7 +32,8 @@ pub(super) fn did_you_mean<'c>(written: &str, candidates: impl IntoIterator<Item
     candidates
         .into_iter()
         .map(|candidate| {
-            let distance = match synonym == Some(candidate) {
+            let begins = candidate.len() >= 4 && (lower.starts_with(candidate) || candidate.starts_with(&lower));
+            let distance = match synonym == Some(candidate) || (begins && lower.len() >= 4) {
                 true => 0,
                 false => strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()),
             };
@@ -76,6 +77,7 @@ mod tests {
             ("prot", Some("port")),
             ("domain", Some("domains")),
             ("health-check", Some("health")),
+            ("domains_list", Some("domains")),
             ("colour", None),
             ("x", None),
         ] {
