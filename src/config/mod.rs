@@ -1,6 +1,8 @@
 //! `deploy.toml`: what the operator wants, validated as a whole.
 //!
-//! [`raw`] holds the shape on disk, [`validate`] turns it into the types below or into every problem at once.
+//! [`load`] reads the file into a tree that knows its places, [`validate`] walks it into the types below or into every
+//! problem at once: one file per table of `deploy.toml` ([`app`], [`service`], [`build`], [`health`] …), one per rule
+//! for a value ([`source_url`], [`units`], [`domain`] …), and [`reader`] with what all of them share.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,12 +14,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
 
-mod raw;
+mod app;
+mod build;
+mod credential;
+mod domain;
+mod environment;
+mod health;
+mod notify;
+mod problem;
+mod reader;
+mod secret_ref;
+mod service;
 mod source_url;
+mod suggest;
+mod syntax;
+mod units;
 mod validate;
+mod volumes;
 
+#[cfg(test)]
+mod tests;
+
+pub use problem::{Problem, Problems};
+pub use secret_ref::Environment;
 pub use source_url::RepoUrl;
-pub use validate::{Problem, Problems, load, parse};
+pub use validate::{load, parse, parse_in};
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -372,12 +393,4 @@ pub enum Order {
     StartFirst,
     /// Old before new, where a volume or a port forces it: N − 1 for a while.
     StopFirst,
-}
-
-impl SecretRef {
-    /// Reads the secret now. The error names the reference, never the value.
-    pub fn resolve(&self) -> Result<SecretString, String> {
-        let _ = self;
-        todo!()
-    }
 }

@@ -1,49 +1,292 @@
-//! From the raw shape to a [`Config`], or to every problem at once.
+//! From the file's text to a [`Config`], or to every problem at once.
 
-use std::fmt;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::Config;
+use toml::de::DeTable;
 
-/// One thing that is wrong, where, and how to mend it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// From 1; 0 when it belongs to no line.
-    pub line: usize,
-    /// From 1.
-    pub column: usize,
-    /// What is wrong, with the value (never a secret's).
-    pub what: String,
-    /// How to mend it.
-    pub hint: Option<String>,
-}
+use super::problem::{Fault, Problem, Problems};
+use super::reader::{Field, Reader, Section};
+use super::secret_ref::Environment;
+use super::source_url::is_loopback;
+use super::volumes::Forbidden;
+use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, notify, syntax};
+use crate::model::{AppName, shorten};
 
-/// Everything wrong with one file. Displays as `deploy.toml:LINE:COL: message` lines.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Problems {
-    /// The file's name as given.
-    pub file: String,
-    /// In the order of the file.
-    pub problems: Vec<Problem>,
-}
+/// A configuration is written by a person.
+const LARGEST_FILE: u64 = 1024 * 1024;
 
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for problem in &self.problems {
-            writeln!(f, "{}:{}:{}: {}", self.file, problem.line, problem.column, problem.what)?;
-        }
-        Ok(())
-    }
-}
+const DEFAULT_DATA_DIR: &str = "/var/lib/longshore";
+const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
 
 /// Reads and validates the file, secrets included: each reference must resolve now.
 pub fn load(path: &Path) -> Result<Config, Problems> {
-    let _ = path;
-    todo!()
+    let file = path.display().to_string();
+    let refused = |problem| Problems { file: file.clone(), problems: vec![problem] };
+    let text = read(path).map_err(refused)?;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    parse(&text, &file, absolute.parent().unwrap_or(Path::new("/")))
 }
 
-/// Validates text; `file` is only for messages, `dir` is what relative paths are relative to.
+fn read(path: &Path) -> Result<String, Problem> {
+    let cannot = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Problem::of_file(
+            format!("there is no configuration at {}", path.display()),
+            "copy deploy.toml.example there and adapt it, or name another file with --config PATH",
+        ),
+        _ => Problem::of_file(format!("cannot be read: {error}"), "check that it is a file and who may read it"),
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(Problem::of_file("is larger than 1 MiB", "this is not a deploy.toml"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+        let places = super::problem::Places::new(&valid);
+        let end = valid.len()..valid.len();
+        places.problem(&end, "is not UTF-8 text here".to_owned(), Some("save the file as UTF-8".to_owned()))
+    })
+}
+
+/// Validates text; `file` is only for messages, `dir` is what relative paths are relative to. Secrets are read from
+/// the process's own environment and from files.
 pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Config, Problems> {
-    let _ = (text, file, dir);
-    todo!()
+    parse_in(text, file, dir, &|name: &str| std::env::var_os(name))
+}
+
+/// [`parse`] with `environment` in place of the process's own.
+pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_>) -> Result<Config, Problems> {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        return Err(Problems { file: file.to_owned(), problems: syntax::problems(text, &errors) });
+    }
+    let reader = Reader::new(text, dir, environment);
+    let config = whole(Section::new(&reader, String::new(), 0..0, tree.get_ref()));
+    let (problems, warnings) = reader.into_findings();
+    if problems.is_empty() {
+        return Ok(Config { warnings, ..config });
+    }
+    Err(Problems { file: file.to_owned(), problems })
+}
+
+fn whole(file: Section<'_>) -> Config {
+    let agent_field = file.take("agent");
+    let agent = agent(file.reader, agent_field.as_ref());
+    let proxy = proxy(file.take("proxy"), &agent.listen, agent_field.as_ref());
+    let runtime = runtime(file.reader, file.take("runtime"));
+    let notify = notify::targets(file.take("notify"));
+    let forbidden = Forbidden::new(&agent.data_dir, &runtime.docker_host);
+    let apps = apps(file.take("apps"), &agent, &forbidden);
+    file.finish();
+    Config { agent, proxy, runtime, notify, apps, warnings: Vec::new() }
+}
+
+fn agent(reader: &Reader<'_>, field: Option<&Field<'_>>) -> AgentConfig {
+    let mut config = AgentConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
+        data_dir: PathBuf::from(DEFAULT_DATA_DIR),
+        public_url: None,
+        reconcile: Some(Duration::from_secs(300)),
+    };
+    let Some(section) = field.and_then(|field| field.section("write [agent] on a line of its own")) else {
+        return config;
+    };
+    if let Some(listen) = section.take("listen").and_then(|field| field.parsed(socket_address)) {
+        config.listen = listen;
+    }
+    if let Some(field) = section.take("data_dir")
+        && let Some(data_dir) = field.file_path()
+    {
+        if data_dir.parent().is_none() {
+            field.problem(" is the root directory", "name a directory of the agent's own, such as /var/lib/longshore");
+        }
+        config.data_dir = reader.dir.join(data_dir);
+    }
+    config.public_url = section.take("public_url").and_then(|field| field.parsed(public_url));
+    if let Some(field) = section.take("reconcile") {
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        config.reconcile = field.duration_or_zero(bounds).filter(|interval| !interval.is_zero());
+    }
+    section.finish();
+    config
+}
+
+fn proxy(field: Option<Field<'_>>, agent: &SocketAddr, agent_field: Option<&Field<'_>>) -> ProxyConfig {
+    let mut config = ProxyConfig { http: SocketAddr::from(([0, 0, 0, 0], 80)) };
+    let section = field.and_then(|field| field.section("write [proxy] on a line of its own"));
+    let mut clash_at = agent_field.map(Field::span);
+    if let Some(section) = section {
+        let behind = "remove it; put a server that ends TLS in front of proxy.http";
+        section.unsupported("https", behind);
+        section.unsupported("acme", behind);
+        section.unsupported("trusted_proxies", "remove it");
+        if let Some(field) = section.take("http") {
+            clash_at = Some(field.span());
+            if let Some(http) = field.parsed(socket_address) {
+                config.http = http;
+            }
+        }
+        if overlap(agent, &config.http) {
+            let at = clash_at.take().unwrap_or_else(|| section.span.clone());
+            section.reader.problem(&at, same_address(agent, &config.http), DIFFERENT_PORTS);
+        }
+        section.finish();
+    } else if let (true, Some(field)) = (overlap(agent, &config.http), agent_field) {
+        field.reader.problem(&field.span(), same_address(agent, &config.http), DIFFERENT_PORTS);
+    }
+    config
+}
+
+const DIFFERENT_PORTS: &str = "give the two different ports";
+
+fn same_address(agent: &SocketAddr, http: &SocketAddr) -> String {
+    format!("proxy.http ({http}) and agent.listen ({agent}) cannot both be listened on")
+}
+
+/// Whether two listeners would be in each other's way. Port 0 asks the system for a free one.
+fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let same_host = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && same_host
+}
+
+fn runtime(reader: &Reader<'_>, field: Option<Field<'_>>) -> RuntimeConfig {
+    let section = field.and_then(|field| field.section("write [runtime] on a line of its own"));
+    let written = section.as_ref().and_then(|section| {
+        if let Some(field) = section.take("kind") {
+            match field.as_text() {
+                Some(kind @ ("process" | "swarm")) => {
+                    let what = format!(" = {kind:?} is not supported by this version");
+                    field.problem(what, "write kind = \"docker\" or leave it out");
+                }
+                _ => {
+                    field.word(&[("docker", ())]);
+                }
+            }
+        }
+        section.take("docker_host")
+    });
+    if let Some(section) = section {
+        section.finish();
+    }
+    if let Some(field) = written {
+        let docker_host = field.parsed(docker_host).unwrap_or_else(|| DEFAULT_DOCKER_HOST.to_owned());
+        if reaches_over_network(&docker_host) {
+            field.warning(
+                format!(" = {docker_host:?} is neither encrypted nor authenticated"),
+                "whoever reaches that address is root on its host; prefer unix:///var/run/docker.sock",
+            );
+        }
+        return RuntimeConfig { docker_host };
+    }
+    let inherited = (reader.environment)("DOCKER_HOST").and_then(|host| host.into_string().ok());
+    let docker_host = match inherited.filter(|host| !host.is_empty()).map(|host| docker_host(&host)) {
+        None => DEFAULT_DOCKER_HOST.to_owned(),
+        Some(Ok(host)) => host,
+        Some(Err(fault)) => {
+            let what = format!("the environment variable DOCKER_HOST{}", fault.what);
+            reader.problem_of_file(what, "mend it, or write docker_host under [runtime]");
+            DEFAULT_DOCKER_HOST.to_owned()
+        }
+    };
+    RuntimeConfig { docker_host }
+}
+
+fn reaches_over_network(docker_host: &str) -> bool {
+    let address = docker_host.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+    address.is_some_and(|(host, _)| !is_loopback(host))
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, Fault> {
+    text.parse().map_err(|_| {
+        let port = text.strip_prefix(':').unwrap_or(text);
+        let port = port.parse::<u16>().ok().or_else(|| text.strip_prefix("localhost:")?.parse().ok());
+        let hint = match port {
+            Some(port) => format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for everybody"),
+            None => "write an IP address and a port, such as \"127.0.0.1:9000\" or \"[::]:80\"".to_owned(),
+        };
+        Fault::new(format!(" must be IP:PORT, got {:?}", shorten(text, 60)), hint)
+    })
+}
+
+fn public_url(text: &str) -> Result<String, Fault> {
+    let hint = "write https://HOST, such as \"https://deploy.example.com\"";
+    let url = text.trim_end_matches('/');
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._~/:[]%".contains(c);
+    match rest {
+        // The value is not shown: what stands before the @ may be a password.
+        Some(rest) if rest.contains('@') => Err(Fault::new(" holds credentials", hint)),
+        Some(rest) if !rest.is_empty() && !rest.starts_with('/') && rest.chars().all(allowed) => Ok(url.to_owned()),
+        _ if text.contains('@') => Err(Fault::new(" must be an http or https address", hint)),
+        _ => Err(Fault::new(format!(" must be an http or https address, got {:?}", shorten(text, 80)), hint)),
+    }
+}
+
+fn docker_host(text: &str) -> Result<String, Fault> {
+    let hint = "write \"unix:///var/run/docker.sock\" or \"tcp://127.0.0.1:2375\"";
+    let bad = |why: &str| Err(Fault::new(format!(" {why}, got {:?}", shorten(text, 80)), hint));
+    if let Some(path) = text.strip_prefix("unix://") {
+        if path.starts_with('/') && path.len() > 1 && !path.contains('\0') {
+            return Ok(text.to_owned());
+        }
+        return bad("must be an absolute path after unix://");
+    }
+    if let Some(address) = text.strip_prefix("tcp://") {
+        let (host, port) = address.trim_end_matches('/').rsplit_once(':').unwrap_or((address, ""));
+        let host_ok = !host.is_empty() && !host.contains(['@', '/', '?', '#']) && !host.contains(char::is_whitespace);
+        if host_ok && port.parse::<u16>().is_ok_and(|port| port > 0) {
+            return Ok(text.to_owned());
+        }
+        return Err(Fault::new(" must be HOST:PORT after tcp://", hint));
+    }
+    match text.split_once("://").map(|(scheme, _)| scheme) {
+        Some(scheme @ ("ssh" | "http" | "https" | "npipe")) => {
+            Err(Fault::new(format!(" = \"{scheme}://…\" is not supported by this version"), hint))
+        }
+        _ => bad("must begin with unix:// or tcp://"),
+    }
+}
+
+fn apps(field: Option<Field<'_>>, agent: &AgentConfig, forbidden: &Forbidden) -> BTreeMap<AppName, App> {
+    let Some(section) = field.and_then(|field| field.section("write [apps.NAME] for each app")) else {
+        return BTreeMap::new();
+    };
+    let mut domains = Domains::default();
+    let mut apps = BTreeMap::new();
+    let mut entries: Vec<(&str, Field<'_>)> = section.entries().collect();
+    // In the order of the file, so that of two apps with one domain the second is the one to mend.
+    entries.sort_by_key(|(_, field)| field.key_span.start);
+    for (name, field) in entries {
+        let Some(read) = app::read(name, &field, agent, forbidden) else { continue };
+        for (domain, span) in &read.domains {
+            domains.claim(section.reader, domain, &read.name, span);
+        }
+        apps.extend(read.app.map(|app| (app.name.clone(), app)));
+    }
+    apps
+}
+
+/// Which app has which domain, and where that is written.
+#[derive(Default)]
+struct Domains(BTreeMap<String, (String, Range<usize>)>);
+
+impl Domains {
+    fn claim(&mut self, reader: &Reader<'_>, domain: &str, app: &str, span: &Range<usize>) {
+        let Some((first, first_span)) = self.0.get(domain) else {
+            self.0.insert(domain.to_owned(), (app.to_owned(), span.clone()));
+            return;
+        };
+        let (one, other) = (reader.line_of(first_span), reader.line_of(span));
+        let what = match first == app {
+            true => format!("{app} names {domain} twice (lines {one} and {other})"),
+            false => format!("{first} and {app} both claim {domain} (lines {one} and {other})"),
+        };
+        reader.problem(span, what, "a domain leads to one app; remove it from one of them");
+    }
 }

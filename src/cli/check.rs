@@ -1,0 +1,83 @@
+//! `longshore check`: says whether the configuration is valid, and everything that is wrong with it.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::{Config, Problems, load};
+
+/// Prints a summary and the warnings, or every problem to stderr. Exit code 0, or 2 for a bad configuration.
+pub fn run(path: &Path) -> ExitCode {
+    let file = path.display().to_string();
+    // A reader that went away is no reason to fail.
+    match load(path) {
+        Ok(config) => {
+            let _ = write!(std::io::stdout().lock(), "{}", accepted(&file, &config));
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            let _ = write!(std::io::stderr().lock(), "{}", refused(&problems));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn accepted(file: &str, config: &Config) -> String {
+    let services = config.apps.values().map(|app| app.services.len()).sum();
+    let mut text = format!("{file}: ok ({}, {})\n", count(config.apps.len(), "app"), count(services, "service"));
+    for warning in &config.warnings {
+        text.push_str(&warning.render(file, "warning: "));
+        text.push('\n');
+    }
+    text
+}
+
+fn refused(problems: &Problems) -> String {
+    format!("{problems}\n{}: {}\n", problems.file, count(problems.problems.len(), "problem"))
+}
+
+fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        n => format!("{n} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse_in;
+
+    fn check(text: &str) -> String {
+        match parse_in(text, "deploy.toml", Path::new("/srv"), &|_: &str| None) {
+            Ok(config) => accepted("deploy.toml", &config),
+            Err(problems) => refused(&problems),
+        }
+    }
+
+    #[test]
+    fn a_good_file_is_counted_and_its_warnings_shown() {
+        assert_eq!(check(""), "deploy.toml: ok (0 apps, 0 services)\n");
+        insta::assert_snapshot!(check("[apps.shop]\nrepo = \"https://git.example/shop.git\"\n"), @r#"
+        deploy.toml: ok (1 app, 1 service)
+        deploy.toml:1:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m
+            write webhook = { provider = "github", secret = { env = "NAME" } }
+        "#);
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_with_exit_code_2() {
+        insta::assert_snapshot!(check("[agent]\nlisten = 9000\nlisten_on = 1\n"), @r#"
+        deploy.toml:2:10: agent.listen must be text in quotes, got 9000
+            put quotes around it
+        deploy.toml:3:1: unknown key "listen_on", did you mean "listen"?
+            agent takes: listen, data_dir, public_url, reconcile
+        deploy.toml: 2 problems
+        "#);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deploy.toml");
+        assert_eq!(run(&path), ExitCode::from(2));
+        std::fs::write(&path, "[agent]\n").unwrap();
+        assert_eq!(run(&path), ExitCode::SUCCESS);
+    }
+}

@@ -1,0 +1,289 @@
+//! `[apps.NAME]`: what one repository branch deploys to.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::health::DEFAULT_START_DEADLINE;
+use super::problem::Fault;
+use super::reader::{Field, Section};
+use super::service::{Inherited, SHORTHAND};
+use super::suggest::valid_name;
+use super::units::show_duration;
+use super::volumes::Forbidden;
+use super::{
+    AgentConfig, App, Order, Provider, ReleaseCommand, RepoUrl, RolloutPolicy, Service, Webhook, build, credential,
+    domain, environment, service,
+};
+use crate::model::{AppName, GitRef, ParseError, ServiceName, shorten};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const DEFAULT_BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+const DEFAULT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// Shorter secrets could be guessed from one signed delivery.
+const LEAST_WEBHOOK_SECRET: usize = 16;
+
+/// An app, and what is compared with the other apps even when it has problems of its own.
+pub(super) struct Read {
+    pub name: String,
+    pub domains: Vec<(String, Range<usize>)>,
+    /// `None` when something that has no stand-in is missing; a problem says what.
+    pub app: Option<App>,
+}
+
+pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden: &Forbidden) -> Option<Read> {
+    let section = field.section("write [apps.NAME] on a line of its own")?;
+    let app_name: Option<AppName> = parse_name(name, field);
+    let repo_field = section.require("repo", "write repo = \"https://HOST/PATH\"");
+    let branch = section.take("branch").and_then(|field| field.parsed(branch));
+    let allow_local = section.take("allow_local").and_then(|field| field.boolean()).unwrap_or(false);
+    let repo = repo_field.as_ref().and_then(|field| field.parsed(|text| repo_url(text, allow_local)));
+    let credential = credential::read(&section, repo.as_ref().zip(repo_field.as_ref()));
+    let submodules = section.take("submodules").and_then(|field| field.boolean()).unwrap_or(false);
+    let webhook = webhook(&section, agent);
+    let domains_field = section.take("domains");
+    let domains = domains_field.as_ref().map(domains).unwrap_or_default();
+    section.unsupported("compose", "remove it, and describe the services under [apps.NAME.services]");
+    section.unsupported("accessories", "run databases beside longshore, and name their address in env");
+
+    let (build, build_timeout) = build::of_app(section.take("build"));
+    let env = environment::read(section.take("env"));
+    let services = services(&section, &Inherited { build: &build, env: &env, forbidden });
+    match &domains_field {
+        Some(field) => check_route(field, &services),
+        None => warn_without_domains(&section, &services),
+    }
+    let release = section.take("release").and_then(|field| release(&field, &services));
+    let rollout = rollout(section.take("rollout"));
+    let deadline_field = section.take("deadline");
+    let deadline = deadline_field.as_ref().and_then(|field| field.duration(SECOND..=7 * DAY)).unwrap_or(HOUR);
+    let keep_releases = section.take("keep_releases").and_then(|field| field.number(1..=100, "1 to 100")).unwrap_or(5);
+
+    let app = app_name.zip(repo).map(|(name, repo)| App {
+        name,
+        repo,
+        branch: branch.unwrap_or_else(|| "main".to_owned()),
+        credential,
+        submodules,
+        webhook,
+        domains: domains.iter().map(|(domain, _)| domain.clone()).collect(),
+        release,
+        services,
+        rollout,
+        build_timeout: build_timeout.unwrap_or(DEFAULT_BUILD_TIMEOUT),
+        deadline,
+        keep_releases,
+    });
+    if let Some(app) = &app {
+        check_deadline(app, deadline_field.as_ref(), &section);
+    }
+    section.finish();
+    Some(Read { name: name.to_owned(), domains, app })
+}
+
+/// The name of an app or a service; what is no name is reported with one that is.
+fn parse_name<T: std::str::FromStr<Err = ParseError>>(name: &str, field: &Field<'_>) -> Option<T> {
+    match name.parse() {
+        Ok(name) => Some(name),
+        Err(ParseError(what)) => {
+            let hint = valid_name(name).map_or("such as \"web\"".to_owned(), |name| format!("write {name:?}"));
+            field.reader.problem(&field.key_span, shorten(&what, 200), hint);
+            None
+        }
+    }
+}
+
+fn repo_url(text: &str, allow_local: bool) -> Result<RepoUrl, Fault> {
+    RepoUrl::read(text, allow_local).map_err(|fault| Fault { what: format!(": {}", fault.what), ..fault })
+}
+
+fn branch(text: &str) -> Result<String, Fault> {
+    let bad = |why: &str, hint: String| Err(Fault::new(format!(": {:?} {why}", shorten(text, 80)), hint));
+    if let Some(short) = text.strip_prefix("refs/heads/") {
+        return bad("is a full ref", format!("write the branch's short name, {:?}", shorten(short, 80)));
+    }
+    if text.starts_with("refs/") {
+        return bad("is no branch", "write a branch's short name, such as \"main\"".to_owned());
+    }
+    let reserved = text == "HEAD" || text == "@" || text.starts_with('-');
+    if reserved || GitRef::of_branch(text).is_err() {
+        return bad("is no valid branch name", "write one branch's short name, such as \"main\"".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn webhook(app: &Section<'_>, agent: &AgentConfig) -> Option<Webhook> {
+    const FORM: &str = "write webhook = { provider = \"github\", secret = { env = \"NAME\" } }";
+    let Some(field) = app.take("webhook") else {
+        let what = match agent.reconcile {
+            Some(interval) => format!("a push is noticed only by the check every {}", show_duration(interval)),
+            None => "no push is noticed, and only the CLI and the API deploy".to_owned(),
+        };
+        app.reader.warning(&app.span, format!("{} has no webhook: {what}", app.path), FORM);
+        return None;
+    };
+    let section = field.section(FORM)?;
+    if let Some(field) = section.take("provider") {
+        match field.as_text() {
+            Some(provider @ ("gitlab" | "gitea" | "forgejo" | "bitbucket" | "gogs")) => {
+                let what = format!(" = {provider:?} is not supported by this version");
+                field.problem(what, "use the post-receive hook, or write provider = \"github\"");
+            }
+            _ => {
+                field.word(&[("github", ())]);
+            }
+        }
+    }
+    let field = section.require("secret", FORM);
+    section.finish();
+    let field = field?;
+    let (reference, secret) = field.secret()?;
+    let length = secret.expose_secret().len();
+    if length < LEAST_WEBHOOK_SECRET {
+        field.problem(
+            format!(": {} holds {length} bytes, and a webhook's secret needs at least 16", reference.describe()),
+            "make one with: openssl rand -hex 32",
+        );
+    }
+    Some(Webhook { provider: Provider::GitHub, secret })
+}
+
+fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
+    let elements = field.list("write domains = [\"shop.example.com\"]").unwrap_or_default();
+    elements.iter().filter_map(|element| Some((element.parsed(domain::read)?, element.span()))).collect()
+}
+
+fn services(app: &Section<'_>, inherited: &Inherited<'_>) -> BTreeMap<ServiceName, Service> {
+    let Some(field) = app.take("services") else {
+        // A one-service app: its keys stand in the app's own table.
+        let web = "web".parse().ok().map(|web: ServiceName| (web.clone(), service::shorthand(app, web, inherited)));
+        return web.into_iter().collect();
+    };
+    for key in SHORTHAND {
+        if let Some(stray) = app.take(key) {
+            let hint = format!("move it to [{}.services.web], or drop the services table", app.path);
+            let what = format!("{} belongs to one service, and this app has {}.services", stray.path, app.path);
+            stray.reader.problem(&stray.key_span, what, hint);
+        }
+    }
+    let hint = "write [apps.NAME.services.SERVICE] for each service";
+    let Some(section) = field.section(hint) else { return BTreeMap::new() };
+    let mut services = BTreeMap::new();
+    let mut none = true;
+    for (name, field) in section.entries() {
+        none = false;
+        let valid: Option<ServiceName> = parse_name(name, &field);
+        // Under another name its own problems are found all the same.
+        let name = valid.or_else(|| valid_name(name)?.parse().ok());
+        if let Some(service) = name.and_then(|name| service::read(name, &field, inherited)) {
+            services.insert(service.name.clone(), service);
+        }
+    }
+    if none {
+        field.problem(" names no service", hint);
+    }
+    services
+}
+
+/// Domains lead to exactly one service: `web`, else the only one with a port.
+fn check_route(domains: &Field<'_>, services: &BTreeMap<ServiceName, Service>) {
+    let with_port: Vec<&str> =
+        services.values().filter(|service| service.port.is_some()).map(|service| service.name.as_str()).collect();
+    if services.is_empty() || with_port.contains(&"web") {
+        return;
+    }
+    match with_port.as_slice() {
+        [] => domains.problem(" lead to no service: none has a port", "set port for the service that answers them"),
+        [_] => {}
+        several => domains
+            .problem(format!(" could lead to {}", several.join(" or ")), "name the service that answers them \"web\""),
+    }
+}
+
+fn warn_without_domains(app: &Section<'_>, services: &BTreeMap<ServiceName, Service>) {
+    if let Some(service) = services.values().find(|service| service.port.is_some()) {
+        let what = format!("{} has no domains: no request reaches its service {}", app.path, service.name);
+        app.reader.warning(&app.span, what, "write domains = [\"shop.example.com\"]");
+    }
+}
+
+fn release(field: &Field<'_>, services: &BTreeMap<ServiceName, Service>) -> Option<ReleaseCommand> {
+    let section = field.section("write release = { command = [\"program\", \"argument\"] }")?;
+    let command = section.require("command", "write command = [\"program\", \"argument\"]");
+    let command = command.and_then(|field| field.argv());
+    let timeout = section.take("timeout").and_then(|field| field.duration(SECOND..=DAY));
+    let service = match section.take("service") {
+        None => services.keys().find(|name| name.as_str() == "web").or_else(|| services.keys().next()).cloned(),
+        Some(field) => field.text().and_then(|text| {
+            let found = services.keys().find(|name| name.as_str() == text).cloned();
+            if found.is_none() {
+                let names: Vec<&str> = services.keys().map(ServiceName::as_str).collect();
+                let what = format!(": the app has no service {:?}", shorten(text, 60));
+                field.problem(what, format!("its services: {}", names.join(", ")));
+            }
+            found
+        }),
+    };
+    section.finish();
+    Some(ReleaseCommand { command: command?, timeout: timeout.unwrap_or(DEFAULT_RELEASE_TIMEOUT), service: service? })
+}
+
+fn rollout(field: Option<Field<'_>>) -> RolloutPolicy {
+    let mut policy = RolloutPolicy { order: Order::StartFirst, watch: MINUTE };
+    let Some(section) = field.and_then(|field| field.section("write rollout = { watch = \"60s\" }")) else {
+        return policy;
+    };
+    if let Some(field) = section.take("strategy") {
+        if field.as_text() == Some("canary") {
+            let what = " = \"canary\" is not supported by this version";
+            field.problem(what, "write strategy = \"rolling\" or leave it out");
+        } else {
+            field.word(&[("rolling", ())]);
+        }
+    }
+    section.unsupported("steps", "remove it: a rolling rollout goes one instance at a time");
+    section.unsupported("pause", "remove it: a rolling rollout goes one instance at a time");
+    if let Some(field) = section.take("order") {
+        let orders = [("start_first", Order::StartFirst), ("stop_first", Order::StopFirst)];
+        policy.order = field.word(&orders).unwrap_or(policy.order);
+    }
+    if let Some(field) = section.take("watch") {
+        policy.watch = field.duration_or_zero(Duration::from_millis(1)..=DAY).unwrap_or(policy.watch);
+    }
+    section.finish();
+    policy
+}
+
+/// What is longer than the whole deployment may take would never be waited for. Defaults do not count, except the
+/// watch, which every deployment passes through to its end.
+fn check_deadline(app: &App, field: Option<&Field<'_>>, section: &Section<'_>) {
+    let mut stages = vec![("rollout.watch".to_owned(), app.rollout.watch)];
+    if app.build_timeout != DEFAULT_BUILD_TIMEOUT {
+        stages.push(("build.timeout".to_owned(), app.build_timeout));
+    }
+    if let Some(release) = app.release.as_ref().filter(|release| release.timeout != DEFAULT_RELEASE_TIMEOUT) {
+        stages.push(("release.timeout".to_owned(), release.timeout));
+    }
+    for service in app.services.values().filter(|service| service.health.start_deadline != DEFAULT_START_DEADLINE) {
+        stages.push((format!("start_deadline of {}", service.name), service.health.start_deadline));
+    }
+    let at = field.map_or_else(|| section.span.clone(), Field::span);
+    for (stage, length) in stages.iter().filter(|(_, length)| *length >= app.deadline) {
+        let (length, deadline) = (show_duration(*length), show_duration(app.deadline));
+        section.reader.problem(
+            &at,
+            format!(
+                "{}: {stage} ({length}) does not fit into the deadline of a whole deployment ({deadline})",
+                section.path
+            ),
+            format!("raise deadline, or lower {stage}"),
+        );
+    }
+}

@@ -1,1 +1,0 @@
-//! The shape of `deploy.toml`, with spans and without logic.
