@@ -32,6 +32,9 @@ impl Behaviour {
                 all.insert(key.to_ascii_lowercase(), value.to_owned());
             }
         }
+        if all.get("only_on").is_some_and(|suffix| !hostname().ends_with(suffix.as_str())) {
+            all.retain(|key, _| key == "version" || key == "port");
+        }
         Self(all)
     }
 
@@ -219,6 +222,7 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
         }
         "/healthz" if site.is_ready() => ("200 OK", b"ready\n".to_vec()),
         "/healthz" => ("503 Service Unavailable", b"not ready\n".to_vec()),
+        "/readyz" => ("200 OK", b"ready\n".to_vec()),
         "/" => ("200 OK", format!("{}\n", behaviour.text("version")).into()),
         "/id" => ("200 OK", format!("{}\n", hostname()).into()),
         "/env" => match std::env::var(&request.query) {
