@@ -1,0 +1,30 @@
+//! What the end-to-end tests stand on. Nothing that longshore runs on is faked: git, the Docker engine, HTTP and
+//! processes are real. Only GitHub (as a sender) and Discord (as a receiver) are stood in for, by local code that is
+//! strict about what those services document.
+//!
+//! | module | what a test does with it |
+//! |---|---|
+//! | [`site`] | builds the application under deployment and says how it behaves |
+//! | [`repo`] | commits it, pushes it |
+//! | [`github`] | tells the agent, as GitHub would |
+//! | [`agent`] | runs longshore itself and fails on what it leaves behind |
+//! | [`load`] | keeps asking while things change |
+//! | [`discord`] | receives the notices and refuses what Discord would |
+//! | [`engine`] | looks at the Docker engine by label |
+//! | [`http`], [`ports`], [`wait`] | small tools of the others |
+//!
+//! A helper panics with one clear sentence when something is not as it must be: the test then fails with it.
+
+// A library of which no single test binary uses everything.
+#![allow(dead_code)]
+
+pub mod agent;
+pub mod discord;
+pub mod engine;
+pub mod github;
+pub mod http;
+pub mod load;
+pub mod ports;
+pub mod repo;
+pub mod site;
+pub mod wait;
