@@ -1,0 +1,1 @@
+//! `.dockerignore` by Docker's own rules.

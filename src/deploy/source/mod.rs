@@ -1,0 +1,512 @@
+//! The source: a kept bare mirror per repository, and exactly the commit that was pushed.
+//!
+//! libgit2 keeps the objects; the conversation with a git server is our own ([`session`] over [`http`] or [`ssh`]),
+//! because a transport of our own cannot be registered with libgit2 without `unsafe`, and its https brings OpenSSL.
+
+mod http;
+mod limits;
+mod local;
+mod mirror;
+mod pack;
+mod pkt;
+mod session;
+mod ssh;
+mod submodules;
+
+use std::collections::HashMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use git2::Oid;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+pub use self::limits::Timeouts;
+use self::limits::{Limits, Trouble, blocking};
+use self::local::LocalOrigin;
+use self::mirror::{Mirror, Survey};
+pub(crate) use self::mirror::mark_damaged;
+use self::pack::{PackSink, Received};
+use self::session::{Session, Wire};
+use crate::config::{App, Credential, RepoUrl};
+use crate::journal::DeployLog;
+use crate::model::{CommitSha, GitRef};
+
+/// The mirrors of all apps, under `data_dir/mirrors`. Cheap to clone; clones share locks and connections.
+#[derive(Debug, Clone)]
+pub struct Mirrors {
+    root: PathBuf,
+    timeouts: Timeouts,
+    started: SystemTime,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// One fetch at a time per mirror.
+    turns: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
+    /// Made when the first app needs it.
+    client: Mutex<Option<reqwest::Client>>,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// Exactly this commit (of the app's branch, or any that the server gives out).
+    Commit(CommitSha),
+    /// The tip of a branch, by its short name.
+    Branch(String),
+    /// A tag, peeled to its commit.
+    Tag(String),
+}
+
+/// A commit that is in the mirror: an object id to read from, no directory.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The commit.
+    pub commit: CommitSha,
+    /// Its author's name.
+    pub author: String,
+    /// First line of its message.
+    pub subject: String,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+    /// The mirror that holds it.
+    pub mirror: PathBuf,
+    /// Submodules by path, each in a mirror of its own; filled only when the app asks for them.
+    pub submodules: Vec<(String, PathBuf, CommitSha)>,
+}
+
+/// How two commits of one mirror relate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ancestry {
+    /// The same commit.
+    Same,
+    /// The first is an ancestor of the second.
+    Ancestor,
+    /// The second is an ancestor of the first.
+    Descendant,
+    /// Neither, or one is not known here.
+    Unrelated,
+}
+
+/// Why the source could not be had. Each text names host and cause, never a credential.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The deployment was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// No such branch (yet).
+    #[error("{0}")]
+    NoSuchRef(String),
+    /// The commit is not on the server.
+    #[error("{0}")]
+    NoSuchCommit(String),
+    /// Anything else, in one line a person can act on.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Where a repository is, how it is read, and which branch stands for it.
+struct Origin {
+    url: RepoUrl,
+    credential: Credential,
+    /// Full name; fetched when a server does not give out a commit by its id.
+    branch: String,
+}
+
+/// What a fetch put, or found, in a mirror.
+struct Fetched {
+    mirror: PathBuf,
+    commit: Oid,
+    survey: Survey,
+}
+
+/// An open way to the objects of an origin.
+enum Remote {
+    Server(Box<Session>),
+    Local(LocalOrigin),
+}
+
+impl Mirrors {
+    /// Mirrors below `root`, which is created with mode 0700 when missing.
+    pub fn new(root: PathBuf) -> std::io::Result<Self> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        Ok(Self { root, timeouts: Timeouts::default(), started: SystemTime::now(), shared: Arc::default() })
+    }
+
+    /// The same mirrors with other time-outs.
+    #[must_use]
+    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self }
+    }
+
+    /// Brings `want` into the app's mirror and returns it. Progress lines go to `log`.
+    pub async fn fetch(
+        &self,
+        app: &App,
+        want: &Want,
+        log: &DeployLog,
+        cancel: &CancellationToken,
+    ) -> Result<Source, SourceError> {
+        let mut timeouts = self.timeouts;
+        timeouts.total = timeouts.total.min(app.deadline);
+        let limits = Limits::start(timeouts, cancel);
+        let origin = Origin::of(app)?;
+        let fetched = self.fetch_origin(&origin, want, log, &limits).await?;
+        if fetched.survey.uses_lfs {
+            log.line("this repository keeps files in git LFS: the build gets their pointers, not their content");
+        }
+        let mut submodules = Vec::new();
+        if app.submodules {
+            self.fetch_submodules(&origin, &fetched, "", 1, log, &limits, &mut submodules).await?;
+        } else if let Some(line) = empty_submodules(&fetched.survey) {
+            log.line(line);
+        }
+        let (mirror, commit) = (fetched.mirror.clone(), fetched.commit);
+        let about = blocking(move || Mirror::open(&mirror)?.describe(commit)).await?;
+        Ok(Source {
+            commit: sha(commit)?,
+            author: about.author,
+            subject: about.subject,
+            committed_at: about.committed_at,
+            mirror: fetched.mirror,
+            submodules,
+        })
+    }
+
+    /// The tip of the app's branch on the server, without fetching; `None` when the branch does not exist.
+    pub async fn tip(&self, app: &App) -> Result<Option<CommitSha>, SourceError> {
+        let limits = Limits::start(self.timeouts, &CancellationToken::new());
+        let origin = Origin::of(app)?;
+        let mut remote = self.connect(&origin, &limits).await?;
+        let tip = remote.resolve(&origin.branch).await?;
+        tip.map(sha).transpose()
+    }
+
+    /// How `first` relates to `second` in the app's mirror.
+    pub async fn ancestry(&self, app: &App, first: &CommitSha, second: &CommitSha) -> Ancestry {
+        if first == second {
+            return Ancestry::Same;
+        }
+        let (Ok(first), Ok(second)) = (oid(first), oid(second)) else { return Ancestry::Unrelated };
+        let path = mirror::path_of(&self.root, &app.repo);
+        let relation = blocking(move || {
+            let mirror = Mirror::open(&path)?;
+            Ok(if mirror.builds_on(second, first) {
+                Ancestry::Ancestor
+            } else if mirror.builds_on(first, second) {
+                Ancestry::Descendant
+            } else {
+                Ancestry::Unrelated
+            })
+        });
+        relation.await.unwrap_or(Ancestry::Unrelated)
+    }
+
+    /// One fetch into one mirror, under its lock; a damaged mirror is cloned anew, once.
+    async fn fetch_origin(
+        &self,
+        origin: &Origin,
+        want: &Want,
+        log: &DeployLog,
+        limits: &Limits,
+    ) -> Result<Fetched, SourceError> {
+        let path = mirror::path_of(&self.root, &origin.url);
+        let turn = {
+            let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(path.clone()).or_default())
+        };
+        let _turn = limits.wait(turn.lock()).await?;
+        let (sweep, started) = (path.clone(), self.started);
+        blocking(move || {
+            pack::sweep(&sweep, started);
+            Ok(())
+        })
+        .await?;
+        match self.bring(origin, want, &path, log, limits).await {
+            Err(Unfetched::Trouble(Trouble::Damaged(why))) => {
+                log.line(format!("the mirror is damaged ({why}): cloning it anew"));
+                let damaged = path.clone();
+                blocking(move || mirror::remove(&damaged)).await?;
+                self.bring(origin, want, &path, log, limits).await.map_err(Unfetched::into_error)
+            }
+            other => other.map_err(Unfetched::into_error),
+        }
+    }
+
+    async fn bring(
+        &self,
+        origin: &Origin,
+        want: &Want,
+        path: &Path,
+        log: &DeployLog,
+        limits: &Limits,
+    ) -> Result<Fetched, Unfetched> {
+        let wanted = if let Want::Commit(commit) = want { Some(oid(commit)?) } else { None };
+        let created = path.to_owned();
+        let here = blocking(move || {
+            let mirror = Mirror::open_or_create(&created)?;
+            Ok(wanted.is_some_and(|wanted| mirror.holds(wanted)))
+        });
+        if let (Some(wanted), true) = (wanted, here.await?) {
+            log.line(format!("commit {} is in the mirror already", short(wanted)));
+            return Ok(self.settle(path, wanted, limits).await?);
+        }
+        log.line(format!("fetching {want} from {}", origin.url));
+        let mut remote = self.connect(origin, limits).await?;
+        let wanted = match wanted {
+            Some(wanted) => wanted,
+            None => remote.resolve_wanted(want, origin).await?,
+        };
+        if remote.gives_out(wanted) {
+            match remote.fetch(wanted, path, log, limits).await {
+                Ok(()) => return Ok(self.settle(path, wanted, limits).await?),
+                Err(Trouble::NotGiven) => {}
+                Err(trouble) => return Err(trouble.into()),
+            }
+            remote = self.connect(origin, limits).await?;
+        }
+        // The server does not give out commits by id: it must come with the branch.
+        let Some(tip) = remote.resolve(&origin.branch).await? else {
+            return Err(gone(wanted, &format!(", which has no {} any more", origin.branch)));
+        };
+        match remote.fetch(tip, path, log, limits).await {
+            Err(Trouble::NotGiven) => return Err(gone(wanted, "")),
+            other => other?,
+        }
+        let there = path.to_owned();
+        if blocking(move || Ok(Mirror::open(&there)?.holds(wanted))).await? {
+            return Ok(self.settle(path, wanted, limits).await?);
+        }
+        Err(gone(wanted, " (force-pushed away?)"))
+    }
+
+    /// Checks that the commit is whole, and keeps it.
+    async fn settle(&self, path: &Path, wanted: Oid, limits: &Limits) -> Result<Fetched, Trouble> {
+        let (path, limits) = (path.to_owned(), limits.clone());
+        blocking(move || {
+            let mirror = Mirror::open(&path)?;
+            let commit = mirror.peel(wanted)?;
+            let survey = mirror.check_whole(commit, &limits)?;
+            mirror.pin(commit)?;
+            Ok(Fetched { mirror: path, commit, survey })
+        })
+        .await
+    }
+
+    async fn connect(&self, origin: &Origin, limits: &Limits) -> Result<Remote, Trouble> {
+        let (wire, reader, host) = match &origin.url {
+            RepoUrl::Local(path) => return Ok(Remote::Local(LocalOrigin::new(path))),
+            RepoUrl::Http { url, .. } => {
+                let (wire, reader) =
+                    http::HttpWire::connect(self.client()?, url, &origin.credential, limits).await?;
+                let host = wire.host().to_owned();
+                (Wire::Http(wire), reader, host)
+            }
+            RepoUrl::Ssh { user, host, port, path } => {
+                let address = ssh::SshAddress { user, host, port: *port, path };
+                let (wire, reader) = ssh::SshWire::connect(address, &origin.credential, limits).await?;
+                (Wire::Ssh(wire), reader, host.clone())
+            }
+        };
+        Ok(Remote::Server(Box::new(Session::open(wire, reader, host, limits).await?)))
+    }
+
+    fn client(&self) -> Result<reqwest::Client, Trouble> {
+        let mut client = self.shared.client.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*client {
+            Some(client) => Ok(client.clone()),
+            None => Ok(client.insert(http::client(self.timeouts)?).clone()),
+        }
+    }
+
+    /// Fetches the submodules of one commit, and theirs, each into a mirror of its own.
+    #[expect(clippy::too_many_arguments, reason = "a recursion that carries its context")]
+    async fn fetch_submodules(
+        &self,
+        origin: &Origin,
+        parent: &Fetched,
+        prefix: &str,
+        depth: usize,
+        log: &DeployLog,
+        limits: &Limits,
+        found: &mut Vec<(String, PathBuf, CommitSha)>,
+    ) -> Result<(), SourceError> {
+        if parent.survey.gitlinks.is_empty() {
+            return Ok(());
+        }
+        if depth > submodules::DEEPEST {
+            return Err(SourceError::Failed(format!(
+                "submodules are nested deeper than {} (at {prefix})",
+                submodules::DEEPEST
+            )));
+        }
+        let (mirror, commit) = (parent.mirror.clone(), parent.commit);
+        let text = blocking(move || Mirror::open(&mirror)?.gitmodules(commit)).await?;
+        let addresses = submodules::parse(&text.unwrap_or_default());
+        for (path, commit) in &parent.survey.gitlinks {
+            let place = format!("{prefix}{path}");
+            let failed = |why: String| SourceError::Failed(format!("submodule {place:?}: {why}"));
+            let address = addresses.get(path).ok_or_else(|| failed("it has no address in .gitmodules".to_owned()))?;
+            let url = submodules::resolve(&origin.url, address, RepoUrl::parse).map_err(failed)?;
+            let credential = submodules::credential(&origin.url, &origin.credential, &url);
+            let child = Origin { url, credential, branch: "HEAD".to_owned() };
+            let commit = sha(*commit)?;
+            let fetched = Box::pin(self.fetch_origin(&child, &Want::Commit(commit.clone()), log, limits)).await;
+            let fetched = fetched.map_err(|error| match error {
+                SourceError::Cancelled => SourceError::Cancelled,
+                other => failed(other.to_string()),
+            })?;
+            found.push((place.clone(), fetched.mirror.clone(), commit));
+            let below = format!("{place}/");
+            Box::pin(self.fetch_submodules(&child, &fetched, &below, depth + 1, log, limits, found)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    fn of(app: &App) -> Result<Self, SourceError> {
+        let branch = GitRef::of_branch(&app.branch).map_err(|error| SourceError::Failed(error.to_string()))?;
+        Ok(Self {
+            url: app.repo.clone(),
+            credential: app.credential.clone(),
+            branch: branch.as_str().to_owned(),
+        })
+    }
+}
+
+impl Remote {
+    async fn resolve(&mut self, name: &str) -> Result<Option<Oid>, Trouble> {
+        match self {
+            Self::Server(session) => session.resolve(name).await,
+            Self::Local(local) => {
+                let (local, name) = (local.clone(), name.to_owned());
+                blocking(move || local.resolve(&name)).await
+            }
+        }
+    }
+
+    /// The object that a branch or a tag stands for.
+    async fn resolve_wanted(&mut self, want: &Want, origin: &Origin) -> Result<Oid, Unfetched> {
+        let name = match want {
+            Want::Branch(branch) => format!("refs/heads/{branch}"),
+            Want::Tag(tag) => format!("refs/tags/{tag}"),
+            Want::Commit(commit) => return Ok(oid(commit)?),
+        };
+        let valid: GitRef = name.parse().map_err(|error| Trouble::Failed(format!("{error}")))?;
+        match self.resolve(valid.as_str()).await? {
+            Some(oid) => Ok(oid),
+            None => Err(Unfetched::NoSuchRef(format!("there is no {want} in {} (yet)", origin.url))),
+        }
+    }
+
+    fn gives_out(&self, oid: Oid) -> bool {
+        match self {
+            Self::Server(session) => session.gives_out(oid),
+            Self::Local(_) => true,
+        }
+    }
+
+    /// Fetches into the mirror at `path` what is not there yet. A server's session ends with it.
+    async fn fetch(self, wanted: Oid, path: &Path, log: &DeployLog, limits: &Limits) -> Result<(), Trouble> {
+        let mirror = path.to_owned();
+        let (there, haves) = blocking(move || {
+            let mirror = Mirror::open(&mirror)?;
+            Ok((mirror.holds(wanted), mirror.haves()?))
+        })
+        .await?;
+        if there {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let received = match self {
+            Self::Server(session) => {
+                let mut sink = PackSink::start(path, limits);
+                session.fetch(wanted, &haves, &mut sink).await?;
+                sink.finish().await?
+            }
+            Self::Local(local) => {
+                let (path, limits) = (path.to_owned(), limits.clone());
+                blocking(move || local.fetch(wanted, &haves, &path, &limits)).await?
+            }
+        };
+        log.line(told(received, began));
+        Ok(())
+    }
+}
+
+/// Why a commit did not come into the mirror: [`SourceError`] and what can still be mended.
+enum Unfetched {
+    Trouble(Trouble),
+    NoSuchRef(String),
+    NoSuchCommit(String),
+}
+
+impl Unfetched {
+    fn into_error(self) -> SourceError {
+        match self {
+            Self::Trouble(trouble) => trouble.into(),
+            Self::NoSuchRef(text) => SourceError::NoSuchRef(text),
+            Self::NoSuchCommit(text) => SourceError::NoSuchCommit(text),
+        }
+    }
+}
+
+impl From<Trouble> for Unfetched {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl std::fmt::Display for Want {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Commit(commit) => write!(f, "commit {}", commit.short()),
+            Self::Branch(branch) => write!(f, "branch {branch}"),
+            Self::Tag(tag) => write!(f, "tag {tag}"),
+        }
+    }
+}
+
+fn gone(wanted: Oid, why: &str) -> Unfetched {
+    Unfetched::NoSuchCommit(format!("commit {} is not on the server{why}", short(wanted)))
+}
+
+fn told(received: Received, began: Instant) -> String {
+    let (amount, unit) = match received.bytes {
+        bytes if bytes < 1 << 20 => (bytes as f64 / 1024.0, "KiB"),
+        bytes => (bytes as f64 / f64::from(1 << 20), "MiB"),
+    };
+    format!("received {} objects, {amount:.1} {unit} in {:.1} s", received.objects, began.elapsed().as_secs_f64())
+}
+
+/// The line that tells why directories are empty.
+fn empty_submodules(survey: &Survey) -> Option<String> {
+    let paths: Vec<&str> = survey.gitlinks.iter().map(|(path, _)| path.as_str()).collect();
+    let named = match paths.as_slice() {
+        [] => return None,
+        [one] => return Some(format!("this commit has 1 submodule ({one}); it stays empty: set submodules = true")),
+        few if few.len() <= 3 => few.join(", "),
+        many => format!("{}, …", many[..3].join(", ")),
+    };
+    Some(format!("this commit has {} submodules ({named}); they stay empty: set submodules = true", paths.len()))
+}
+
+fn oid(commit: &CommitSha) -> Result<Oid, Trouble> {
+    if commit.as_str().len() != 40 {
+        return Err(Trouble::failed(format!("commit {}… is a SHA-256 object name, which is not supported", commit.short())));
+    }
+    Oid::from_str(commit.as_str()).map_err(|error| Trouble::failed(error.message()))
+}
+
+fn sha(oid: Oid) -> Result<CommitSha, SourceError> {
+    oid.to_string().parse().map_err(|error| SourceError::Failed(format!("{error}")))
+}
+
+fn short(oid: Oid) -> String {
+    oid.to_string().chars().take(7).collect()
+}
