@@ -1,1 +1,457 @@
-//! (to come)
+//! Instances as containers of a Docker engine. See [`super::labels`] for what they are called.
+
+use std::time::Duration;
+
+use bollard::models::{ContainerInspectResponse, NetworkCreateRequest, VolumeCreateRequest};
+use bollard::query_parameters::{
+    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions, ListVolumesOptions,
+    LogsOptions, RemoveContainerOptions, RemoveVolumeOptions, StopContainerOptions, WaitContainerOptions,
+};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use tokio::sync::{Mutex, mpsc};
+
+use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, labels};
+use crate::config::MountSource;
+use crate::model::{AppName, InstanceId};
+pub use host::EngineHost;
+use spec::Kind;
+
+mod exec;
+pub(crate) mod explain;
+pub(crate) mod host;
+mod observe;
+mod once;
+mod spec;
+mod watch;
+
+/// For a call that the engine answers at once.
+const CALL: Duration = Duration::from_secs(30);
+/// For creating and starting a container.
+const START: Duration = Duration::from_secs(60);
+/// On top of the grace, for the engine to stop a container.
+const STOP_MARGIN: Duration = Duration::from_secs(20);
+/// For the question whether the engine is there.
+const PING: Duration = Duration::from_secs(2);
+/// How many containers are looked at at once.
+const PARALLEL: usize = 8;
+/// The oldest API that has everything used here: Docker Engine 20.10.
+const OLDEST_API: (u32, u32) = (1, 41);
+
+/// A Docker engine, and which of its objects are ours.
+#[derive(Clone)]
+pub struct Docker {
+    client: bollard::Docker,
+    host: EngineHost,
+    agent_id: String,
+    /// Older engines create two networks of one name when asked twice at once.
+    networks: std::sync::Arc<Mutex<()>>,
+}
+
+impl std::fmt::Debug for Docker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Docker({}, agent {})", self.host, self.agent_id)
+    }
+}
+
+impl Docker {
+    /// Connects to `docker_host` (`unix:///path` or `tcp://host:port`) and agrees on an API version. Everything made
+    /// here is labelled with `agent_id`, and nothing else is touched.
+    pub async fn connect(docker_host: &str, agent_id: &str) -> Result<Self, RuntimeError> {
+        let host = EngineHost::parse(docker_host).map_err(RuntimeError::Refused)?;
+        host.probe().await.map_err(RuntimeError::Unavailable)?;
+        let (address, version) = (host.to_string(), bollard::API_DEFAULT_VERSION);
+        let client = match &host {
+            EngineHost::Unix(_) => bollard::Docker::connect_with_unix(&address, CALL.as_secs(), version),
+            EngineHost::Tcp(_) => bollard::Docker::connect_with_http(&address, CALL.as_secs(), version),
+        };
+        let client = client.map_err(explain::runtime_error)?;
+        let client = within(CALL, async { client.negotiate_version().await.map_err(explain::runtime_error) }).await?;
+        let version = client.client_version();
+        if (version.major_version, version.minor_version) < (OLDEST_API.0 as usize, OLDEST_API.1 as usize) {
+            return Err(RuntimeError::Refused(format!(
+                "the Docker engine at {host} speaks API {}.{}; 1.41 (Docker 20.10) or newer is needed",
+                version.major_version, version.minor_version
+            )));
+        }
+        Ok(Self { client, host, agent_id: agent_id.to_owned(), networks: Default::default() })
+    }
+
+    /// Whether the engine answers, in at most two seconds.
+    pub async fn ping(&self) -> Result<(), RuntimeError> {
+        within(PING, async { self.client.ping().await.map(drop).map_err(explain::runtime_error) }).await
+    }
+
+    /// The client behind this, for what is not about instances.
+    pub fn client(&self) -> bollard::Docker {
+        self.client.clone()
+    }
+
+    /// Where the engine is.
+    pub fn host(&self) -> &EngineHost {
+        &self.host
+    }
+
+    /// Whose objects these are.
+    pub fn agent_id(&self) -> &str {
+        &self.agent_id
+    }
+
+    /// Stops and removes what is left of release commands, except those that `keep` wants.
+    /// Returns how many went.
+    pub async fn remove_orphans(&self, keep: &(dyn Fn(&Observed) -> bool + Sync)) -> Result<usize, RuntimeError> {
+        let filter = [(labels::AGENT, self.agent_id.as_str()), (labels::KIND, labels::KIND_RELEASE_COMMAND)];
+        let mut removed = 0;
+        for container in self.list_labelled(&filter).await? {
+            let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
+            let Some(id) = container.id.filter(|_| !wanted) else { continue };
+            self.remove(&id).await?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Removes an app's network. Succeeds when it is gone; refused while a container is in it.
+    pub async fn remove_network(&self, app: &AppName) -> Result<(), RuntimeError> {
+        let name = labels::network_name(&self.agent_id, app);
+        within(CALL, async {
+            let network = match self.client.inspect_network(&name, None).await {
+                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
+                network => network.map_err(explain::runtime_error)?,
+            };
+            self.refuse_strangers("network", &name, network.labels.as_ref())?;
+            match self.client.remove_network(&name).await {
+                Err(error) if explain::status(&error) == Some(404) => Ok(()),
+                removed => removed.map_err(explain::runtime_error),
+            }
+        })
+        .await
+    }
+
+    /// The names of every container, network, volume and tagged image of this agent.
+    pub async fn agent_objects(&self) -> Result<Vec<String>, RuntimeError> {
+        let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id)]));
+        within(
+            CALL,
+            async {
+                let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
+                let containers = self.client.list_containers(Some(containers)).await?;
+                let networks = ListNetworksOptions { filters: filters.clone() };
+                let networks = self.client.list_networks(Some(networks)).await?;
+                let volumes = self.client.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await?;
+                let images = bollard::query_parameters::ListImagesOptions { filters, ..Default::default() };
+                let images = self.client.list_images(Some(images)).await?;
+                let mut names: Vec<String> = containers.into_iter().flat_map(|c| c.names.unwrap_or_default()).collect();
+                names.extend(networks.into_iter().filter_map(|network| network.name));
+                names.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
+                names.extend(images.into_iter().flat_map(|image| image.repo_tags));
+                Ok(names)
+            }
+            .map(|names: Result<_, bollard::errors::Error>| names.map_err(explain::runtime_error)),
+        )
+        .await
+    }
+
+    /// Removes an app's volume with all that is in it. Never called by a deployment.
+    pub async fn remove_volume(&self, app: &AppName, volume: &str) -> Result<(), RuntimeError> {
+        let name = labels::volume_name(&self.agent_id, app, volume);
+        within(CALL, async {
+            let found = match self.client.inspect_volume(&name).await {
+                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
+                found => found.map_err(explain::runtime_error)?,
+            };
+            self.refuse_strangers("volume", &name, Some(&found.labels))?;
+            let removed = self.client.remove_volume(&name, None::<RemoveVolumeOptions>).await;
+            removed.map_err(explain::runtime_error)
+        })
+        .await
+    }
+
+    /// Creates the container, or finds the one that an earlier attempt created. Its id.
+    async fn create(&self, spec: &InstanceSpec, kind: Kind) -> Result<String, RuntimeError> {
+        self.ensure_network(&spec.app).await?;
+        self.ensure_volumes(spec).await?;
+        let name = labels::container_name(&self.agent_id, &spec.app, &spec.id);
+        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        let created = self.client.create_container(Some(options), spec::container(&self.agent_id, spec, kind)).await;
+        match created {
+            Ok(created) => Ok(created.id),
+            Err(error) if explain::status(&error) == Some(409) => self.adopt(&name, spec).await,
+            Err(error) => {
+                let gone = explain::status(&error) == Some(404) && error.to_string().contains("No such image");
+                Err(if gone { RuntimeError::ImageGone(spec.image.clone()) } else { explain::runtime_error(error) })
+            }
+        }
+    }
+
+    /// The container that has the name already, if it is the very same instance.
+    async fn adopt(&self, name: &str, spec: &InstanceSpec) -> Result<String, RuntimeError> {
+        let found = self.inspect_container(name).await?;
+        let ours = found.as_ref().and_then(|container| observe::observed(&self.agent_id, container));
+        match (found.and_then(|container| container.id), ours) {
+            (Some(id), Some(observed)) if observed.id == spec.id => Ok(id),
+            _ => Err(RuntimeError::Refused(format!(
+                "a container named {name} exists that this agent did not start: rename or remove it"
+            ))),
+        }
+    }
+
+    async fn ensure_network(&self, app: &AppName) -> Result<(), RuntimeError> {
+        let name = labels::network_name(&self.agent_id, app);
+        let _one_at_a_time = self.networks.lock().await;
+        match self.client.inspect_network(&name, None).await {
+            Ok(network) => return self.refuse_strangers("network", &name, network.labels.as_ref()),
+            Err(error) if explain::status(&error) == Some(404) => {}
+            Err(error) => return Err(explain::runtime_error(error)),
+        }
+        let ours = [(labels::AGENT, self.agent_id.clone()), (labels::APP, app.to_string())];
+        let request = NetworkCreateRequest {
+            name,
+            driver: Some("bridge".to_owned()),
+            labels: Some(ours.map(|(label, value)| (label.to_owned(), value)).into()),
+            ..Default::default()
+        };
+        match self.client.create_network(request).await {
+            Err(error) if explain::status(&error) == Some(409) => Ok(()),
+            created => created.map(drop).map_err(explain::runtime_error),
+        }
+    }
+
+    async fn ensure_volumes(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
+        for mount in &spec.volumes {
+            let MountSource::Volume(volume) = &mount.source else { continue };
+            let name = labels::volume_name(&self.agent_id, &spec.app, volume);
+            let request = VolumeCreateRequest {
+                name: Some(name.clone()),
+                labels: Some(spec::volume_labels(&self.agent_id, spec)),
+                ..Default::default()
+            };
+            // Creating one that exists gives the existing one back, with its own labels.
+            let found = self.client.create_volume(request).await.map_err(explain::runtime_error)?;
+            self.refuse_strangers("volume", &name, Some(&found.labels))?;
+        }
+        Ok(())
+    }
+
+    fn refuse_strangers(
+        &self,
+        what: &str,
+        name: &str,
+        found: Option<&std::collections::HashMap<String, String>>,
+    ) -> Result<(), RuntimeError> {
+        if found.and_then(|all| all.get(labels::AGENT)) == Some(&self.agent_id) {
+            return Ok(());
+        }
+        Err(RuntimeError::Refused(format!(
+            "a {what} named {name} exists that this agent did not create: rename or remove it"
+        )))
+    }
+
+    /// One container by id or name; `None` when there is none.
+    async fn inspect_container(&self, id: &str) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
+        match self.client.inspect_container(id, None::<InspectContainerOptions>).await {
+            Ok(container) => Ok(Some(container)),
+            Err(error) if explain::status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(explain::runtime_error(error)),
+        }
+    }
+
+    /// The engine's id of an instance's or release command's container.
+    async fn find(&self, id: &InstanceId) -> Result<Option<String>, RuntimeError> {
+        let filters = labels::filter(&[(labels::AGENT, &self.agent_id), (labels::INSTANCE, id.as_str())]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
+        let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
+        Ok(found.into_iter().find_map(|container| container.id))
+    }
+
+    async fn need(&self, id: &InstanceId) -> Result<String, RuntimeError> {
+        self.find(id).await?.ok_or_else(|| RuntimeError::Refused(format!("there is no instance {id} any more")))
+    }
+
+    /// Containers by label, each as inspect shows it: the list itself may be out of date.
+    async fn list_labelled(&self, filter: &[(&str, &str)]) -> Result<Vec<ContainerInspectResponse>, RuntimeError> {
+        within(CALL, async {
+            let filters = Some(labels::filter(filter));
+            let options = ListContainersOptions { all: true, filters, ..Default::default() };
+            let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
+            stream::iter(found.into_iter().filter_map(|container| container.id))
+                .map(|id| async move { self.inspect_container(&id).await })
+                .buffered(PARALLEL)
+                .try_filter_map(|container| std::future::ready(Ok(container)))
+                .try_collect()
+                .await
+        })
+        .await
+    }
+
+    /// SIGTERM, `grace`, SIGKILL. Succeeds when the container does not run; an engine that does not answer in time is
+    /// asked how it stands, because it goes on with a stop whose caller has left.
+    async fn stop_container(&self, container: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let deadline = grace.saturating_add(STOP_MARGIN);
+        let patient = self.client.clone().with_timeout(deadline);
+        let options = StopContainerOptions { t: Some(spec::whole_seconds(grace)), signal: None };
+        let stopping = async {
+            match patient.stop_container(container, Some(options)).await {
+                Err(error) if matches!(explain::status(&error), Some(304 | 404)) => Ok(()),
+                stopped => stopped.map_err(explain::runtime_error),
+            }
+        };
+        let Err(error) = within(deadline, stopping).await else { return Ok(()) };
+        match within(CALL, self.inspect_container(container)).await? {
+            None => Ok(()),
+            Some(now) if now.state.as_ref().is_some_and(|state| state.running == Some(false)) => Ok(()),
+            Some(_) => Err(error),
+        }
+    }
+
+    /// Removes a container, by force, with its anonymous volumes; named ones stay. Succeeds when it is gone.
+    async fn remove(&self, container: &str) -> Result<(), RuntimeError> {
+        within(CALL, async {
+            let options = RemoveContainerOptions { force: true, v: true, link: false };
+            match self.client.remove_container(container, Some(options)).await {
+                Ok(()) => Ok(()),
+                Err(error) if explain::status(&error) == Some(404) => Ok(()),
+                // Somebody else's removal is under way.
+                Err(error) if explain::status(&error) == Some(409) => self.wait_until("removed", container).await,
+                Err(error) => Err(explain::runtime_error(error)),
+            }
+        })
+        .await
+    }
+
+    /// Waits for `not-running` or `removed`. The exit code, which the client reports as an error, is not looked at.
+    async fn wait_until(&self, condition: &str, container: &str) -> Result<(), RuntimeError> {
+        let options = WaitContainerOptions { condition: condition.to_owned() };
+        let mut waiting = std::pin::pin!(self.client.wait_container(container, Some(options)));
+        match waiting.next().await {
+            None | Some(Ok(_)) | Some(Err(bollard::errors::Error::DockerContainerWaitError { .. })) => Ok(()),
+            Some(Err(error)) if explain::status(&error) == Some(404) => Ok(()),
+            Some(Err(error)) => Err(explain::runtime_error(error)),
+        }
+    }
+
+    async fn was_killed_for_memory(&self, container: &str) -> bool {
+        let found = within(CALL, self.inspect_container(container)).await.ok().flatten();
+        found.and_then(|container| container.state).and_then(|state| state.oom_killed).unwrap_or(false)
+    }
+
+    async fn start_container(&self, spec: &InstanceSpec) -> Result<Observed, RuntimeError> {
+        let container = self.create(spec, Kind::Instance).await?;
+        if let Err(error) = self.client.start_container(&container, None).await {
+            self.remove_unstarted(&container).await;
+            return Err(explain::runtime_error(error));
+        }
+        let now = self.inspect_container(&container).await?;
+        now.and_then(|now| observe::observed(&self.agent_id, &now))
+            .ok_or_else(|| RuntimeError::Refused(format!("{} was removed while it was started", spec.id)))
+    }
+
+    /// A container whose start was refused has never run; nothing is lost with it.
+    async fn remove_unstarted(&self, container: &str) {
+        let state = self.inspect_container(container).await.ok().flatten().and_then(|now| now.state);
+        if state.is_some_and(|state| state.running != Some(true))
+            && let Err(error) = self.remove(container).await
+        {
+            tracing::warn!(%error, container, "a container that could not start is left behind");
+        }
+    }
+
+    /// Output from the beginning or the last `tail` lines.
+    fn output(&self, container: &str, tail: Option<u32>, follow: bool) -> BoxStream<'static, Bytes> {
+        let tail = tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+        let options = LogsOptions { follow, stdout: true, stderr: true, tail, ..Default::default() };
+        self.client
+            .logs(container, Some(options))
+            .take_while(|item| std::future::ready(item.is_ok()))
+            .filter_map(|item| std::future::ready(item.ok()))
+            .map(|item| item.into_bytes())
+            .boxed()
+    }
+}
+
+impl Runtime for Docker {
+    fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
+        within(START, self.start_container(spec)).boxed()
+    }
+
+    fn stop<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        async move {
+            let Some(container) = within(CALL, self.find(id)).await? else { return Ok(()) };
+            self.stop_container(&container, grace).await?;
+            self.remove(&container).await
+        }
+        .boxed()
+    }
+
+    fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>> {
+        within(CALL, async move {
+            let Some(container) = self.find(id).await? else { return Ok(None) };
+            let container = self.inspect_container(&container).await?;
+            Ok(container.and_then(|container| observe::observed(&self.agent_id, &container)))
+        })
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, app: Option<&'a AppName>) -> BoxFuture<'a, Result<Vec<Observed>, RuntimeError>> {
+        async move {
+            let mut filter = vec![(labels::AGENT, self.agent_id.as_str()), (labels::KIND, labels::KIND_INSTANCE)];
+            filter.extend(app.map(|app| (labels::APP, app.as_str())));
+            let found = self.list_labelled(&filter).await?;
+            Ok(found.iter().filter_map(|container| observe::observed(&self.agent_id, container)).collect())
+        }
+        .boxed()
+    }
+
+    fn watch(&self) -> BoxStream<'static, Happened> {
+        let (sender, receiver) = mpsc::channel(256);
+        let docker = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = watch::follow(&docker, &sender) => {}
+            }
+        });
+        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
+    }
+
+    fn logs<'a>(
+        &'a self,
+        id: &'a InstanceId,
+        tail: u32,
+        follow: bool,
+    ) -> BoxFuture<'a, Result<BoxStream<'static, Bytes>, RuntimeError>> {
+        within(CALL, async move { Ok(self.output(&self.need(id).await?, Some(tail), follow)) }).boxed()
+    }
+
+    fn exec<'a>(
+        &'a self,
+        id: &'a InstanceId,
+        argv: &'a [String],
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Exited, RuntimeError>> {
+        async move {
+            let container = within(CALL, self.need(id)).await?;
+            exec::exec(&self.client, &container, argv, timeout).await
+        }
+        .boxed()
+    }
+
+    fn run_once<'a>(
+        &'a self,
+        spec: &'a InstanceSpec,
+        timeout: Duration,
+        log: &'a (dyn Fn(&str) + Send + Sync),
+    ) -> BoxFuture<'a, Result<Exited, RuntimeError>> {
+        once::run(self, spec, timeout, log).boxed()
+    }
+}
+
+/// The call's result, or [`RuntimeError::Unavailable`] after `deadline`.
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, RuntimeError>>) -> Result<T, RuntimeError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(_) => Err(RuntimeError::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
+    }
+}

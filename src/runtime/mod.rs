@@ -14,6 +14,8 @@ use crate::config::Mount;
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, ServiceName};
 
 pub mod docker;
+pub mod labels;
+pub(crate) mod output;
 
 /// A place where instances run. Every call has a deadline of its own and may be repeated: starting what runs and
 /// stopping what is gone succeed.

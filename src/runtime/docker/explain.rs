@@ -1,0 +1,83 @@
+//! The engine's error texts, cut down to what a person needs.
+
+use std::error::Error as _;
+
+use bollard::errors::Error;
+
+use crate::runtime::RuntimeError;
+
+/// What a failed call means: no answer, or a refusal in one line.
+pub(crate) fn runtime_error(error: Error) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { message, .. } | Error::DockerStreamError { error: message } => {
+            RuntimeError::Refused(refusal(&message))
+        }
+        Error::RequestTimeoutError => RuntimeError::Unavailable("no answer in time".to_owned()),
+        other => RuntimeError::Unavailable(with_causes(&other)),
+    }
+}
+
+/// The HTTP status of a refusal.
+pub(crate) fn status(error: &Error) -> Option<u16> {
+    match error {
+        Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+/// An error and what caused it, in one line, without saying anything twice.
+pub(crate) fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// One line without the layers' names around it:
+/// `OCI runtime create failed: …: exec: "nope": executable file not found in $PATH: unknown`
+/// becomes `exec: "nope": executable file not found in $PATH`.
+pub(crate) fn refusal(message: &str) -> String {
+    const LAYERS: [&str; 4] = [
+        "unable to start container process: ",
+        "starting container process caused: ",
+        "runc create failed: ",
+        "OCI runtime create failed: ",
+    ];
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let innermost = LAYERS.iter().find_map(|layer| line.rsplit_once(layer)).map_or(line.as_str(), |(_, rest)| rest);
+    let plain = innermost.strip_suffix(": unknown").unwrap_or(innermost);
+    if plain.contains("non-overlapping IPv4 address pool") {
+        return format!("{plain}: remove unused networks (docker network prune) or widen default-address-pools");
+    }
+    if plain.is_empty() { "the engine gave no reason".to_owned() } else { plain.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_peeled() {
+        let check = |message: &str, expected: &str| assert_eq!(refusal(message), expected);
+        check(
+            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container \
+             process: exec: \"nope\": executable file not found in $PATH: unknown",
+            "exec: \"nope\": executable file not found in $PATH",
+        );
+        check(
+            "OCI runtime create failed: container_linux.go:380: starting container process caused: exec: \"/a\": permission denied: unknown",
+            "exec: \"/a\": permission denied",
+        );
+        check(
+            "invalid mount config for type \"bind\":\n bind source path does not exist: /x",
+            "invalid mount config for type \"bind\": bind source path does not exist: /x",
+        );
+        check("", "the engine gave no reason");
+    }
+}

@@ -1,0 +1,115 @@
+//! The engine's events as [`Happened`], over any number of lost connections.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bollard::models::EventMessage;
+use bollard::query_parameters::EventsOptions;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::sync::mpsc::Sender;
+use tracing::{info, warn};
+
+use super::Docker;
+use crate::model::InstanceId;
+use crate::runtime::{Exited, Happened, labels};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// After this long without an event the engine is asked whether it is still there: a frozen one keeps its
+/// connections open.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Where the next connection goes on: nanoseconds since the epoch.
+struct Position(i64);
+
+/// Sends events until the receiver is gone. Never returns by itself.
+pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
+    let mut position = Position(Timestamp::now().as_nanosecond().try_into().unwrap_or(0));
+    let mut killed_for_memory = HashSet::new();
+    loop {
+        let why = one_connection(docker, events, &mut position, &mut killed_for_memory).await;
+        if events.is_closed() {
+            return;
+        }
+        warn!(%why, "the Docker engine's event stream was interrupted");
+        let mut pause = FIRST_PAUSE;
+        // The pause is a back-off between attempts; what is waited for is the engine's answer.
+        while docker.ping().await.is_err() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        info!("the Docker engine answers again");
+        if events.send(Happened::Reconnected).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads one connection to its end, and says why it ended.
+async fn one_connection(
+    docker: &Docker,
+    events: &Sender<Happened>,
+    position: &mut Position,
+    killed_for_memory: &mut HashSet<String>,
+) -> String {
+    let mut stream = std::pin::pin!(docker.client.events(Some(options(docker.agent_id(), position))));
+    loop {
+        let next = match tokio::time::timeout(SILENCE, stream.next()).await {
+            Ok(next) => next,
+            Err(_) => match docker.ping().await {
+                Ok(()) => continue,
+                Err(error) => return error.to_string(),
+            },
+        };
+        let event = match next {
+            Some(Ok(event)) => event,
+            Some(Err(error)) => return super::explain::with_causes(&error),
+            None => return "the engine closed it".to_owned(),
+        };
+        if let Some(at) = event.time_nano {
+            position.0 = position.0.max(at.saturating_add(1));
+        }
+        let Some(happened) = read(docker, event, killed_for_memory).await else { continue };
+        if events.send(happened).await.is_err() {
+            return "nobody listens".to_owned();
+        }
+    }
+}
+
+fn options(agent: &str, position: &Position) -> EventsOptions {
+    let mut filters: HashMap<String, Vec<String>> =
+        labels::filter(&[(labels::AGENT, agent), (labels::KIND, labels::KIND_INSTANCE)]);
+    // Without this the health checks' own exec events come along, several a second.
+    let wanted = ["start", "die", "oom", "destroy", "health_status"].map(str::to_owned).to_vec();
+    filters.insert("event".to_owned(), wanted);
+    filters.insert("type".to_owned(), vec!["container".to_owned()]);
+    let (seconds, nanos) = (position.0 / 1_000_000_000, position.0 % 1_000_000_000);
+    EventsOptions { since: Some(format!("{seconds}.{nanos:09}")), until: None, filters: Some(filters) }
+}
+
+async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut HashSet<String>) -> Option<Happened> {
+    let actor = event.actor?;
+    let container = actor.id?;
+    let attributes = actor.attributes?;
+    let instance = InstanceId::parse(attributes.get(labels::INSTANCE)?).ok()?;
+    match event.action?.as_str() {
+        "start" => Some(Happened::Started(instance)),
+        "oom" => {
+            killed_for_memory.insert(container);
+            None
+        }
+        "die" => {
+            let code = attributes.get("exitCode").and_then(|code| code.parse().ok()).unwrap_or(0);
+            let told = killed_for_memory.remove(&container);
+            // The oom event also comes for a child that died while the main process lived on: 137 is what the
+            // kernel's kill looks like. A restarted container shows nothing of it any more, hence the event.
+            let oom = code == 137 && (told || docker.was_killed_for_memory(&container).await);
+            Some(Happened::Exited(instance, Exited { code, oom, output: Vec::new() }))
+        }
+        "destroy" => Some(Happened::Removed(instance)),
+        "health_status: healthy" => Some(Happened::ImageHealth(instance, true)),
+        "health_status: unhealthy" => Some(Happened::ImageHealth(instance, false)),
+        _ => None,
+    }
+}
