@@ -1,1 +1,365 @@
-//! (to come)
+//! `POST /hooks/{app}` and `POST /hooks/{app}/post-receive`: cap, verify, parse, record, answer.
+//!
+//! Nothing is parsed before the signature over the raw bytes is right, and an unknown app answers with the same
+//! bytes, after the same work, as a wrong signature.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+use secrecy::SecretString;
+use serde::Serialize;
+
+use super::github::{self, Delivery, Format};
+use super::intake::{Intake, LARGEST_BODY, Taken, Unread, discard};
+use super::post_receive;
+use super::signature::{self, SignatureError};
+use super::{Heard, Push, Refusal, one_line};
+use crate::agent::Agent;
+use crate::api::problem::{Problem, new_request_id};
+use crate::config::{App, Config};
+use crate::journal::{Followed, Journal};
+use crate::model::{AppName, DeploymentId, Status, Trigger};
+use crate::queue::Request;
+use crate::store::{Admission, Decision, Deployment, NewDeployment, Store, StoreError};
+
+/// Memory for large bodies in all.
+const BODY_BUDGET: usize = 64 << 20;
+/// Within which a body must have come. GitHub itself ends a delivery after 10 s.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds after which a sender may try again.
+const RETRY_AFTER: &str = "30";
+/// Log lines sent in one piece when they are there already.
+const LINES_AT_ONCE: usize = 256;
+
+const GITHUB_SIGNATURE: &str = "X-Hub-Signature-256";
+const HOOK_SIGNATURE: &str = "X-Longshore-Signature-256";
+
+pub(super) type Submit = Box<dyn Fn(NewDeployment) -> BoxFuture<'static, Result<Admission, StoreError>> + Send + Sync>;
+
+/// What the hook routes need.
+pub struct HookState {
+    config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
+    submit: Submit,
+    store: Store,
+    journal: Journal,
+    intake: Intake,
+    /// Checked in place of an unknown app's secret.
+    nobodys_secret: SecretString,
+}
+
+impl HookState {
+    /// Of a running agent.
+    pub fn of(agent: Arc<Agent>) -> Self {
+        let (store, journal, configured) = (agent.store.clone(), agent.journal.clone(), agent.clone());
+        let config = Box::new(move || configured.config());
+        let submit: Submit = Box::new(move |new| {
+            let agent = agent.clone();
+            Box::pin(async move { agent.submit(new).await })
+        });
+        Self::new(config, submit, store, journal)
+    }
+
+    /// Of its parts.
+    pub(super) fn new(
+        config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
+        submit: Submit,
+        store: Store,
+        journal: Journal,
+    ) -> Self {
+        let intake = Intake::new(BODY_BUDGET, BODY_PATIENCE);
+        Self { config, submit, store, journal, intake, nobodys_secret: new_request_id().into() }
+    }
+}
+
+/// The hook routes.
+pub fn routes(agent: Arc<Agent>) -> Router {
+    router(HookState::of(agent))
+}
+
+/// The routes on a state.
+pub(super) fn router(state: HookState) -> Router {
+    Router::new()
+        .route("/hooks/{app}", post(from_github).fallback(only_post))
+        .route("/hooks/{app}/post-receive", post(from_git).fallback(only_post))
+        .with_state(Arc::new(state))
+}
+
+async fn only_post() -> Response {
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "hooks are sent with POST");
+    ([(header::ALLOW, "POST")], problem).into_response()
+}
+
+/// The answer to a webhook.
+#[derive(Serialize)]
+struct Answer {
+    decision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deployment: Option<DeploymentId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl Answer {
+    fn ignored(reason: String) -> Self {
+        Self { decision: "ignored", deployment: None, reason: Some(reason) }
+    }
+}
+
+impl From<Admission> for Answer {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Queued { id, .. } => Self { decision: "queued", deployment: Some(id), reason: None },
+            Admission::Duplicate { of: Some(id) } => Self { decision: "duplicate", deployment: Some(id), reason: None },
+            Admission::Duplicate { of: None } => {
+                let reason = "this delivery was here before and led to no deployment".into();
+                Self { decision: "duplicate", deployment: None, reason: Some(reason) }
+            }
+            Admission::Held { reason } => Self { decision: "held", deployment: None, reason: Some(reason) },
+        }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let status = if self.decision == "queued" { StatusCode::ACCEPTED } else { StatusCode::OK };
+        (status, axum::Json(self)).into_response()
+    }
+}
+
+async fn from_github(
+    State(state): State<Arc<HookState>>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Response> {
+    let verified = state.take(path, &headers, body, GITHUB_SIGNATURE).await?;
+    let app = verified.app()?;
+    let format = text(&headers, header::CONTENT_TYPE.as_str()).and_then(Format::of_content_type).ok_or_else(|| {
+        let detail = "the content type must be application/json or application/x-www-form-urlencoded";
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("Content-Type").into_response()
+    })?;
+    let delivery = Delivery {
+        event: text(&headers, "x-github-event"),
+        id: text(&headers, "x-github-delivery"),
+        format,
+        body: &verified.body.bytes,
+    };
+    let answer = match github::hear(app, delivery).map_err(refused)? {
+        Heard::Push(push) => Answer::from(state.submit(app, Trigger::Push, push).await?),
+        Heard::Ignored(reason) => {
+            if let Some(id) = delivery.id {
+                let (delivery, decision) = (id.to_owned(), format!("ignored: {reason}"));
+                let decision = Decision { app: app.name.clone(), delivery, decision };
+                state.store.record_decision(decision).await.map_err(unavailable)?;
+            }
+            Answer::ignored(reason)
+        }
+    };
+    Ok(answer.into_response())
+}
+
+async fn from_git(
+    State(state): State<Arc<HookState>>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Response> {
+    let verified = state.take(path, &headers, body, HOOK_SIGNATURE).await?;
+    let app = verified.app()?;
+    let received = post_receive::hear(&app.branch, &verified.body.bytes).map_err(refused)?;
+
+    let mut said: String = received.ignored.iter().map(|why| format!("longshore: ignored: {why}\n")).collect();
+    let Some(push) = received.push else { return Ok(plain_text(Body::from(said))) };
+    let what = format!("{} at {}", app.branch, push.after.short());
+    match state.submit(app, Trigger::PostReceive, push).await? {
+        Admission::Queued { id, replaced } => {
+            said.push_str(&format!("longshore: queued {what} as deployment {id}"));
+            for old in replaced {
+                said.push_str(&format!(", in place of {old}"));
+            }
+            said.push('\n');
+            Ok(plain_text(follow(&state.journal, app.name.clone(), id, said)))
+        }
+        Admission::Duplicate { of } => {
+            let of = of.map_or_else(String::new, |id| format!(" as deployment {id}"));
+            said.push_str(&format!("longshore: duplicate: {what} was here before{of}\n"));
+            Ok(plain_text(Body::from(said)))
+        }
+        Admission::Held { reason } => {
+            let reason = one_line(&reason, 500);
+            said.push_str(&format!(
+                "longshore: held: {what} failed before ({reason}); push a correction, or run `longshore deploy {}`\n",
+                app.name
+            ));
+            Ok(plain_text(Body::from(said)))
+        }
+    }
+}
+
+/// A delivery whose signature is right.
+struct Verified {
+    config: Arc<Config>,
+    name: AppName,
+    body: Taken,
+}
+
+impl Verified {
+    fn app(&self) -> Result<&App, Response> {
+        self.config.apps.get(&self.name).ok_or_else(|| unauthorized(GITHUB_SIGNATURE, SignatureError::Wrong))
+    }
+}
+
+impl HookState {
+    /// Reads the body and checks its signature, whoever it is for.
+    async fn take(
+        &self,
+        path: Result<Path<String>, PathRejection>,
+        headers: &HeaderMap,
+        body: Body,
+        signature_header: &'static str,
+    ) -> Result<Verified, Response> {
+        if body.size_hint().lower() > LARGEST_BODY as u64 {
+            discard(body);
+            return Err(unread(Unread::TooLarge));
+        }
+        let encodings = headers.get_all(header::CONTENT_ENCODING);
+        if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            discard(body);
+            let detail = "the body must not be compressed: leave out Content-Encoding";
+            let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("Content-Encoding");
+            return Err(problem.into_response());
+        }
+        let body = self.intake.read(body).await.map_err(|(why, body)| {
+            discard(body);
+            unread(why)
+        })?;
+
+        let config = (self.config)();
+        let name: Option<AppName> = path.ok().and_then(|Path(name)| name.parse().ok());
+        let known = name.filter(|name| config.apps.contains_key(name));
+        let webhook = known.as_ref().and_then(|name| config.apps.get(name)?.webhook.as_ref());
+        let secret = webhook.map_or(&self.nobodys_secret, |webhook| &webhook.secret);
+
+        let values = headers.get_all(signature_header).iter().map(|value| value.as_bytes());
+        let mut checked = signature::verify(secret, values, &body.bytes);
+        if checked == Err(SignatureError::Missing) && headers.contains_key("x-hub-signature") {
+            checked = Err(SignatureError::Sha1Only);
+        }
+        match (checked, known) {
+            (Ok(()), Some(name)) if webhook.is_some() => Ok(Verified { config, name, body }),
+            (checked, known) => {
+                let why = checked.err().unwrap_or(SignatureError::Wrong);
+                let hook = text(headers, "x-github-hook-id").map(|id| one_line(id, 40));
+                let app = known.as_ref().map(AppName::as_str);
+                tracing::warn!(app, hook, "a delivery was refused: its signature {why}");
+                Err(unauthorized(signature_header, why))
+            }
+        }
+    }
+
+    /// Has a push on disk before it returns.
+    async fn submit(&self, app: &App, trigger: Trigger, push: Push) -> Result<Admission, Response> {
+        let new = NewDeployment {
+            app: app.name.clone(),
+            trigger,
+            request: Request::Deploy { commit: Some(push.after), before: push.before, forced: push.forced },
+            git_ref: Some(push.git_ref),
+            pusher: push.pusher,
+            author: push.author,
+            subject: push.subject,
+            delivery: push.delivery,
+        };
+        // A task of its own: a sender that hangs up now must not leave a push on disk that nobody is woken for.
+        let admitted = tokio::spawn((self.submit)(new)).await.map_err(|_| unavailable(StoreError::Closed))?;
+        admitted.map_err(unavailable)
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn unread(why: Unread) -> Response {
+    match why {
+        Unread::TooLarge => {
+            let detail = format!("the body is larger than {} MiB", LARGEST_BODY >> 20);
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).into_response()
+        }
+        Unread::Busy => {
+            let detail = "too many large deliveries at once; deliver again later";
+            retry_later(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+        }
+        Unread::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time").into_response(),
+        Unread::Broken => Problem::new(StatusCode::BAD_REQUEST, "the body broke off").into_response(),
+    }
+}
+
+fn unauthorized(header: &'static str, why: SignatureError) -> Response {
+    Problem::new(StatusCode::UNAUTHORIZED, format!("{header} {why}")).field(header).uniform().into_response()
+}
+
+fn refused(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::Unreadable(detail) => Problem::new(StatusCode::BAD_REQUEST, detail).into_response(),
+        Refusal::Invalid { field, detail } => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).field(field).into_response()
+        }
+    }
+}
+
+fn unavailable(err: StoreError) -> Response {
+    tracing::error!(%err, "a delivery could not be recorded");
+    let detail = "the agent cannot write its journal now; deliver again later";
+    retry_later(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+}
+
+fn retry_later(problem: Problem) -> Response {
+    ([(header::RETRY_AFTER, RETRY_AFTER)], problem).into_response()
+}
+
+fn plain_text(body: Body) -> Response {
+    // The last one keeps nginx from holding the lines back.
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/plain; charset=utf-8"),
+        (header::CACHE_CONTROL.as_str(), "no-store"),
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, body).into_response()
+}
+
+/// `said`, then the deployment's log until it ends, then how it ended. The deployment does not depend on the reader.
+fn follow(journal: &Journal, app: AppName, id: DeploymentId, said: String) -> Body {
+    let lines = journal.follow(id, 0).map(move |item| match item {
+        Ok(Followed::Line(line)) => format!("{}\n", line.line),
+        Ok(Followed::Ended(record)) => format!("longshore: {}\n", outcome(&record)),
+        Err(err) => {
+            tracing::error!(%err, deployment = id.0, "a pusher's log broke off");
+            format!("longshore: the log broke off, the deployment goes on: see `longshore status {app}`\n")
+        }
+    });
+    let pieces = lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat());
+    Body::from_stream(stream::iter([said]).chain(pieces).map(|text| Ok::<_, Infallible>(Bytes::from(text))))
+}
+
+/// `succeeded v7`, `rolled_back: REASON` …
+fn outcome(record: &Deployment) -> String {
+    match (record.status, record.release, &record.reason) {
+        (Status::Succeeded, Some(release), _) => format!("{} {release}", record.status),
+        (status, _, Some(reason)) => format!("{status}: {}", one_line(reason, 2000)),
+        (status, _, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

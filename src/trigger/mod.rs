@@ -1,11 +1,15 @@
 //! From bytes on the wire to a [`Push`], the only type that leaves this folder.
 
-use crate::model::{CommitSha, GitRef};
+use crate::model::{CommitSha, GitRef, shorten};
 
 pub mod github;
 pub mod http;
+mod intake;
+mod payload;
 pub mod post_receive;
 pub mod signature;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// A verified branch update.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,4 +40,57 @@ pub enum Heard {
     Push(Push),
     /// Nothing to do, and why (one line for the sender).
     Ignored(String),
+}
+
+/// Why a verified delivery cannot be understood. The texts name positions and rules, and values only where they are
+/// refs, commits or names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bytes are not what they should be (400).
+    #[error("{0}")]
+    Unreadable(String),
+    /// A field is missing or has a value that it must not have (422).
+    #[error("{detail}")]
+    Invalid {
+        /// Its path in the payload.
+        field: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+impl Refusal {
+    fn invalid(field: &'static str, detail: impl Into<String>) -> Self {
+        Self::Invalid { field, detail: detail.into() }
+    }
+}
+
+/// Text by a stranger as one line for terminals and pages: nothing that moves a cursor or turns the reading
+/// direction, at most `max` characters.
+fn one_line(text: &str, max: usize) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let visible: String =
+        text.chars().filter(|&c| !turns(c)).map(|c| if c.is_control() { ' ' } else { c }).take(max + 1).collect();
+    shorten(visible.trim(), max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn strangers_text_becomes_one_harmless_line() {
+        assert_eq!(one_line("  Fix\x1b]8;;x\x07 \u{202e}it\r\n", 200), "Fix ]8;;x  it");
+        assert_eq!(one_line(&"ä".repeat(300), 200), format!("{}…", "ä".repeat(200)));
+    }
+
+    proptest! {
+        #[test]
+        fn one_line_is_short_and_without_controls(text in "\\PC*|(.|\n|\r|\u{0}){0,300}") {
+            let line = one_line(&text, 50);
+            prop_assert!(line.chars().count() <= 51 && !line.chars().any(char::is_control));
+        }
+    }
 }
