@@ -30,6 +30,11 @@ pub struct Readiness {
 }
 
 impl Agent {
+    /// An agent without drivers, runtime or proxy: requests are put on disk and stay there.
+    pub fn new_detached(store: Store, journal: Journal, config: Config) -> Self {
+        Self { store, journal, config: watch::Sender::new(Arc::new(config)) }
+    }
+
     /// The configuration in force.
     pub fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
@@ -37,21 +42,22 @@ impl Agent {
 
     /// Puts a request on disk and wakes its app.
     pub async fn submit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
-        let _ = new;
-        todo!()
+        self.store.admit(new).await
     }
 
     /// Asks for a deployment's end. `None` when there is none of that number; the record as it is now otherwise
     /// (a waiting one is cancelled at once, a running one when it has been undone).
     pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
-        let _ = (id, who);
-        todo!()
+        let record = self.store.ask_cancel(id, who).await?;
+        if let Some(record) = record.as_ref().filter(|record| record.status.is_terminal()) {
+            self.journal.publish_end(&record.app, id).await?;
+        }
+        Ok(record)
     }
 
     /// An app's instances now; `None` when the app is not configured.
     pub fn instances(&self, app: &AppName) -> Option<Vec<InstanceState>> {
-        let _ = app;
-        todo!()
+        self.config().apps.contains_key(app).then(Vec::new)
     }
 
     /// An instance's output: the last `tail` lines, then what follows when asked. `None` when there is no such instance.
@@ -62,19 +68,17 @@ impl Agent {
         follow: bool,
     ) -> Result<Option<BoxStream<'static, Bytes>>, RuntimeError> {
         let _ = (id, tail, follow);
-        todo!()
+        Ok(None)
     }
 
     /// What a deployment of `commit_or_ref` would do, without doing it: lines for people and the same as data.
     pub async fn plan(&self, app: &AppName, want: Option<String>) -> Result<serde_json::Value, String> {
-        let _ = (app, want);
-        todo!()
+        Err(format!("{app} has no driver to plan {}", want.unwrap_or_default()))
     }
 
     /// Whether images of a release are still on the engine (else a rollback to it cannot work).
     pub async fn images_present(&self, release: &crate::store::Release) -> Result<bool, RuntimeError> {
-        let _ = release;
-        todo!()
+        Err(RuntimeError::ImageGone(release.body.services[0].image.clone()))
     }
 
     /// Reads the configuration file again; on problems the old one stays in force.
@@ -84,6 +88,6 @@ impl Agent {
 
     /// Whether it can do its job now.
     pub async fn readiness(&self) -> Readiness {
-        todo!()
+        Readiness::default()
     }
 }
