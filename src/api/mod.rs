@@ -51,6 +51,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
     let state = ApiState { agent, failures: Arc::default() };
     let mut router = Router::new();
     for route in table::routes() {
+        tracing::trace!(method = route.method, path = route.path, access = ?route.access, "route");
         let guard = from_fn_with_state((state.clone(), route.access), auth::authorize);
         router = router.route(route.path, route.handler.route_layer(guard));
     }

@@ -17,6 +17,7 @@ pub(super) enum Access {
 
 /// One method on one path.
 pub(super) struct Route {
+    /// For the log and for whoever walks the table.
     pub method: &'static str,
     pub path: &'static str,
     pub access: Access,
