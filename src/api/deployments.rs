@@ -1,0 +1,209 @@
+//! Deployments: asked for, listed, read, cancelled.
+
+use axum::body::Body;
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, response::sse::Event};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::auth::Caller;
+use super::body::{Fields, query, switch, wrong};
+use super::problem::Problem;
+use super::serve::Closing;
+use super::views::DeploymentView;
+use super::{ApiState, apps, sse};
+use crate::journal::Followed;
+use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ParseError, shorten};
+use crate::queue::Request;
+use crate::store::{Admission, Deployment, NewDeployment, Store, StoreError};
+
+/// Log lines read at once.
+const PAGE: u32 = 1000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    #[serde(default = "twenty")]
+    limit: u32,
+}
+
+fn twenty() -> u32 {
+    20
+}
+
+pub(super) async fn list(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<Vec<DeploymentView>>, Problem> {
+    let config = api.agent.config();
+    let app = apps::find(&config, &name)?;
+    let ListQuery { limit } = query(&uri)?;
+    let found = api.agent.store.deployments(&app.name, limit.clamp(1, 200)).await?;
+    let public_url = config.agent.public_url.as_deref();
+    Ok(Json(found.iter().map(|deployment| DeploymentView::of(deployment, public_url, Timestamp::now())).collect()))
+}
+
+pub(super) async fn create(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    fields: Fields,
+) -> Result<Response, Problem> {
+    let config = api.agent.config();
+    let app = apps::find(&config, &name)?;
+    let fields = fields.only(&["commit", "ref", "dry_run"])?;
+    let commit: Option<CommitSha> = fields.text("commit")?;
+    let git_ref = fields.text::<BranchOrRef>("ref")?.map(|BranchOrRef(git_ref)| git_ref);
+    if commit.is_some() && git_ref.is_some() {
+        return Err(wrong("ref", "give either commit or ref"));
+    }
+    if fields.flag("dry_run")? {
+        let want = commit.map(String::from).or(git_ref.map(String::from));
+        let plan = api.agent.plan(&app.name, want).await.map_err(|why| Problem::new(StatusCode::CONFLICT, why))?;
+        return Ok(Json(plan).into_response());
+    }
+    let request = Request::Deploy { forced: commit.is_some(), commit, before: None };
+    submit(&api, &app.name, caller.trigger, request, git_ref, caller.name).await
+}
+
+/// `main`, `refs/heads/main` or `refs/tags/v1`.
+struct BranchOrRef(GitRef);
+
+impl std::str::FromStr for BranchOrRef {
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text.starts_with("refs/") { text.parse() } else { GitRef::of_branch(text) }.map(Self)
+    }
+}
+
+/// Puts a request on disk and answers 202 with the record.
+pub(super) async fn submit(
+    api: &ApiState,
+    app: &AppName,
+    trigger: crate::model::Trigger,
+    request: Request,
+    git_ref: Option<GitRef>,
+    who: String,
+) -> Result<Response, Problem> {
+    let new = NewDeployment {
+        app: app.clone(),
+        trigger,
+        request,
+        git_ref,
+        pusher: Some(who),
+        author: None,
+        subject: None,
+        delivery: None,
+    };
+    let id = match api.agent.submit(new).await? {
+        Admission::Queued { id, .. } | Admission::Duplicate { of: Some(id) } => id,
+        Admission::Duplicate { of: None } => {
+            return Err(Problem::new(StatusCode::CONFLICT, "this request was answered before"));
+        }
+        Admission::Held { reason } => {
+            return Err(Problem::new(StatusCode::CONFLICT, format!("this commit is held: {reason}")));
+        }
+    };
+    let deployment = find(&api.agent.store, &id.0.to_string()).await?;
+    Ok(accepted(api, &deployment))
+}
+
+fn accepted(api: &ApiState, deployment: &Deployment) -> Response {
+    let location = format!("/api/v1/deployments/{}", deployment.id.0);
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(view(api, deployment))).into_response()
+}
+
+pub(super) async fn show(State(api): State<ApiState>, Path(id): Path<String>) -> Result<Json<DeploymentView>, Problem> {
+    let deployment = find(&api.agent.store, &id).await?;
+    Ok(Json(view(&api, &deployment)))
+}
+
+pub(super) async fn cancel(
+    State(api): State<ApiState>,
+    Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
+    fields: Fields,
+) -> Result<Response, Problem> {
+    fields.only(&[])?;
+    let found = find(&api.agent.store, &id).await?;
+    if found.status.is_terminal() {
+        let detail = format!("deployment {} has ended: {}", found.id, found.status);
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let cancelled = api.agent.cancel(found.id, &caller.name).await?;
+    Ok(accepted(&api, &cancelled.unwrap_or(found)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogQuery {
+    #[serde(default, deserialize_with = "switch")]
+    follow: bool,
+    /// Only lines after this one.
+    #[serde(default)]
+    after: u64,
+}
+
+pub(super) async fn log(
+    State(api): State<ApiState>,
+    Path(id): Path<String>,
+    closing: Closing,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    let LogQuery { follow, after } = query(&uri)?;
+    let deployment = find(&api.agent.store, &id).await?;
+    if !follow {
+        let body = Body::from_stream(text(api.agent.store.clone(), deployment.id, after));
+        return Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response());
+    }
+    let after = sse::last_event_id(&headers).unwrap_or(after);
+    let events = api.agent.journal.follow(deployment.id, after).map(move |item| match item {
+        Ok(Followed::Line(line)) => sse::text_event(&line.line).id(line.seq.to_string()),
+        Ok(Followed::Ended(record)) => sse::json_event("end", &view(&api, &record)),
+        Err(err) => Event::default().event("error").data(err.to_string()),
+    });
+    Ok(sse::respond(events, closing))
+}
+
+/// The log as it is now, page by page.
+fn text(
+    store: Store,
+    id: DeploymentId,
+    after: u64,
+) -> impl futures_util::Stream<Item = Result<Bytes, StoreError>> + Send {
+    stream::try_unfold(after, move |after| {
+        let store = store.clone();
+        async move {
+            let lines = store.log_lines(id, after, PAGE).await?;
+            let Some(last) = lines.last().map(|line| line.seq) else { return Ok(None) };
+            let mut page = String::new();
+            for line in &lines {
+                page.push_str(&line.line);
+                page.push('\n');
+            }
+            Ok(Some((Bytes::from(page), last)))
+        }
+    })
+}
+
+async fn find(store: &Store, id: &str) -> Result<Deployment, Problem> {
+    let number = id.parse().ok().map(DeploymentId);
+    let found = match number {
+        Some(number) => store.deployment(number).await?,
+        None => None,
+    };
+    found.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, format!("there is no deployment {:?}", shorten(id, 40))).field("id")
+    })
+}
+
+fn view(api: &ApiState, deployment: &Deployment) -> DeploymentView {
+    let config = api.agent.config();
+    DeploymentView::of(deployment, config.agent.public_url.as_deref(), Timestamp::now())
+}

@@ -1,0 +1,27 @@
+//! `GET /livez`, `GET /readyz`
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::ApiState;
+use super::problem::Problem;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// It answers, so it lives.
+pub(super) async fn live() -> Json<Value> {
+    Json(json!({ "status": "live", "version": VERSION }))
+}
+
+/// Whether it can do its job, and what is in the way.
+pub(super) async fn ready(State(api): State<ApiState>) -> Result<(StatusCode, Json<Value>), Problem> {
+    let problems = api.agent.readiness().await.problems;
+    let agent = api.agent.store.kept_random("agent_id", 8).await?;
+    let (status, word) = match problems.is_empty() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+    };
+    Ok((status, Json(json!({ "status": word, "agent": agent, "version": VERSION, "problems": problems }))))
+}

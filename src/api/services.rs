@@ -1,0 +1,64 @@
+//! Scaling a service, restarting an app.
+
+use axum::extract::{Extension, Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::auth::Caller;
+use super::body::{Fields, wrong};
+use super::problem::Problem;
+use super::{ApiState, apps, deployments};
+use crate::model::{AppName, shorten};
+use crate::queue::Request;
+
+/// The configuration's own bound.
+const MOST: u64 = 64;
+
+pub(super) async fn scale(
+    State(api): State<ApiState>,
+    Path((name, service)): Path<(String, String)>,
+    Extension(caller): Extension<Caller>,
+    fields: Fields,
+) -> Result<Response, Problem> {
+    let config = api.agent.config();
+    let app = apps::find(&config, &name)?;
+    let Some(service) = app.services.keys().find(|known| known.as_str() == service).cloned() else {
+        let known: Vec<&str> = app.services.keys().map(|known| known.as_str()).collect();
+        let service = shorten(&service, 60);
+        let detail = format!("{} has no service {service:?}; services: {}", app.name, known.join(", "));
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail).field("service"));
+    };
+    let fields = fields.only(&["instances"])?;
+    let asked = fields.get("instances").ok_or_else(|| wrong("instances", "is missing; give a number from 0 to 64"))?;
+    let instances = asked
+        .as_u64()
+        .filter(|number| *number <= MOST)
+        .and_then(|number| u32::try_from(number).ok())
+        .ok_or_else(|| {
+            wrong("instances", format!("must be a whole number from 0 to 64; got {}", shorten(&asked.to_string(), 40)))
+        })?;
+    needs_live(&api, &app.name).await?;
+    let request = Request::Scale { service, instances };
+    deployments::submit(&api, &app.name, caller.trigger, request, None, caller.name).await
+}
+
+pub(super) async fn restart(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    fields: Fields,
+) -> Result<Response, Problem> {
+    let config = api.agent.config();
+    let app = apps::find(&config, &name)?;
+    fields.only(&[])?;
+    needs_live(&api, &app.name).await?;
+    deployments::submit(&api, &app.name, caller.trigger, Request::Restart, None, caller.name).await
+}
+
+/// Both act on the live release.
+async fn needs_live(api: &ApiState, app: &AppName) -> Result<(), Problem> {
+    match api.agent.store.live_release(app).await? {
+        Some(_) => Ok(()),
+        None => Err(Problem::new(StatusCode::CONFLICT, format!("nothing of {app} is live yet; deploy it first"))),
+    }
+}

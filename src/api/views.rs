@@ -1,0 +1,378 @@
+//! The JSON of the API, apart from the types inside: what is here is a promise to clients, and what the command line
+//! reads back.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{App, Service};
+use crate::model::{CommitSha, Duty, Health, Status, Trigger};
+use crate::queue::Request;
+use crate::rollout::InstanceState;
+use crate::store::{Deployment, Release};
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppView {
+    /// Its name.
+    pub name: String,
+    /// Where its source comes from.
+    pub repo: String,
+    /// The branch that deploys.
+    pub branch: String,
+    /// Hosts that lead to it.
+    pub domains: Vec<String>,
+    /// What is live; null before the first release.
+    pub live: Option<LiveView>,
+    /// The commit that failed and is not tried again by itself.
+    pub held: Option<HeldView>,
+    /// Its process types.
+    pub services: Vec<ServiceView>,
+    /// Its running copies.
+    pub instances: Vec<InstanceView>,
+    /// The deployment that runs now.
+    pub deployment: Option<DeploymentView>,
+    /// How many deployments wait.
+    pub queued: usize,
+}
+
+/// The live release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LiveView {
+    /// Its number.
+    pub release: u32,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// Who wrote it.
+    pub author: String,
+    /// The commit's first line.
+    pub subject: String,
+    /// The deployment that made it.
+    pub deployment: i64,
+    /// Since when.
+    pub since: Option<Timestamp>,
+}
+
+/// A held commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeldView {
+    /// Which.
+    pub commit: CommitSha,
+    /// Why it failed.
+    pub reason: String,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// The port it listens on; null for a worker.
+    pub port: Option<u16>,
+    /// How many there are and should be.
+    pub instances: CountView,
+    /// The live release's image.
+    pub image: Option<String>,
+    /// argv; null = the image's own.
+    pub command: Option<Vec<String>>,
+}
+
+/// Instances of a service, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountView {
+    /// How many there should be.
+    pub desired: u32,
+    /// How many pass their checks.
+    pub ready: usize,
+    /// How many are chosen by the proxy or, for a worker, at work.
+    pub serving: usize,
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// Its name.
+    pub id: String,
+    /// Of which service.
+    pub service: String,
+    /// Its place, from 1.
+    pub slot: u32,
+    /// Whether it passes its checks.
+    pub health: Health,
+    /// What it is for.
+    pub duty: Duty,
+    /// Its share of the traffic.
+    pub weight: u32,
+    /// Of which release.
+    pub release: u32,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// How often the runtime restarted it.
+    pub restarts: u32,
+    /// Where it is reached.
+    pub address: Option<String>,
+    /// The last answer of its health check.
+    pub last_check: Option<String>,
+}
+
+/// A deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeploymentView {
+    /// Its number.
+    pub id: i64,
+    /// Of which app.
+    pub app: String,
+    /// `deploy`, `rollback`, `scale` or `restart`.
+    pub kind: String,
+    /// Where it stands.
+    pub status: Status,
+    /// Why it exists.
+    pub trigger: Trigger,
+    /// Of which commit; null until it is known.
+    pub commit: Option<CommitSha>,
+    /// The branch, where a push named it.
+    #[serde(rename = "ref")]
+    pub git_ref: Option<String>,
+    /// The release it made or kept.
+    pub release: Option<u32>,
+    /// Why it ended as it did.
+    pub reason: Option<String>,
+    /// Who wrote the commit.
+    pub author: Option<String>,
+    /// The commit's first line.
+    pub subject: Option<String>,
+    /// Who asked for it.
+    pub pusher: Option<String>,
+    /// When it was accepted.
+    pub queued_at: Timestamp,
+    /// When it left the queue.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The states it passed.
+    pub phases: Vec<PhaseView>,
+    /// The app's requests while it rolled out.
+    pub requests: RequestsView,
+    /// Which one took its place.
+    pub superseded_by: Option<i64>,
+    /// Somebody asked for its end.
+    pub cancel_asked: bool,
+    /// Where to read on.
+    pub url: String,
+}
+
+/// A state that a deployment passed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhaseView {
+    /// The state.
+    pub name: Status,
+    /// Since when.
+    pub started_at: Timestamp,
+    /// Until when; null = still.
+    pub finished_at: Option<Timestamp>,
+    /// How long, so far.
+    pub seconds: f64,
+}
+
+/// Requests, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestsView {
+    /// Answered.
+    pub served: u64,
+    /// Not answered.
+    pub failed: u64,
+}
+
+/// A release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseView {
+    /// Its number.
+    pub release: u32,
+    /// Of which commit.
+    pub commit: CommitSha,
+    /// Who wrote it.
+    pub author: String,
+    /// The commit's first line.
+    pub subject: String,
+    /// The deployment that made it.
+    pub deployment: i64,
+    /// Whether it is the live one.
+    pub live: bool,
+    /// Whether it ever passed its watch.
+    pub good: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last went live.
+    pub live_at: Option<Timestamp>,
+    /// Its services' images.
+    pub services: Vec<ReleasedServiceView>,
+}
+
+/// A service of a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReleasedServiceView {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+}
+
+/// Everything that [`AppView`] is made of.
+pub(super) struct AppFacts<'a> {
+    pub app: &'a App,
+    /// Services in the order of the configuration with how many instances are asked for.
+    pub services: Vec<(&'a Service, u32)>,
+    pub live: Option<Release>,
+    pub held: Option<(CommitSha, String)>,
+    pub instances: Vec<InstanceState>,
+    pub deployment: Option<DeploymentView>,
+    pub queued: usize,
+}
+
+impl AppView {
+    pub(super) fn of(facts: AppFacts<'_>) -> Self {
+        let live = facts.live.as_ref();
+        let services = facts
+            .services
+            .iter()
+            .map(|(service, desired)| ServiceView::of(service, *desired, live, &facts.instances))
+            .collect();
+        Self {
+            name: facts.app.name.to_string(),
+            repo: facts.app.repo.to_string(),
+            branch: facts.app.branch.clone(),
+            domains: facts.app.domains.clone(),
+            live: live.map(LiveView::of),
+            held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
+            services,
+            instances: facts.instances.iter().map(InstanceView::of).collect(),
+            deployment: facts.deployment,
+            queued: facts.queued,
+        }
+    }
+}
+
+impl LiveView {
+    fn of(release: &Release) -> Self {
+        Self {
+            release: release.number.0,
+            commit: release.commit.clone(),
+            author: release.body.author.clone(),
+            subject: release.body.subject.clone(),
+            deployment: release.deployment.0,
+            since: release.live_at,
+        }
+    }
+}
+
+impl ServiceView {
+    fn of(service: &Service, desired: u32, live: Option<&Release>, instances: &[InstanceState]) -> Self {
+        let own = || instances.iter().filter(|instance| instance.service == service.name);
+        Self {
+            name: service.name.to_string(),
+            port: service.port,
+            instances: CountView {
+                desired,
+                ready: own().filter(|instance| instance.health == Health::Ready).count(),
+                serving: own().filter(|instance| instance.duty == Duty::Serving).count(),
+            },
+            image: live.and_then(|release| release.body.service(&service.name)).map(|live| live.image.to_string()),
+            command: service.command.clone(),
+        }
+    }
+}
+
+impl InstanceView {
+    fn of(instance: &InstanceState) -> Self {
+        Self {
+            id: instance.id.to_string(),
+            service: instance.service.to_string(),
+            slot: instance.slot,
+            health: instance.health,
+            duty: instance.duty,
+            weight: instance.weight,
+            release: instance.release.0,
+            commit: instance.commit.clone(),
+            started_at: instance.started_at,
+            restarts: instance.restarts,
+            address: instance.address.map(|address| address.to_string()),
+            last_check: instance.last_check.clone(),
+        }
+    }
+}
+
+impl DeploymentView {
+    /// `now` is the end of a phase that still lasts; `public_url` the start of the link.
+    pub(super) fn of(deployment: &Deployment, public_url: Option<&str>, now: Timestamp) -> Self {
+        Self {
+            id: deployment.id.0,
+            app: deployment.app.to_string(),
+            kind: kind(&deployment.request).into(),
+            status: deployment.status,
+            trigger: deployment.trigger,
+            commit: deployment.commit.clone(),
+            git_ref: deployment.git_ref.as_ref().map(ToString::to_string),
+            release: deployment.release.map(|release| release.0),
+            reason: deployment.reason.clone(),
+            author: deployment.author.clone(),
+            subject: deployment.subject.clone(),
+            pusher: deployment.pusher.clone(),
+            queued_at: deployment.queued_at,
+            started_at: deployment.started_at,
+            finished_at: deployment.finished_at,
+            phases: deployment
+                .phases
+                .iter()
+                .map(|phase| PhaseView {
+                    name: phase.status,
+                    started_at: phase.started_at,
+                    finished_at: phase.finished_at,
+                    seconds: seconds_between(phase.started_at, phase.finished_at.unwrap_or(now)),
+                })
+                .collect(),
+            requests: RequestsView { served: deployment.served, failed: deployment.failed },
+            superseded_by: deployment.superseded_by.map(|by| by.0),
+            cancel_asked: deployment.cancel_asked,
+            url: format!("{}/api/v1/deployments/{}", public_url.unwrap_or_default(), deployment.id.0),
+        }
+    }
+}
+
+impl ReleaseView {
+    pub(super) fn of(release: &Release, live: bool) -> Self {
+        let services = release.body.services.iter();
+        Self {
+            release: release.number.0,
+            commit: release.commit.clone(),
+            author: release.body.author.clone(),
+            subject: release.body.subject.clone(),
+            deployment: release.deployment.0,
+            live,
+            good: release.good_at.is_some(),
+            created_at: release.created_at,
+            live_at: release.live_at,
+            services: services
+                .map(|released| ReleasedServiceView {
+                    name: released.service.name.to_string(),
+                    image: released.image.to_string(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn kind(request: &Request) -> &'static str {
+    match request {
+        Request::Deploy { .. } => "deploy",
+        Request::Rollback { .. } => "rollback",
+        Request::Scale { .. } => "scale",
+        Request::Restart => "restart",
+    }
+}
+
+/// To the millisecond; never negative, whatever the wall clock did.
+pub(crate) fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
+    let ms = to.as_millisecond().saturating_sub(from.as_millisecond()).max(0);
+    ms as f64 / 1000.0
+}
