@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -34,7 +34,7 @@ pub struct Agent {
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, AppHandle>>,
-    parts: start::Shared,
+    parts: OnceLock<start::Shared>,
     shutdown: CancellationToken,
 }
 
@@ -56,6 +56,25 @@ pub struct Readiness {
 }
 
 impl Agent {
+    /// An agent without engine and proxy: what is asked of it is put on disk and waits. [`start::serve`] connects it.
+    pub fn detached(id: String, store: Store, config_path: PathBuf, config: Config) -> Self {
+        Self {
+            journal: Journal::new(store.clone()),
+            store,
+            id,
+            config_path,
+            config: watch::Sender::new(Arc::new(config)),
+            apps: RwLock::new(BTreeMap::new()),
+            parts: OnceLock::new(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    /// Engine and proxy, once they are connected.
+    fn parts(&self) -> Result<&start::Shared, RuntimeError> {
+        self.parts.get().ok_or_else(|| RuntimeError::Unavailable("the agent is still starting".to_owned()))
+    }
+
     /// The configuration in force.
     pub fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
@@ -126,10 +145,11 @@ impl Agent {
         tail: u32,
         follow: bool,
     ) -> Result<Option<BoxStream<'static, Bytes>>, RuntimeError> {
-        if self.parts.runtime.inspect(id).await?.is_none() {
+        let runtime = &self.parts()?.runtime;
+        if runtime.inspect(id).await?.is_none() {
             return Ok(None);
         }
-        self.parts.runtime.logs(id, tail, follow).await.map(Some)
+        runtime.logs(id, tail, follow).await.map(Some)
     }
 
     /// What a deployment of a commit, of a ref, or (with neither) of the branch's tip would do, without doing it.
@@ -141,7 +161,7 @@ impl Agent {
     /// Whether the images of a release are still on the engine; else a rollback to it cannot work.
     pub async fn images_present(&self, release: &Release) -> Result<bool, RuntimeError> {
         for released in &release.body.services {
-            let there = self.parts.builder.exists(&released.image).await;
+            let there = self.parts()?.builder.exists(&released.image).await;
             if !there.map_err(|err| RuntimeError::Unavailable(err.to_string()))? {
                 return Ok(false);
             }
@@ -190,11 +210,16 @@ impl Agent {
     /// Whether it can do its job now.
     pub async fn readiness(&self) -> Readiness {
         let mut problems = Vec::new();
-        if let Err(err) = self.parts.docker.ping().await {
-            problems.push(err.to_string());
-        }
-        if !self.parts.proxy.status().connected {
-            problems.push("the proxy does not answer".to_owned());
+        match self.parts() {
+            Err(err) => problems.push(err.to_string()),
+            Ok(parts) => {
+                if let Err(err) = parts.docker.ping().await {
+                    problems.push(err.to_string());
+                }
+                if !parts.proxy.status().connected {
+                    problems.push("the proxy does not answer".to_owned());
+                }
+            }
         }
         if let Err(err) = self.store.tokens().await {
             problems.push(err.to_string());

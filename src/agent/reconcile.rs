@@ -34,7 +34,8 @@ pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken)
 async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     let config = agent.config();
     let Some(app) = config.apps.get(name) else { return Ok(()) };
-    let tip = agent.parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
+    let parts = agent.parts().map_err(|err| err.to_string())?;
+    let tip = parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
     // A branch that does not exist yet is waited for.
     let Some(tip) = tip else { return Ok(()) };
     if agent.store.knows_commit(name, &tip).await.map_err(|err| err.to_string())? {

@@ -12,15 +12,13 @@ use axum::Router;
 use futures_util::StreamExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{Agent, AppHandle, reconcile};
 use crate::config::{App, Config};
 use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
 use crate::deploy::{Deployer, spec};
-use crate::journal::Journal;
 use crate::model::{DeploymentId, Duty};
 use crate::proxy::client::{ProxyClient, spawn_proxy};
 use crate::rollout::driver::Parts;
@@ -66,7 +64,6 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
         .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?;
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
-    let shutdown = CancellationToken::new();
     let proxy = ProxyClient::start(&data_dir);
     ensure_proxy(&proxy, &config_path, &data_dir).await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
@@ -76,27 +73,21 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
         docker,
         mirrors: Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?,
         routes: Arc::new(Routes::new(proxy.clone(), kept)),
-        proxy,
+        proxy: proxy.clone(),
         build_slots: Arc::new(Semaphore::new(BUILDS)),
         settings_key,
     };
-    let agent = Arc::new(Agent {
-        journal: Journal::new(store.clone()),
-        store,
-        id,
-        config_path: config_path.clone(),
-        config: watch::Sender::new(Arc::new(config)),
-        apps: RwLock::new(BTreeMap::new()),
-        parts,
-        shutdown: shutdown.clone(),
-    });
+    let agent = Arc::new(Agent::detached(id, store, config_path, config));
+    let shutdown = agent.shutdown.clone();
+    // Set once, here.
+    let _ = agent.parts.set(parts);
 
     let events = tokio::spawn(hand_on_events(agent.clone()));
     for app in agent.config().apps.values() {
         start_app(&agent, app).await;
     }
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
-    let keeper = tokio::spawn(keep_proxy(agent.clone(), data_dir.clone()));
+    let keeper = tokio::spawn(keep_proxy(agent.clone(), proxy, data_dir));
 
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
@@ -160,8 +151,7 @@ async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) 
 }
 
 /// Starts the proxy again when it is gone.
-async fn keep_proxy(agent: Arc<Agent>, data_dir: PathBuf) {
-    let proxy = agent.parts.proxy.clone();
+async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, data_dir: PathBuf) {
     loop {
         tokio::select! {
             () = agent.shutdown.cancelled() => return,
@@ -177,7 +167,7 @@ async fn keep_proxy(agent: Arc<Agent>, data_dir: PathBuf) {
 
 /// Starts an app's tasks and adopts its instances.
 pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
-    let shared = &agent.parts;
+    let Some(shared) = agent.parts.get() else { return };
     let parts = Parts {
         runtime: shared.runtime.clone(),
         routes: shared.routes.clone(),
@@ -213,7 +203,7 @@ pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
 
 /// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.
 async fn adopt(agent: &Arc<Agent>, app: &App, driver: &Driver) -> Result<()> {
-    let shared = &agent.parts;
+    let shared = agent.parts()?;
     let observed = shared.runtime.list(Some(&app.name)).await?;
     let mut records: BTreeMap<DeploymentId, Deployment> = BTreeMap::new();
     for instance in &observed {
@@ -259,7 +249,7 @@ fn current(observed: &Observed) -> Current {
 
 async fn spec_of(agent: &Arc<Agent>, app: &App, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
     let Some(release) = agent.store.release(&app.name, instance.release).await? else { return Ok(None) };
-    match spec::service_specs(app, &release, &agent.parts.settings_key) {
+    match spec::service_specs(app, &release, &agent.parts()?.settings_key) {
         Ok(specs) => Ok(specs.get(&instance.service).cloned()),
         Err(why) => bail!("{why}"),
     }
@@ -275,7 +265,8 @@ async fn duty_of(routes: &Routes, app: &App, instance: &Observed, spec: &Service
 
 /// Hands the runtime's events to every app's driver, which know their own.
 async fn hand_on_events(agent: Arc<Agent>) {
-    let mut events = agent.parts.runtime.watch();
+    let Some(parts) = agent.parts.get() else { return };
+    let mut events = parts.runtime.watch();
     while let Some(happened) = events.next().await {
         for name in agent.app_names() {
             if let Some(app) = agent.app(&name) {

@@ -112,7 +112,7 @@ async fn service_plan(
     let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
     let now = running(deployer, service.name.as_str());
     let unchanged = match (same_image, live) {
-        (Some(released), Some(live)) => same_settings(deployer, app, live, released, service)?,
+        (Some(released), Some(live)) => same_settings(deployer, app, live, released, service).await?,
         _ => false,
     };
     let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
@@ -127,7 +127,7 @@ async fn service_plan(
 }
 
 /// Whether instances of `service` with the live image would be what runs now.
-fn same_settings(
+async fn same_settings(
     deployer: &Deployer,
     app: &App,
     live: &Release,
@@ -143,7 +143,7 @@ fn same_settings(
     let wanted = spec::service_specs(app, &next, &deployer.settings_key)?;
     let wanted = wanted.get(&service.name).map(|spec| spec.settings.clone()).unwrap_or_default();
     let of_service = |state: &crate::rollout::InstanceState| state.service == service.name;
-    let settings = deployer.driver.settings();
+    let settings = deployer.driver.settings().await;
     let current = deployer.driver.instances();
     Ok(current.iter().filter(|s| of_service(s)).all(|state| settings.get(&state.id) == Some(&wanted)))
 }

@@ -109,6 +109,11 @@ impl Driver {
         self.state.borrow().clone()
     }
 
+    /// The digests of what the app's instances run with.
+    pub async fn settings(&self) -> BTreeMap<InstanceId, String> {
+        self.current().await.into_iter().map(|current| (current.id, current.settings)).collect()
+    }
+
     /// Takes over instances of an earlier life of the agent.
     pub async fn adopt(&self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>) {
         let (done, adopted) = oneshot::channel();
