@@ -1,0 +1,105 @@
+//! What the journal and the configuration know about a deployment at the moment it is told.
+
+use crate::config::{Config, NoticeKind};
+use crate::model::{ServiceName, Status};
+use crate::store::{Deployment, Release, Store, StoreError};
+
+use super::message::{Facts, Serving};
+
+/// Lines at the end of a failed deployment's log that go with the notice.
+const LOG_TAIL: u32 = 15;
+
+/// Reads what a notice of `kind` about `record` needs.
+pub(super) async fn gather(
+    store: &Store,
+    config: &Config,
+    kind: NoticeKind,
+    record: Deployment,
+) -> Result<Facts, StoreError> {
+    let app = config.apps.get(&record.app);
+    let live = store.live_release(&record.app).await?;
+    let failed = matches!(kind, NoticeKind::Failed | NoticeKind::RolledBack);
+    Ok(Facts {
+        repo: app.map(|app| app.repo.clone()),
+        provider: app.and_then(|app| app.webhook.as_ref()).map(|webhook| webhook.provider),
+        link: config.agent.public_url.clone(),
+        instances: instances(store, config, kind, &record, live.as_ref()).await?,
+        serving: serving(&record, live.as_ref()),
+        superseding_commit: match record.superseded_by {
+            Some(by) => store.deployment(by).await?.and_then(|by| by.commit),
+            None => None,
+        },
+        held: failed && store.held_commit(&record.app).await?.map(|(commit, _)| commit) == record.commit,
+        log: if failed { log_tail(store, &record).await? } else { Vec::new() },
+        kind,
+        deployment: record,
+    })
+}
+
+/// What serves the app, told of `record`: a release that went live only after it says nothing about it.
+fn serving(record: &Deployment, live: Option<&Release>) -> Serving {
+    match live {
+        None => Serving::Nothing,
+        Some(live) if live.deployment > record.id => Serving::Unknown,
+        Some(live) if live.live_at > record.finished_at => Serving::Unknown,
+        Some(live) => Serving::Release(live.number),
+    }
+}
+
+/// How many instances run of each service: of the release that is live after the deployment, and while there is none,
+/// of the configuration.
+async fn instances(
+    store: &Store,
+    config: &Config,
+    kind: NoticeKind,
+    record: &Deployment,
+    live: Option<&Release>,
+) -> Result<Vec<(ServiceName, u32)>, StoreError> {
+    let of_release = |release: &Release| {
+        let services = &release.body.services;
+        services.iter().map(|released| (released.service.name.clone(), released.service.instances)).collect()
+    };
+    let configured: Vec<(ServiceName, u32)> = match kind {
+        NoticeKind::Started => config
+            .apps
+            .get(&record.app)
+            .map(|app| app.services.values().map(|service| (service.name.clone(), service.instances)).collect())
+            .unwrap_or_default(),
+        NoticeKind::Succeeded => match record.release {
+            Some(number) => store.release(&record.app, number).await?.as_ref().map(of_release).unwrap_or_default(),
+            None => Vec::new(),
+        },
+        _ => live.map(of_release).unwrap_or_default(),
+    };
+    let mut running = Vec::with_capacity(configured.len());
+    for (service, count) in configured {
+        // A person may have asked for another number than the configuration.
+        let count = store.scale(&record.app, &service, count).await?;
+        running.push((service, count));
+    }
+    Ok(running)
+}
+
+async fn log_tail(store: &Store, record: &Deployment) -> Result<Vec<String>, StoreError> {
+    let last = store.last_log_seq(record.id).await?;
+    let lines = store.log_lines(record.id, last.saturating_sub(LOG_TAIL.into()), LOG_TAIL).await?;
+    Ok(lines.into_iter().map(|line| line.line).collect())
+}
+
+/// Whether a notice is overtaken: the deployment's end is already in the outbox, behind it, and will be told to a
+/// receiver of `events`.
+pub(super) fn is_overtaken(kind: NoticeKind, status: Status, events: &[NoticeKind]) -> bool {
+    kind == NoticeKind::Started && end_of(status).is_some_and(|end| events.contains(&end))
+}
+
+/// The notice of a terminal state.
+fn end_of(status: Status) -> Option<NoticeKind> {
+    match status {
+        Status::Succeeded => Some(NoticeKind::Succeeded),
+        Status::Failed => Some(NoticeKind::Failed),
+        Status::RolledBack => Some(NoticeKind::RolledBack),
+        Status::Superseded => Some(NoticeKind::Superseded),
+        Status::Cancelled => Some(NoticeKind::Cancelled),
+        _ => None,
+    }
+}

@@ -1,0 +1,109 @@
+//! Deployments to tell about.
+
+use jiff::Timestamp;
+
+use super::message::{Facts, Serving};
+use crate::config::{NoticeKind, Provider, RepoUrl};
+use crate::model::{CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
+use crate::queue::Request;
+use crate::store::{Deployment, PhaseSpan};
+
+pub(super) fn commit(digit: char) -> CommitSha {
+    digit.to_string().repeat(40).parse().unwrap()
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_790_000_000 + second).unwrap()
+}
+
+/// A push by Ada that went live after three minutes.
+pub(super) fn record() -> Deployment {
+    let spans = [
+        (Status::Queued, 0, 0),
+        (Status::Preparing, 0, 2),
+        (Status::Building, 2, 74),
+        (Status::RollingOut, 74, 114),
+        (Status::Watching, 114, 174),
+    ];
+    Deployment {
+        id: DeploymentId(12),
+        app: "shop".parse().unwrap(),
+        trigger: Trigger::Push,
+        request: Request::Deploy { commit: Some(commit('a')), before: None, forced: false },
+        status: Status::Succeeded,
+        commit: Some(commit('a')),
+        git_ref: Some("refs/heads/main".parse().unwrap()),
+        pusher: Some("ada".into()),
+        author: Some("Ada".into()),
+        subject: Some("Fix cart".into()),
+        release: Some(ReleaseNumber(7)),
+        reason: None,
+        superseded_by: None,
+        cancel_asked: false,
+        queued_at: at(0),
+        started_at: Some(at(0)),
+        finished_at: Some(at(174)),
+        served: 1204,
+        failed: 0,
+        phases: spans
+            .map(|(status, from, to)| PhaseSpan { status, started_at: at(from), finished_at: Some(at(to)) })
+            .into(),
+    }
+}
+
+/// What is known of [`record`] when it ends as `kind` says.
+pub(super) fn facts(kind: NoticeKind) -> Facts {
+    let mut facts = Facts {
+        kind,
+        deployment: record(),
+        repo: Some(RepoUrl::Ssh {
+            user: "git".into(),
+            host: "github.com".into(),
+            port: 22,
+            path: "example/shop.git".into(),
+        }),
+        provider: Some(Provider::GitHub),
+        link: Some("https://deploy.example.com".into()),
+        instances: vec![("web".parse().unwrap(), 5), ("worker".parse().unwrap(), 2)],
+        serving: Serving::Release(ReleaseNumber(6)),
+        superseding_commit: None,
+        held: false,
+        log: Vec::new(),
+    };
+    let record = &mut facts.deployment;
+    match kind {
+        NoticeKind::Started => {
+            record.finished_at = None;
+            record.release = None;
+            record.phases.truncate(2);
+            record.phases[1].finished_at = None;
+        }
+        NoticeKind::Succeeded => facts.serving = Serving::Release(ReleaseNumber(7)),
+        NoticeKind::Failed => {
+            record.reason = Some("the image could not be built: step 4 of 9 exited with code 1".into());
+            record.release = None;
+            record.phases.truncate(3);
+            record.served = 0;
+            facts.log = vec!["\u{1b}[31merror\u{1b}[0m: no `cart`\r".into(), "```".into(), String::new()];
+            facts.held = true;
+        }
+        NoticeKind::RolledBack => {
+            record.reason = Some("web-2 exited with code 1 after 3 s\npanic: no such table\n\n  at main.rs:3".into());
+            record.failed = 3;
+            facts.held = true;
+        }
+        NoticeKind::Superseded => {
+            record.superseded_by = Some(DeploymentId(13));
+            record.reason = Some("replaced by #13".into());
+            record.release = None;
+            record.phases.truncate(1);
+            facts.superseding_commit = Some(commit('b'));
+        }
+        NoticeKind::Cancelled => {
+            record.reason = Some("cancelled by Grace while it waited".into());
+            record.release = None;
+            record.phases.truncate(1);
+        }
+    }
+    facts
+}

@@ -1,0 +1,456 @@
+//! The whole way from a state in the journal to a channel, with a real journal on disk and real HTTP.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::stand_in::{Discord, Script, Seen};
+use super::*;
+use crate::config::{AgentConfig, NotifyTarget, ProxyConfig, RuntimeConfig};
+use crate::model::{AppName, CommitSha, DeploymentId, Status, Trigger};
+use crate::queue::Request;
+use crate::store::{Admission, Finish, NewDeployment};
+
+/// Waits short enough for a test.
+const QUICK: Timing = Timing {
+    request: Duration::from_millis(200),
+    first_retry: Duration::from_millis(5),
+    longest_retry: Duration::from_millis(20),
+    shortest_limit: Duration::from_millis(5),
+    check: Duration::from_secs(30),
+    max_age: Duration::from_secs(3600),
+};
+
+/// An agent's journal and what tells of it.
+struct World {
+    dir: tempfile::TempDir,
+    store: Store,
+    journal: Journal,
+    config: watch::Sender<Arc<Config>>,
+    running: Option<(CancellationToken, JoinHandle<()>)>,
+    timing: Timing,
+}
+
+impl World {
+    /// Tells `discord` of every event.
+    async fn new(discord: &Discord) -> Self {
+        Self::with(vec![entry(&discord.url, &NoticeKind::ALL)], QUICK).await
+    }
+
+    async fn with(notify: Vec<NotifyTarget>, timing: Timing) -> Self {
+        // Another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("journal.sqlite")).unwrap();
+        let journal = Journal::new(store.clone());
+        let mut world = Self { dir, store, journal, config: watch::Sender::new(config(notify)), running: None, timing };
+        world.begin().await;
+        world
+    }
+
+    /// Starts the notifications, and waits until the outbox knows every receiver.
+    async fn begin(&mut self) {
+        let shutdown = CancellationToken::new();
+        let (store, journal) = (self.store.clone(), self.journal.clone());
+        for name in targets(&self.config.borrow().clone()).into_keys() {
+            store.next_notice(&name).await.unwrap();
+        }
+        let task = tokio::spawn(supervise(store, journal, self.config.subscribe(), shutdown.clone(), self.timing));
+        self.running = Some((shutdown, task));
+    }
+
+    async fn end(&mut self) {
+        let (shutdown, task) = self.running.take().unwrap();
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(2), task).await.expect("the end is prompt").unwrap();
+    }
+
+    /// The agent ends and a new one opens the same journal.
+    async fn restart(mut self) -> Self {
+        self.end().await;
+        let Self { dir, config, timing, store, journal, .. } = self;
+        drop((store, journal));
+        let store = reopen(dir.path()).await;
+        let journal = Journal::new(store.clone());
+        let mut world = Self { dir, store, journal, config, running: None, timing };
+        world.begin().await;
+        world
+    }
+
+    async fn push(&self, digit: char, subject: &str) -> DeploymentId {
+        let commit: CommitSha = digit.to_string().repeat(40).parse().unwrap();
+        let new = NewDeployment {
+            app: app(),
+            trigger: Trigger::Push,
+            request: Request::Deploy { commit: Some(commit), before: None, forced: true },
+            git_ref: Some("refs/heads/main".parse().unwrap()),
+            pusher: Some("ada".into()),
+            author: Some("Ada".into()),
+            subject: Some(subject.into()),
+            delivery: None,
+        };
+        let Admission::Queued { id, replaced } = self.store.admit(new).await.unwrap() else { panic!("not queued") };
+        for old in replaced {
+            self.journal.publish_end(&app(), old).await.unwrap();
+        }
+        id
+    }
+
+    async fn advance(&self, id: DeploymentId) {
+        self.journal.advance(&app(), id, Status::Preparing).await.unwrap();
+    }
+
+    async fn finish(&self, id: DeploymentId, status: Status, reason: Option<&str>) {
+        let finish = Finish { status, reason: reason.map(str::to_owned), superseded_by: None, hold: false };
+        assert!(self.journal.finish(&app(), id, finish).await.unwrap());
+    }
+
+    /// Waits until the receiver has been told everything.
+    async fn settled(&self) {
+        let name = targets(&self.config.borrow().clone()).into_keys().next().unwrap();
+        let wait = async {
+            while self.store.next_notice(&name).await.unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the outbox empties");
+    }
+}
+
+/// The journal of an agent that has just ended: its thread may need a moment to let go of the file.
+async fn reopen(dir: &std::path::Path) -> Store {
+    for _ in 0..500 {
+        match Store::open(&dir.join("journal.sqlite")) {
+            Ok(store) => return store,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+    panic!("the journal stays in use");
+}
+
+fn app() -> AppName {
+    "shop".parse().unwrap()
+}
+
+fn entry(url: &str, events: &[NoticeKind]) -> NotifyTarget {
+    let channel = Channel::Discord { url: url.to_owned().into(), allow_local: true };
+    NotifyTarget { channel, events: events.to_vec(), index: 0 }
+}
+
+fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
+    Arc::new(Config {
+        agent: AgentConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            data_dir: "/nowhere".into(),
+            public_url: None,
+            reconcile: None,
+        },
+        proxy: ProxyConfig { http: ([127, 0, 0, 1], 0).into() },
+        runtime: RuntimeConfig { docker_host: "unix:///nowhere".into() },
+        notify,
+        apps: BTreeMap::new(),
+        warnings: Vec::new(),
+    })
+}
+
+fn trail(seen: &[Seen]) -> Vec<(&str, u16, &str)> {
+    seen.iter().map(|seen| (seen.method, seen.status, seen.content())).collect()
+}
+
+fn fails(status: u16) -> Script {
+    Script::Answer(status, json!({}), &[])
+}
+
+const BEGUN: &str = "shop: deploying aaaaaaa by Ada: Fix cart";
+const LIVE: &str = "shop: the new release is live, aaaaaaa by Ada: Fix cart";
+
+#[tokio::test]
+async fn one_message_follows_a_deployment_from_start_to_end() {
+    let discord = Discord::start().await;
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    assert_eq!(trail(&discord.seen(1).await), [("POST", 200, BEGUN)]);
+    world.settled().await;
+    world.finish(id, Status::Succeeded, None).await;
+    let seen = discord.seen(2).await;
+    assert_eq!(trail(&seen), [("POST", 200, BEGUN), ("PATCH", 200, LIVE)]);
+    assert_eq!(seen[1].message.as_deref(), Some("1000"));
+    assert_eq!(discord.channel(), [LIVE]);
+}
+
+#[tokio::test]
+async fn what_ended_before_it_was_told_is_told_once() {
+    let discord = Discord::start().await;
+    let mut world = World::new(&discord).await;
+    world.end().await;
+    let first = world.push('a', "Fix cart").await;
+    world.advance(first).await;
+    world.finish(first, Status::RolledBack, Some("web-2 exited with code 1\npanic")).await;
+    let second = world.push('b', "Never runs").await;
+    let third = world.push('c', "Newest").await;
+    world.advance(third).await;
+    world.begin().await;
+    world.settled().await;
+    assert_eq!(
+        trail(&discord.seen(3).await),
+        [
+            ("POST", 200, "shop: aaaaaaa by Ada was rolled back: web-2 exited with code 1; nothing is live yet"),
+            ("POST", 200, "shop: bbbbbbb by Ada was superseded by \\#3, ccccccc"),
+            ("POST", 200, "shop: deploying ccccccc by Ada: Newest"),
+        ]
+    );
+    assert_eq!((second, third), (DeploymentId(2), DeploymentId(3)));
+}
+
+#[tokio::test]
+async fn too_many_requests_are_repeated_when_allowed_and_not_before() {
+    let discord = Discord::start().await;
+    discord.script([
+        Script::Answer(429, json!({"message": "slow down", "retry_after": 0.06, "global": false}), &[]),
+        Script::Answer(429, json!("<html>"), &[("retry-after", "0.05")]),
+    ]);
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    let seen = discord.seen(3).await;
+    assert_eq!(trail(&seen), [("POST", 429, BEGUN), ("POST", 429, BEGUN), ("POST", 200, BEGUN)]);
+    assert!(seen[1].at - seen[0].at >= Duration::from_millis(60));
+    assert!(seen[2].at - seen[1].at >= Duration::from_millis(50));
+}
+
+#[tokio::test]
+async fn an_allowance_that_is_used_up_is_waited_for() {
+    let discord = Discord::start().await;
+    let headers = &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset-after", "0.06")];
+    discord.script([Script::Answer(200, json!({"id": "7"}), headers)]);
+    let world = World::new(&discord).await;
+    let first = world.push('a', "Fix cart").await;
+    world.advance(first).await;
+    let second = world.push('b', "Next").await;
+    world.advance(second).await;
+    let seen = discord.seen(2).await;
+    assert!(seen[1].at - seen[0].at >= Duration::from_millis(60));
+}
+
+#[tokio::test]
+async fn trouble_is_outlasted_in_order() {
+    let discord = Discord::start().await;
+    discord.script([fails(500), fails(503), Script::Answer(502, json!("<html>"), &[])]);
+    let world = World::new(&discord).await;
+    let first = world.push('a', "Fix cart").await;
+    world.finish(first, Status::Failed, Some("no Dockerfile")).await;
+    let second = world.push('b', "Add it").await;
+    world.finish(second, Status::Cancelled, Some("cancelled by Grace while it waited")).await;
+    let (failed, cancelled) = (
+        "shop: aaaaaaa by Ada failed: no Dockerfile; nothing is live yet",
+        "shop: bbbbbbb by Ada was cancelled by Grace while it waited; nothing is live yet",
+    );
+    world.settled().await;
+    assert_eq!(
+        trail(&discord.seen(5).await),
+        [
+            ("POST", 500, failed),
+            ("POST", 503, failed),
+            ("POST", 502, failed),
+            ("POST", 200, failed),
+            ("POST", 200, cancelled)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_or_is_away_loses_nothing() {
+    let discord = Discord::start().await;
+    discord.script([Script::Hang]);
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    // The first was stored before it hung: told at least once.
+    assert_eq!(trail(&discord.seen(2).await), [("POST", 200, BEGUN), ("POST", 200, BEGUN)]);
+
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let url = format!("http://{address}/api/webhooks/1/token");
+    let mut world = World::with(vec![entry(&url, &NoticeKind::ALL)], QUICK).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    world.end().await;
+    assert!(world.store.next_notice(&target_name(&url.into())).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_deleted_message_is_posted_anew() {
+    let discord = Discord::start().await;
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    discord.seen(1).await;
+    world.settled().await;
+    discord.clear_channel();
+    world.finish(id, Status::Succeeded, None).await;
+    world.settled().await;
+    assert_eq!(trail(&discord.seen(3).await)[1..], [("PATCH", 404, LIVE), ("POST", 200, LIVE)]);
+    assert_eq!(discord.channel(), [LIVE]);
+}
+
+#[tokio::test]
+async fn an_answer_without_an_id_counts_as_told() {
+    let discord = Discord::start().await;
+    discord.script([Script::Garbage]);
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    discord.seen(1).await;
+    world.settled().await;
+    world.finish(id, Status::Succeeded, None).await;
+    assert_eq!(trail(&discord.seen(2).await)[1], ("POST", 200, LIVE));
+}
+
+#[tokio::test]
+async fn a_deleted_webhook_is_left_alone_until_the_configuration_changes() {
+    let discord = Discord::start().await;
+    discord.script([Script::Answer(404, json!({"message": "Unknown Webhook", "code": 10015}), &[])]);
+    let world = World::new(&discord).await;
+    let first = world.push('a', "Fix cart").await;
+    world.advance(first).await;
+    discord.seen(1).await;
+    world.finish(first, Status::Succeeded, None).await;
+    let second = world.push('b', "Next").await;
+    world.advance(second).await;
+    // Long enough for several retries, had there been any.
+    tokio::time::sleep(QUICK.longest_retry * 5).await;
+    assert_eq!(discord.count(), 1);
+
+    world.config.send_replace(config(vec![entry(&discord.url, &NoticeKind::ALL)]));
+    world.settled().await;
+    assert_eq!(
+        trail(&discord.seen(3).await)[1..],
+        [("POST", 200, LIVE), ("POST", 200, "shop: deploying bbbbbbb by Ada: Next")]
+    );
+}
+
+#[tokio::test]
+async fn what_discord_refuses_is_told_plainly_and_does_not_block() {
+    let discord = Discord::start().await;
+    let refused = || Script::Answer(400, json!({"code": 50035, "message": "Invalid Form Body"}), &[]);
+    discord.script([refused(), Script::Answer(200, json!({"id": "5"}), &[]), refused(), refused()]);
+    let world = World::new(&discord).await;
+    let first = world.push('a', "Fix cart").await;
+    world.finish(first, Status::Failed, Some("no Dockerfile")).await;
+    world.settled().await;
+    let second = world.push('b', "Next").await;
+    world.finish(second, Status::Failed, Some("no Dockerfile")).await;
+    let third = world.push('c', "Last").await;
+    world.finish(third, Status::Failed, Some("no Dockerfile")).await;
+    world.settled().await;
+    let seen = discord.seen(5).await;
+    assert_eq!(seen.iter().map(|seen| seen.status).collect::<Vec<_>>(), [400, 200, 400, 400, 200]);
+    assert_eq!((&seen[0].body["embeds"][0]["title"], &seen[1].body["embeds"]), (&json!("shop: failed"), &json!([])));
+    assert_eq!(seen[0].content(), seen[1].content());
+    assert!(seen[4].content().contains("ccccccc"));
+}
+
+#[tokio::test]
+async fn a_restart_in_the_middle_goes_on_with_the_same_message() {
+    let discord = Discord::start().await;
+    let world = World::new(&discord).await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    discord.seen(1).await;
+    world.settled().await;
+
+    // The end is written while nobody delivers.
+    discord.script((0..1000).map(|_| fails(503)));
+    world.finish(id, Status::Succeeded, None).await;
+    discord.seen(3).await;
+    let world = world.restart().await;
+    let again = discord.count();
+    discord.seen(again + 1).await;
+    discord.recover();
+    world.settled().await;
+    let seen = discord.seen(again + 2).await;
+    assert!(seen[1..].iter().all(|seen| seen.method == "PATCH"), "{:?}", trail(&seen));
+    assert_eq!(discord.channel(), [LIVE]);
+}
+
+#[tokio::test]
+async fn each_receiver_gets_what_it_asked_for_at_its_own_pace() {
+    let (slow, quick) = (Discord::start().await, Discord::start().await);
+    slow.script((0..1000).map(|_| fails(500)));
+    let entries = vec![entry(&slow.url, &NoticeKind::ALL), entry(&quick.url, &[NoticeKind::Failed])];
+    let world = World::with(entries, QUICK).await;
+    let first = world.push('a', "Fix cart").await;
+    world.advance(first).await;
+    world.finish(first, Status::Succeeded, None).await;
+    let second = world.push('b', "Break it").await;
+    world.advance(second).await;
+    world.finish(second, Status::Failed, Some("no Dockerfile")).await;
+    let failed = "shop: bbbbbbb by Ada failed: no Dockerfile; nothing is live yet";
+    assert_eq!(trail(&quick.seen(1).await), [("POST", 200, failed)]);
+
+    // The order in the file does not matter, and what was told is not told again.
+    let entries = vec![entry(&quick.url, &NoticeKind::ALL), entry(&slow.url, &NoticeKind::ALL)];
+    world.config.send_replace(config(entries));
+    let third = world.push('c', "Mend it").await;
+    world.advance(third).await;
+    assert_eq!(trail(&quick.seen(2).await)[1], ("POST", 200, "shop: deploying ccccccc by Ada: Mend it"));
+
+    // A receiver that is taken out is left alone.
+    world.config.send_replace(config(vec![entry(&quick.url, &NoticeKind::ALL)]));
+    world.finish(third, Status::Succeeded, None).await;
+    quick.seen(3).await;
+    let count = slow.count();
+    tokio::time::sleep(QUICK.longest_retry * 3).await;
+    assert_eq!(slow.count(), count);
+}
+
+#[tokio::test]
+async fn a_start_is_told_to_who_wants_to_know_no_more() {
+    let discord = Discord::start().await;
+    let mut world = World::with(vec![entry(&discord.url, &[NoticeKind::Started])], QUICK).await;
+    world.end().await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    world.finish(id, Status::Succeeded, None).await;
+    world.begin().await;
+    world.settled().await;
+    assert_eq!(trail(&discord.seen(1).await), [("POST", 200, BEGUN)]);
+}
+
+#[tokio::test]
+async fn old_news_is_dropped() {
+    let discord = Discord::start().await;
+    let timing = Timing { max_age: Duration::from_millis(50), ..QUICK };
+    let mut world = World::with(vec![entry(&discord.url, &NoticeKind::ALL)], timing).await;
+    world.end().await;
+    let old = world.push('a', "Fix cart").await;
+    world.finish(old, Status::Failed, Some("no Dockerfile")).await;
+    tokio::time::sleep(timing.max_age * 2).await;
+    world.begin().await;
+    world.settled().await;
+    assert_eq!(discord.count(), 0);
+}
+
+#[tokio::test]
+async fn the_stand_in_sees_hostile_text_as_text() {
+    let discord = Discord::start().await;
+    let world = World::new(&discord).await;
+    let id = world.push('a', "@everyone <@&1> [x](javascript:1)").await;
+    world.advance(id).await;
+    let seen = discord.seen(1).await;
+    assert_eq!(seen[0].content(), r"shop: deploying aaaaaaa by Ada: \@everyone \<\@&1\> \[x\]\(javascript:1\)");
+    assert_eq!(seen[0].body["embeds"][0]["fields"][3]["value"], r"\@everyone \<\@&1\> \[x\]\(javascript:1\)");
+}
+
+#[test]
+fn a_receivers_name_is_stable_and_tells_no_secret() {
+    let url = "https://discord.com/api/webhooks/1/token";
+    assert_eq!(target_name(&url.to_owned().into()), "discord:a5d61a203b80dcff");
+    let twice = config(vec![entry(url, &[NoticeKind::Failed]), entry(url, &[NoticeKind::Started])]);
+    let targets = targets(&twice);
+    assert_eq!(targets.len(), 1);
+    assert!(targets.values().all(|target| target.events == [NoticeKind::Failed, NoticeKind::Started]));
+}
