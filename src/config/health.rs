@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::field::Field;
 use super::problem::Fault;
-use super::reader::{Field, Section};
+use super::reader::Section;
 use super::units::show_duration;
 use super::{HealthCheck, HealthPolicy};
 use crate::model::shorten;
