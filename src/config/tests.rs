@@ -161,10 +161,10 @@ fn a_services_own_build_and_env_go_on_top() {
 
 #[test]
 fn what_the_file_leaves_open_fits_a_short_start_deadline() {
-    let config = config(&app("[apps.shop.services.a]\nhealth = { start_deadline = \"2s\" }\n"));
+    let config = config(&app("[apps.shop.services.a]\nhealth = { start_deadline = \"1s\" }\n"));
     let health = &service(&config, "shop", "a").health;
-    assert_eq!(health.check, HealthCheck::Unset { stable_for: Duration::from_secs(1) });
-    assert_eq!(health.timeout, Duration::from_secs(2));
+    assert_eq!(health.check, HealthCheck::Unset { stable_for: Duration::from_millis(500) });
+    assert_eq!((health.timeout, health.interval), (Duration::from_secs(1), Duration::from_millis(250)));
 }
 
 #[test]
