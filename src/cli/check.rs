@@ -68,8 +68,8 @@ mod tests {
     #[test]
     fn a_bad_file_is_refused_with_exit_code_2() {
         insta::assert_snapshot!(check("[agent]\nlisten = 9000\nlisten_on = 1\n"), @r#"
-        deploy.toml:2:10: agent.listen must be text in quotes, got 9000
-            put quotes around it
+        deploy.toml:2:10: agent.listen must be IP:PORT in quotes
+            write an IP address and a port in quotes, such as "127.0.0.1:9000" or "[::]:80"
         deploy.toml:3:1: unknown key "listen_on", did you mean "listen"?
             agent takes: listen, data_dir, public_url, reconcile
         deploy.toml: 2 problems

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
+use super::field::Field;
 use super::health::DEFAULT_START_DEADLINE;
 use super::problem::Fault;
-use super::reader::{Field, Section};
+use super::reader::Section;
 use super::service::{Inherited, SHORTHAND};
 use super::suggest::valid_name;
 use super::units::show_duration;

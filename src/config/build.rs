@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::field::Field;
 use super::problem::Fault;
-use super::reader::{Field, Section};
+use super::reader::Section;
 use super::{Build, BuilderKind, SecretRef, environment};
 use crate::model::shorten;
 
@@ -107,7 +108,7 @@ fn args(field: Field<'_>) -> BTreeMap<String, String> {
             );
             return None;
         }
-        let text = environment::literal(&field, "write NAME = \"text\"")?;
+        let text = environment::literal(&field, &format!("write {name} = \"text\""))?;
         named.then(|| (name.to_owned(), text.to_owned()))
     });
     args.collect()

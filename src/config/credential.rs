@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::field::Field;
 use super::problem::Fault;
-use super::reader::{Field, Section};
+use super::reader::Section;
 use super::{Credential, RepoUrl};
 use crate::model::shorten;
 

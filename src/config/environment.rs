@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::EnvValue;
-use super::reader::{Field, env_name};
-
-const FORMS: &str = "write NAME = \"text\", NAME = { env = \"NAME\" } or NAME = { file = \"PATH\" }";
+use super::field::{Field, env_name};
 
 /// Words in a variable's name that promise a secret.
 const SECRET_WORDS: [&str; 6] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "PRIVATE_KEY"];
 
 pub(super) fn read(field: Option<Field<'_>>) -> BTreeMap<String, EnvValue> {
-    let Some(section) = field.and_then(|field| field.section(FORMS)) else { return BTreeMap::new() };
+    let Some(section) = field.and_then(|field| field.section("write env = { NAME = \"text\" }")) else {
+        return BTreeMap::new();
+    };
     let values = section.entries().filter_map(|(name, field)| {
         let named = check_name(name, &field);
         let value = value(name, &field)?;
@@ -34,7 +34,8 @@ fn value(name: &str, field: &Field<'_>) -> Option<EnvValue> {
     if field.is_table() {
         return field.resolvable_secret().map(EnvValue::Secret);
     }
-    let text = literal(field, FORMS)?;
+    let forms = format!("write {name} = \"text\", {name} = {{ env = \"NAME\" }} or {name} = {{ file = \"PATH\" }}");
+    let text = literal(field, &forms)?;
     if promises_secret(name, text) {
         field.warning(
             " looks like a secret and is written in the file itself",

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::field::Field;
 use super::problem::Fault;
-use super::reader::{Field, Section};
+use super::reader::Section;
 use super::units::show_duration;
 use super::{HealthCheck, HealthPolicy};
 use crate::model::shorten;
@@ -48,7 +49,7 @@ pub(super) fn read(field: Option<Field<'_>>, has_port: bool) -> HealthPolicy {
         let what = format!(" ({}) is longer than start_deadline ({})", show_duration(*timeout), show_duration(limit));
         field.problem(what, "one check must fit into the time that an instance has to become ready");
     }
-    let pace = interval.as_ref().map_or(SECOND.min(limit), |(interval, _)| *interval);
+    let pace = interval.as_ref().map_or(SECOND.min(limit / 4), |(interval, _)| *interval);
     if pace * (successes - 1) >= limit {
         let (count, pace, limit) = (successes, show_duration(pace), show_duration(limit));
         section.problem(

@@ -1,8 +1,8 @@
 //! `deploy.toml`: what the operator wants, validated as a whole.
 //!
-//! [`load`] reads the file into a tree that knows its places, [`validate`] walks it into the types below or into every
-//! problem at once: one file per table of `deploy.toml` ([`app`], [`service`], [`build`], [`health`] …), one per rule
-//! for a value ([`source_url`], [`units`], [`domain`] …), and [`reader`] with what all of them share.
+//! `reader` and `field` walk the file as a tree of values that know their places, and gather every problem. Each table of
+//! `deploy.toml` has a file here (`app`, `service`, `build`, `health` …), and so has each rule for a value (`source_url`,
+//! `units`, `domain` …); `validate` begins at the top.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ mod build;
 mod credential;
 mod domain;
 mod environment;
+mod field;
 mod health;
 mod notify;
 mod problem;

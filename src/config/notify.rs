@@ -2,7 +2,8 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::reader::{Field, Section};
+use super::field::Field;
+use super::reader::Section;
 use super::source_url::is_loopback;
 use super::{Channel, NoticeKind, NotifyTarget};
 

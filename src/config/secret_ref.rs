@@ -74,6 +74,9 @@ fn read_file(path: &Path) -> Result<SecretString, String> {
     if secret.is_empty() {
         return Err(format!("the secret file {shown} is empty"));
     }
+    if secret.contains('\0') {
+        return Err(format!("the secret file {shown} holds a NUL character"));
+    }
     Ok(SecretString::from(secret))
 }
 
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_holds_no_secret_is_refused() {
-        for content in [&b""[..], b"\n", &[0xff, 0xfe], &[b'x'; 70_000]] {
+        for content in [&b""[..], b"\n", b"a\0b", &[0xff, 0xfe], &[b'x'; 70_000]] {
             let (_dir, secret) = file(content, 0o600);
             assert!(secret.resolve().is_err());
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::build::BuildKeys;
-use super::reader::{Field, Section};
+use super::field::Field;
+use super::reader::Section;
 use super::volumes::Forbidden;
 use super::{Drain, EnvValue, HealthCheck, Service, build, environment, health, volumes};
 use crate::model::ServiceName;

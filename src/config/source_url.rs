@@ -61,11 +61,15 @@ impl RepoUrl {
         if text.is_empty() {
             return Err(Fault::new("the repository's address is empty", FORMS));
         }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(refuse(text, "holds a space or a control character", FORMS));
-        }
         if text.starts_with('-') {
             return Err(refuse(text, "begins with a hyphen and would be taken for an option", FORMS));
+        }
+        // git's `helper::address`, which runs a program of that name.
+        if text.contains("::") && !text.contains('[') {
+            return Err(refuse(text, "has a scheme that is not allowed; use https or ssh", FORMS));
+        }
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(refuse(text, "holds a space or a control character", FORMS));
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             return match scheme.to_ascii_lowercase().as_str() {
@@ -81,9 +85,6 @@ impl RepoUrl {
                 _ => Err(refuse(text, "has a scheme that is not allowed; use https or ssh", FORMS)),
             };
         }
-        if text.contains("::") && !text.contains('[') {
-            return Err(refuse(text, "has a scheme that is not allowed; use https or ssh", FORMS));
-        }
         if text.starts_with('/') {
             return local(text, allow_local);
         }
@@ -97,20 +98,20 @@ impl RepoUrl {
 
 /// The address as messages show it: without anything that may be a credential.
 fn redacted(text: &str) -> String {
-    let (scheme, rest) = match text.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), text),
+    let without_query = |text: &str| match text.split_once('?') {
+        Some((before, _)) => format!("{before}?…"),
+        None => text.to_owned(),
     };
-    let without_credentials = match rest.rsplit_once('@') {
-        // The user of an ssh address is no secret, unless a password follows it.
-        Some((user, _)) if !user.contains([':', '@']) && (scheme.is_empty() || scheme == "ssh://") => rest.to_owned(),
-        Some((_, after)) => format!("…@{after}"),
-        None => rest.to_owned(),
+    let Some((before, after)) = text.rsplit_once('@') else { return shorten(&without_query(text), 120) };
+    let word = |scheme: &str| scheme.bytes().all(|b| b.is_ascii_alphabetic());
+    let (scheme, user) = match before.split_once("://").filter(|(scheme, _)| word(scheme)) {
+        Some((scheme, user)) => (format!("{scheme}://"), user),
+        None => (String::new(), before),
     };
-    match without_credentials.split_once('?') {
-        Some((before, _)) => shorten(&format!("{scheme}{before}?…"), 120),
-        None => shorten(&format!("{scheme}{without_credentials}"), 120),
-    }
+    // The user of an ssh address is no secret, unless a password follows it.
+    let is_user = (scheme.is_empty() || scheme == "ssh://") && !user.contains([':', '@', '/', '?']);
+    let user = if is_user { user } else { "…" };
+    shorten(&format!("{scheme}{user}@{}", without_query(after)), 120)
 }
 
 fn refuse(text: &str, why: &str, hint: &str) -> Fault {
@@ -192,6 +193,7 @@ fn ssh(text: &str, rest: &str) -> Result<RepoUrl, Fault> {
     let Some((host, port)) = split_port(place).filter(|(host, _)| is_host(host)) else {
         return Err(refuse(text, "has no valid host", FORMS));
     };
+    let path = path.trim_start_matches('/');
     // `/~/x` and `/~user/x` are relative to a home directory, as in git.
     let path = if path.starts_with('~') { path.to_owned() } else { format!("/{path}") };
     ssh_parts(text, user, host, port.unwrap_or(22), path)
@@ -224,9 +226,11 @@ fn ssh_parts(text: &str, user: &str, host: &str, port: u16, path: String) -> Res
     if path.trim_matches('/').is_empty() {
         return Err(refuse(text, "names no repository on its host", FORMS));
     }
+    // Shown in scp form, two slashes after the colon would read as a scheme.
+    let path = if path.starts_with('/') { format!("/{}", path.trim_start_matches('/')) } else { path };
     // The path reaches a command line on the server.
     let odd = |c: char| "'\"`$\\;&|<>!*?(){}".contains(c);
-    if path.contains(odd) || path.split('/').any(|part| part.starts_with('-') || part == "..") {
+    if path.contains(odd) || path.contains("://") || path.split('/').any(|part| part.starts_with('-') || part == "..") {
         return Err(refuse(
             text,
             "has a path with a quote, a shell character, a part that is \"..\" or begins with a hyphen",
@@ -291,6 +295,7 @@ mod tests {
             ("me@host:/srv/a.git", ssh_url("me", "host", 22, "/srv/a.git")),
             ("git@[::1]:a.git", ssh_url("git", "::1", 22, "a.git")),
             ("ssh://host/srv/a.git", ssh_url("git", "host", 22, "/srv/a.git")),
+            ("ssh://host//srv/a.git", ssh_url("git", "host", 22, "/srv/a.git")),
             ("ssh://me@host:2222/~/a.git", ssh_url("me", "host", 2222, "~/a.git")),
             ("/srv/git/a.git", RepoUrl::Local("/srv/git/a.git".into())),
         ] {
@@ -303,7 +308,8 @@ mod tests {
         for (text, expected) in [
             ("--upload-pack=x", "begins with a hyphen"),
             ("ext::sh", "scheme that is not allowed"),
-            ("ext::sh -c id", "holds a space"),
+            ("ext::sh -c id", "scheme that is not allowed"),
+            ("https://host/a b", "holds a space"),
             ("file:///etc", "scheme that is not allowed (file)"),
             ("git://host/x", "not encrypted"),
             ("ftp://host/x", "scheme that is not allowed"),

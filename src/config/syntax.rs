@@ -1,15 +1,19 @@
 //! What is no TOML, shown with its line and a caret.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::problem::{Places, Problem};
+
+/// One misplaced quote can spoil the rest of a file: more than these help nobody.
+const MOST: usize = 20;
 
 /// As much of a line as is shown.
 const WIDTH: usize = 100;
 
 /// Keys whose values are no secrets. What stands after any other is hidden: a file that cannot be read as TOML cannot
 /// tell where its secrets are.
-const HARMLESS: [&str; 26] = [
+const HARMLESS: [&str; 24] = [
     "allow_local",
     "branch",
     "builder",
@@ -20,9 +24,7 @@ const HARMLESS: [&str; 26] = [
     "docker_host",
     "dockerfile",
     "domains",
-    "drain",
     "events",
-    "health",
     "http",
     "instances",
     "keep_releases",
@@ -41,18 +43,17 @@ const HARMLESS: [&str; 26] = [
 /// One problem per line that the parser could not read: what follows in the same line is mostly its consequence.
 pub(super) fn problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     let places = Places::new(text);
-    let mut problems: Vec<Problem> = Vec::new();
+    let mut first_in_line = BTreeMap::new();
     for error in errors {
         let span = error.span().unwrap_or(0..0);
-        let excerpt = excerpt(&places, &span);
-        let message = error.message().trim_end_matches(", expected nothing");
-        let problem = places.problem(&span, format!("no valid TOML: {message}"), Some(excerpt));
-        if problems.iter().all(|earlier| earlier.line != problem.line) {
-            problems.push(problem);
-        }
+        let (line, _) = places.of(span.start);
+        first_in_line.entry(line).or_insert((span, error.message()));
     }
-    problems.sort_by_key(|problem| (problem.line, problem.column));
-    problems
+    let shown = first_in_line.into_values().take(MOST).map(|(span, message)| {
+        let message = message.trim_end_matches(", expected nothing");
+        places.problem(&span, format!("no valid TOML: {message}"), Some(excerpt(&places, &span)))
+    });
+    shown.collect()
 }
 
 /// The line with a caret below the place.
@@ -85,7 +86,8 @@ fn is_harmless(line: &str) -> bool {
     let line = line.trim_start();
     let key = line.split('=').next().unwrap_or(line).trim_end();
     let in_header = |c: char| c.is_ascii_alphanumeric() || " []._-".contains(c);
-    HARMLESS.contains(&key) || (line.starts_with('[') && line.chars().all(in_header))
+    let one_pair = line.matches('=').count() == 1;
+    (one_pair && HARMLESS.contains(&key)) || (line.starts_with('[') && line.chars().all(in_header))
 }
 
 /// Whether the nearest header above belongs to an `env` or `args` table, whose keys may be anything.
@@ -137,6 +139,7 @@ mod tests {
             "[apps.a]\nenv = {\n  A = \"hunter22\n",
             "[apps.a.env]\nport = \"hunter22\n",
             "hunter22\n",
+            "port = 1 secret = 'hunter22'\n",
             "[apps.a]\ncommand = [\n\"a\",\n\"--password=hunter22\n",
         ] {
             let shown = shown(text);

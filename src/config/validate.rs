@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::field::Field;
 use super::problem::{Fault, Problem, Problems};
-use super::reader::{Field, Reader, Section};
+use super::reader::{Reader, Section};
 use super::secret_ref::Environment;
 use super::source_url::is_loopback;
 use super::volumes::Forbidden;
@@ -76,9 +77,13 @@ pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_
 }
 
 fn whole(file: Section<'_>) -> Config {
-    let agent_field = file.take("agent");
-    let agent = agent(file.reader, agent_field.as_ref());
-    let proxy = proxy(file.take("proxy"), &agent.listen, agent_field.as_ref());
+    let (agent, listen_at) = agent(file.take("agent"));
+    let (proxy, http_at) = proxy(file.take("proxy"));
+    if let (true, Some(at)) = (overlap(&agent.listen, &proxy.http), http_at.or(listen_at)) {
+        let what =
+            format!("proxy.http ({}) and agent.listen ({}) cannot both be listened on", proxy.http, agent.listen);
+        file.reader.problem(&at, what, "give the two different ports");
+    }
     let runtime = runtime(file.reader, file.take("runtime"));
     let notify = notify::targets(file.take("notify"));
     let forbidden = Forbidden::new(&agent.data_dir, &runtime.docker_host);
@@ -87,7 +92,8 @@ fn whole(file: Section<'_>) -> Config {
     Config { agent, proxy, runtime, notify, apps, warnings: Vec::new() }
 }
 
-fn agent(reader: &Reader<'_>, field: Option<&Field<'_>>) -> AgentConfig {
+/// `[agent]`, and where its `listen` is written.
+fn agent(field: Option<Field<'_>>) -> (AgentConfig, Option<Range<usize>>) {
     let mut config = AgentConfig {
         listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
         data_dir: PathBuf::from(DEFAULT_DATA_DIR),
@@ -95,18 +101,17 @@ fn agent(reader: &Reader<'_>, field: Option<&Field<'_>>) -> AgentConfig {
         reconcile: Some(Duration::from_secs(300)),
     };
     let Some(section) = field.and_then(|field| field.section("write [agent] on a line of its own")) else {
-        return config;
+        return (config, None);
     };
-    if let Some(listen) = section.take("listen").and_then(|field| field.parsed(socket_address)) {
-        config.listen = listen;
-    }
+    let listen = section.take("listen");
+    config.listen = listen.as_ref().and_then(socket_address).unwrap_or(config.listen);
     if let Some(field) = section.take("data_dir")
         && let Some(data_dir) = field.file_path()
     {
         if data_dir.parent().is_none() {
             field.problem(" is the root directory", "name a directory of the agent's own, such as /var/lib/longshore");
         }
-        config.data_dir = reader.dir.join(data_dir);
+        config.data_dir = data_dir;
     }
     config.public_url = section.take("public_url").and_then(|field| field.parsed(public_url));
     if let Some(field) = section.take("reconcile") {
@@ -114,39 +119,23 @@ fn agent(reader: &Reader<'_>, field: Option<&Field<'_>>) -> AgentConfig {
         config.reconcile = field.duration_or_zero(bounds).filter(|interval| !interval.is_zero());
     }
     section.finish();
-    config
+    (config, listen.map(|field| field.span()))
 }
 
-fn proxy(field: Option<Field<'_>>, agent: &SocketAddr, agent_field: Option<&Field<'_>>) -> ProxyConfig {
+/// `[proxy]`, and where its `http` is written.
+fn proxy(field: Option<Field<'_>>) -> (ProxyConfig, Option<Range<usize>>) {
     let mut config = ProxyConfig { http: SocketAddr::from(([0, 0, 0, 0], 80)) };
-    let section = field.and_then(|field| field.section("write [proxy] on a line of its own"));
-    let mut clash_at = agent_field.map(Field::span);
-    if let Some(section) = section {
-        let behind = "remove it; put a server that ends TLS in front of proxy.http";
-        section.unsupported("https", behind);
-        section.unsupported("acme", behind);
-        section.unsupported("trusted_proxies", "remove it");
-        if let Some(field) = section.take("http") {
-            clash_at = Some(field.span());
-            if let Some(http) = field.parsed(socket_address) {
-                config.http = http;
-            }
-        }
-        if overlap(agent, &config.http) {
-            let at = clash_at.take().unwrap_or_else(|| section.span.clone());
-            section.reader.problem(&at, same_address(agent, &config.http), DIFFERENT_PORTS);
-        }
-        section.finish();
-    } else if let (true, Some(field)) = (overlap(agent, &config.http), agent_field) {
-        field.reader.problem(&field.span(), same_address(agent, &config.http), DIFFERENT_PORTS);
-    }
-    config
-}
-
-const DIFFERENT_PORTS: &str = "give the two different ports";
-
-fn same_address(agent: &SocketAddr, http: &SocketAddr) -> String {
-    format!("proxy.http ({http}) and agent.listen ({agent}) cannot both be listened on")
+    let Some(section) = field.and_then(|field| field.section("write [proxy] on a line of its own")) else {
+        return (config, None);
+    };
+    let http = section.take("http");
+    config.http = http.as_ref().and_then(socket_address).unwrap_or(config.http);
+    let behind = "remove it; put a server that ends TLS in front of proxy.http";
+    section.unsupported("https", behind);
+    section.unsupported("acme", behind);
+    section.unsupported("trusted_proxies", "remove it");
+    section.finish();
+    (config, http.map(|field| field.span()))
 }
 
 /// Whether two listeners would be in each other's way. Port 0 asks the system for a free one.
@@ -202,15 +191,24 @@ fn reaches_over_network(docker_host: &str) -> bool {
     address.is_some_and(|(host, _)| !is_loopback(host))
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, Fault> {
-    text.parse().map_err(|_| {
-        let port = text.strip_prefix(':').unwrap_or(text);
-        let port = port.parse::<u16>().ok().or_else(|| text.strip_prefix("localhost:")?.parse().ok());
-        let hint = match port {
-            Some(port) => format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for everybody"),
-            None => "write an IP address and a port, such as \"127.0.0.1:9000\" or \"[::]:80\"".to_owned(),
-        };
-        Fault::new(format!(" must be IP:PORT, got {:?}", shorten(text, 60)), hint)
+/// Where to listen. A bare port is refused, since it leaves open who may connect.
+fn socket_address(field: &Field<'_>) -> Option<SocketAddr> {
+    const FORM: &str = "write an IP address and a port in quotes, such as \"127.0.0.1:9000\" or \"[::]:80\"";
+    if field.as_text().is_none() {
+        field.problem(" must be IP:PORT in quotes", FORM);
+        return None;
+    }
+    field.parsed(|text| {
+        text.parse().map_err(|_| {
+            let port = text.strip_prefix("localhost:").or_else(|| text.strip_prefix(':')).unwrap_or(text);
+            let hint = match port.parse::<u16>() {
+                Ok(port) => {
+                    format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for everybody")
+                }
+                Err(_) => FORM.to_owned(),
+            };
+            Fault::new(format!(" must be IP:PORT, got {:?}", shorten(text, 60)), hint)
+        })
     })
 }
 
@@ -249,6 +247,7 @@ fn docker_host(text: &str) -> Result<String, Fault> {
         Some(scheme @ ("ssh" | "http" | "https" | "npipe")) => {
             Err(Fault::new(format!(" = \"{scheme}://…\" is not supported by this version"), hint))
         }
+        _ if text.contains('@') => Err(Fault::new(" must begin with unix:// or tcp://", hint)),
         _ => bad("must begin with unix:// or tcp://"),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::field::Field;
 use super::problem::Fault;
-use super::reader::Field;
 use super::{Mount, MountSource};
 use crate::model::shorten;
 

@@ -1,0 +1,659 @@
+//! Bad files, and the whole report of what is wrong with each.
+
+use super::*;
+
+#[test]
+fn unknown_keys_suggest_the_one_that_was_meant() {
+    insta::assert_snapshot!(report(
+        "[agnet]\n[agent]\nlisen = \"x\"\n[proxy]\nport = 3\n[apps.shop]\nrepo = \"https://h/x\"\nreplica = 3\n[apps.shop.helth]\n"
+    ), @r#"
+    deploy.toml:1:2: unknown key "agnet", did you mean "agent"?
+        the file takes: agent, proxy, runtime, notify, apps
+    deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
+        agent takes: listen, data_dir, public_url, reconcile
+    deploy.toml:5:1: unknown key "port"
+        proxy takes: http
+    deploy.toml:8:1: unknown key "replica", did you mean "instances"?
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+    deploy.toml:9:12: unknown key "helth", did you mean "health"?
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+    "#);
+}
+
+#[test]
+fn what_a_later_version_may_know_is_told_apart_from_the_unknown() {
+    insta::assert_snapshot!(report(&format!(
+        r#"
+[proxy]
+https = "0.0.0.0:443"
+acme = {{ email = "ops@example.com" }}
+trusted_proxies = ["10.0.0.0/8"]
+[runtime]
+kind = "swarm"
+[[notify]]
+kind = "slack"
+url = {{ env = "S" }}
+[[notify]]
+kind = "discord"
+url = {{ env = "DISCORD_WEBHOOK_URL" }}
+events = ["instance_down"]
+{}
+compose = "compose.yaml"
+env = {{ A = {{ secret = "NAME" }} }}
+autoscale = {{ min = 2 }}
+[apps.shop.accessories.db]
+image = "postgres"
+[apps.shop.rollout]
+strategy = "canary"
+steps = [10]
+"#,
+        app("")
+    )), @r#"
+    deploy.toml:3:1: proxy.https is not supported by this version
+        remove it; put a server that ends TLS in front of proxy.http
+    deploy.toml:4:1: proxy.acme is not supported by this version
+        remove it; put a server that ends TLS in front of proxy.http
+    deploy.toml:5:1: proxy.trusted_proxies is not supported by this version
+        remove it
+    deploy.toml:7:8: runtime.kind = "swarm" is not supported by this version
+        write kind = "docker" or leave it out
+    deploy.toml:9:8: notify[0].kind = "slack" is not supported by this version
+        write kind = "discord" or remove this [[notify]]
+    deploy.toml:14:11: notify[1].events[0] = "instance_down" is not supported by this version
+        remove it from the list
+    deploy.toml:19:1: apps.shop.compose is not supported by this version
+        remove it, and describe the services under [apps.NAME.services]
+    deploy.toml:20:15: apps.shop.env.A.secret is not supported by this version
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:21:1: apps.shop.autoscale is not supported by this version
+        remove it and set instances
+    deploy.toml:22:12: apps.shop.accessories is not supported by this version
+        run databases beside longshore, and name their address in env
+    deploy.toml:25:12: apps.shop.rollout.strategy = "canary" is not supported by this version
+        write strategy = "rolling" or leave it out
+    deploy.toml:26:1: apps.shop.rollout.steps is not supported by this version
+        remove it: a rolling rollout goes one instance at a time
+    "#);
+}
+
+#[test]
+fn numbers_and_names_outside_their_range() {
+    insta::assert_snapshot!(report(&app(
+        r#"
+keep_releases = 0
+[apps.shop.services.a]
+instances = 65
+[apps.shop.services.b]
+instances = -1
+[apps.shop.services.c]
+instances = "3"
+[apps.shop.services.d]
+port = 70000
+cpus = 0
+memory = 512
+[apps.shop.services.e]
+memory = "3MiB"
+cpus = nan
+port = 0
+[apps.shop.services.My_Service]
+[apps."a..b"]
+repo = "https://h/x"
+[apps.-x]
+repo = "https://h/x"
+"#
+    )), @r#"
+    deploy.toml:5:17: apps.shop.keep_releases must be 1 to 100, got 0
+        write keep_releases = 1 or another number in that range
+    deploy.toml:7:13: apps.shop.services.a.instances must be 1 to 64 (0 switches the service off), got 65
+        write instances = 1 or another number in that range
+    deploy.toml:9:13: apps.shop.services.b.instances must be 1 to 64 (0 switches the service off), got -1
+        write instances = 1 or another number in that range
+    deploy.toml:11:13: apps.shop.services.c.instances must be 1 to 64 (0 switches the service off), got the text "3"
+        write a whole number without quotes, as in instances = 3
+    deploy.toml:13:8: apps.shop.services.d.port must be 1 to 65535, got 70000
+        write port = 1 or another number in that range
+    deploy.toml:14:8: apps.shop.services.d.cpus must be 0.01 to 1024, got 0
+        write a number without quotes, as in cpus = 0.5
+    deploy.toml:15:10: apps.shop.services.d.memory is a size and needs quotes and a unit, got 512
+        write memory = "512MiB"; the minimum is 6MiB
+    deploy.toml:17:10: apps.shop.services.e.memory must be at least 6MiB, got "3MiB"
+        write a larger size
+    deploy.toml:18:8: apps.shop.services.e.cpus must be 0.01 to 1024, got nan
+        write a number without quotes, as in cpus = 0.5
+    deploy.toml:19:8: apps.shop.services.e.port must be 1 to 65535, got 0
+        write port = 1 or another number in that range
+    deploy.toml:20:21: service name "My_Service" must be 1 to 40 lower-case letters, digits or hyphens, with a letter or digit at both ends
+        write "my-service"
+    deploy.toml:21:7: app name "a..b" must be 1 to 40 lower-case letters, digits or hyphens, with a letter or digit at both ends
+        write "a-b"
+    deploy.toml:23:7: app name "-x" must be 1 to 40 lower-case letters, digits or hyphens, with a letter or digit at both ends
+        write "x"
+    "#);
+}
+
+#[test]
+fn addresses_of_repositories() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.a]
+repo = "--upload-pack=x"
+[apps.b]
+repo = "ext::sh -c id"
+[apps.c]
+repo = "file:///etc"
+[apps.d]
+repo = "https://user:sEnTiNeL@git.example/x"
+[apps.e]
+repo = "ssh://-oProxyCommand=x/y"
+[apps.f]
+repo = "http://git.example/x"
+[apps.g]
+repo = "/srv/git/x"
+[apps.h]
+repo = "example/shop"
+[apps.i]
+[apps.j]
+repo = "git@git.example:x"
+"#
+    ), @r#"
+    deploy.toml:3:8: apps.a.repo: the repository's address "--upload-pack=x" begins with a hyphen and would be taken for an option
+        write https://HOST/PATH, ssh://git@HOST/PATH or git@HOST:PATH
+    deploy.toml:5:8: apps.b.repo: the repository's address "ext::sh -c id" has a scheme that is not allowed; use https or ssh
+        write https://HOST/PATH, ssh://git@HOST/PATH or git@HOST:PATH
+    deploy.toml:7:8: apps.c.repo: the repository's address "file:///etc" has a scheme that is not allowed (file)
+        write the absolute path itself, with allow_local = true
+    deploy.toml:9:8: apps.d.repo: the repository's address "https://…@git.example/x" holds credentials, which are refused in an address
+        write credential = { token = { env = "NAME" } } in the app
+    deploy.toml:11:8: apps.e.repo: the repository's address "ssh://-oProxyCommand=x/y" has no valid host
+        write https://HOST/PATH, ssh://git@HOST/PATH or git@HOST:PATH
+    deploy.toml:13:8: apps.f.repo: the repository's address "http://git.example/x" is not encrypted
+        write https:// in place of http://
+    deploy.toml:15:8: apps.g.repo: the repository's address "/srv/git/x" is a path on this machine
+        set allow_local = true for the app if that is meant, or write https://HOST/PATH
+    deploy.toml:17:8: apps.h.repo: the repository's address "example/shop" is no https, ssh or scp form address
+        write https://github.com/example/shop.git
+    deploy.toml:18:7: apps.i needs repo
+        write repo = "https://HOST/PATH"
+    deploy.toml:20:8: apps.j.repo is an ssh address and needs a key and the server's host keys
+        write credential = { ssh_key = "PATH", known_hosts = "PATH" }
+    "#);
+}
+
+#[test]
+fn branches() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.a]
+repo = "https://h/x"
+branch = "refs/heads/main"
+[apps.b]
+repo = "https://h/x"
+branch = "a..b"
+[apps.c]
+repo = "https://h/x"
+branch = "*"
+[apps.d]
+repo = "https://h/x"
+branch = ""
+"#
+    ), @r#"
+    deploy.toml:4:10: apps.a.branch: "refs/heads/main" is a full ref
+        write the branch's short name, "main"
+    deploy.toml:7:10: apps.b.branch: "a..b" is no valid branch name
+        write one branch's short name, such as "main"
+    deploy.toml:10:10: apps.c.branch: "*" is no valid branch name
+        write one branch's short name, such as "main"
+    deploy.toml:13:10: apps.d.branch: "" is no valid branch name
+        write one branch's short name, such as "main"
+    "#);
+    assert_eq!(config(&app("branch = \"a;$(id)&|<script>@everyone\"")).apps.len(), 1);
+}
+
+#[test]
+fn secrets_that_are_none() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.a]
+repo = "https://h/x"
+webhook = { provider = "github", secret = "sEnTiNeL" }
+[apps.b]
+repo = "https://h/x"
+webhook = { provider = "gitlab", secret = { env = "UNSET" } }
+[apps.c]
+repo = "https://h/x"
+webhook = { secret = { env = "SHORT" } }
+[apps.d]
+repo = "https://h/x"
+webhook = { secret = { env = "EMPTY" } }
+[apps.e]
+repo = "https://h/x"
+webhook = { secret = { env = "sEnTiNeL!" } }
+[apps.f]
+repo = "https://h/x"
+webhook = { secret = { file = "none" } }
+[apps.g]
+repo = "https://h/x"
+webhook = { secret = { env = "A", file = "b" } }
+[apps.h]
+repo = "https://h/x"
+webhook = {}
+"#
+    ), @r#"
+    deploy.toml:4:43: apps.a.webhook.secret: a secret is never written in the file itself (the value is not shown here)
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:7:24: apps.b.webhook.provider = "gitlab" is not supported by this version
+        use the post-receive hook, or write provider = "github"
+    deploy.toml:7:34: apps.b.webhook.secret: the environment variable UNSET is not set
+        set UNSET in the environment that longshore is started with
+    deploy.toml:10:13: apps.c.webhook.secret: the environment variable SHORT holds 5 bytes, and a webhook's secret needs at least 16
+        make one with: openssl rand -hex 32
+    deploy.toml:13:13: apps.d.webhook.secret: the environment variable EMPTY is empty
+        set EMPTY in the environment that longshore is started with
+    deploy.toml:16:30: apps.e.webhook.secret.env must be the name of an environment variable (what is written is not shown here)
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:19:13: apps.f.webhook.secret: the secret file /srv/longshore/none cannot be read: No such file or directory (os error 2)
+        the agent's user must be able to read it: chmod 600 /srv/longshore/none
+    deploy.toml:22:13: apps.g.webhook.secret must name exactly one place for the secret
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:25:1: apps.h.webhook needs secret
+        write webhook = { provider = "github", secret = { env = "NAME" } }
+    "#);
+}
+
+#[test]
+fn a_secret_file_that_everybody_can_read() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("hook"), "sixteen bytes and more\n").unwrap();
+    std::fs::set_permissions(dir.path().join("hook"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let text = "[apps.a]\nrepo = \"https://h/x\"\nwebhook = { secret = { file = \"hook\" } }";
+    let problems = parse_in(text, "deploy.toml", dir.path(), &environment).unwrap_err();
+    insta::assert_snapshot!(problems.to_string().replace(&dir.path().display().to_string(), "DIR"), @"
+    deploy.toml:3:13: apps.a.webhook.secret: the secret file DIR/hook has mode 0644: everybody on this machine can use it
+        the agent's user must be able to read it: chmod 600 DIR/hook
+    ");
+}
+
+#[test]
+fn credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, mode) in [("open", 0o644), ("key", 0o600), ("hosts", 0o644)] {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let text = r#"
+[apps.a]
+repo = "git@h:x"
+credential = { token = { env = "T" } }
+[apps.b]
+repo = "https://h/x"
+credential = { ssh_key = "key", known_hosts = "hosts" }
+[apps.c]
+repo = "git@h:x"
+credential = { ssh_key = "key" }
+[apps.d]
+repo = "git@h:x"
+credential = { ssh_key = "open", known_hosts = "none" }
+[apps.e]
+repo = "https://h/x"
+credential = { token = { env = "TWO_LINES" }, username = "a:b" }
+[apps.f]
+repo = "https://h/x"
+credential = { username = "a" }
+"#;
+    let problems = parse_in(text, "deploy.toml", dir.path(), &environment).unwrap_err();
+    let shown = problems.to_string();
+    assert!(!shown.contains(SENTINEL), "{shown}");
+    insta::assert_snapshot!(shown.replace(&dir.path().display().to_string(), "DIR"), @r#"
+    deploy.toml:4:1: apps.a.credential: a token works only with an https address
+        write credential = { ssh_key = "PATH", known_hosts = "PATH" }
+    deploy.toml:7:1: apps.b.credential: an ssh key works only with an ssh address
+        write credential = { token = { env = "NAME" } }
+    deploy.toml:10:26: apps.c.credential.ssh_key needs known_hosts beside it: without the server's keys anybody could pose as it
+        write known_hosts = "PATH"; ssh-keyscan HOST prints the keys, compare them with the server's own list
+    deploy.toml:13:26: apps.d.credential.ssh_key: DIR/open has mode 0644: others on this machine can use it
+        chmod 600 DIR/open
+    deploy.toml:13:48: apps.d.credential.known_hosts: DIR/none cannot be read: No such file or directory (os error 2)
+        name a file that is there
+    deploy.toml:16:16: apps.e.credential.token: the environment variable TWO_LINES holds a space or a control character
+        a token is one line of letters, digits and signs
+    deploy.toml:16:58: apps.e.credential.username: "a:b" is no user name
+        leave it out for "x-access-token"
+    deploy.toml:19:1: apps.f.credential has neither a token nor an ssh key
+        write credential = { token = { env = "NAME" } }, or write credential = { ssh_key = "PATH", known_hosts = "PATH" }
+    deploy.toml:19:27: apps.f.credential.username goes with a token
+        write an ssh address's user in repo, as in git@HOST:PATH
+    "#);
+    let good = "[apps.a]\nrepo = \"git@h:x\"\ncredential = { ssh_key = \"key\", known_hosts = \"hosts\" }";
+    let config = parse_in(good, "deploy.toml", dir.path(), &environment).unwrap();
+    assert!(matches!(&config.apps.values().next().unwrap().credential, Credential::SshKey { .. }));
+}
+
+#[test]
+fn listeners() {
+    insta::assert_snapshot!(report("[agent]\nlisten = \"127.0.0.1:80\"\n"), @"
+    deploy.toml:2:10: proxy.http (0.0.0.0:80) and agent.listen (127.0.0.1:80) cannot both be listened on
+        give the two different ports
+    ");
+    insta::assert_snapshot!(report("[agent]\nlisten = \"127.0.0.1:9\"\n[proxy]\nhttp = \"127.0.0.1:9\"\n"), @"
+    deploy.toml:4:8: proxy.http (127.0.0.1:9) and agent.listen (127.0.0.1:9) cannot both be listened on
+        give the two different ports
+    ");
+    insta::assert_snapshot!(report(
+        "[agent]\nlisten = \":9000\"\npublic_url = \"deploy.example\"\nreconcile = \"10ms\"\n[proxy]\nhttp = 80\n"
+    ), @r#"
+    deploy.toml:2:10: agent.listen must be IP:PORT, got ":9000"
+        write "127.0.0.1:9000" for this machine only, "0.0.0.0:9000" for everybody
+    deploy.toml:3:14: agent.public_url must be an http or https address, got "deploy.example"
+        write https://HOST, such as "https://deploy.example.com"
+    deploy.toml:4:13: agent.reconcile must be 0s, or 1s to 1d, got "10ms"
+        write a duration in that range
+    deploy.toml:6:8: proxy.http must be IP:PORT in quotes
+        write an IP address and a port in quotes, such as "127.0.0.1:9000" or "[::]:80"
+    "#);
+    let free = "[agent]\nlisten = \"127.0.0.1:0\"\nreconcile = \"0s\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n";
+    assert_eq!(config(free).agent.reconcile, None);
+}
+
+#[test]
+fn one_domain_leads_to_one_app() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.web]
+repo = "https://h/x"
+port = 1
+domains = ["example.com", "http://x.example:80/", "*.example.com"]
+[apps.api]
+repo = "https://h/x"
+port = 1
+domains = ["Example.COM"]
+"#
+    ), @r#"
+    deploy.toml:5:27: apps.web.domains[1]: "http://x.example:80/" has a scheme
+        write only the host name, such as "x.example"
+    deploy.toml:5:51: apps.web.domains[2]: "*.example.com" is a wildcard, which is not supported by this version
+        write each host name; a wildcard needs a certificate and a route of its own kind
+    deploy.toml:9:12: web and api both claim example.com (lines 5 and 9)
+        a domain leads to one app; remove it from one of them
+    "#);
+}
+
+#[test]
+fn domains_lead_to_one_service() {
+    insta::assert_snapshot!(report(&app("domains = [\"a.example\"]\n")), @"
+    deploy.toml:4:11: apps.shop.domains lead to no service: none has a port
+        set port for the service that answers them
+    ");
+    insta::assert_snapshot!(report(&app(
+        "domains = [\"a.example\"]\n[apps.shop.services.one]\nport = 1\n[apps.shop.services.two]\nport = 2\n"
+    )), @r#"
+    deploy.toml:4:11: apps.shop.domains could lead to one or two
+        name the service that answers them "web"
+    "#);
+    insta::assert_snapshot!(report(&app("port = 1\n[apps.shop.services.web]\n")), @"
+    deploy.toml:4:1: apps.shop.port belongs to one service, and this app has apps.shop.services
+        move it to [apps.shop.services.web], or drop the services table
+    ");
+    insta::assert_snapshot!(report(&app("services = {}\n")), @"
+    deploy.toml:4:1: apps.shop.services names no service
+        write [apps.NAME.services.SERVICE] for each service
+    ");
+}
+
+#[test]
+fn builds_stay_inside_the_repository() {
+    insta::assert_snapshot!(report(&app(
+        r#"
+[apps.shop.build]
+dockerfile = "../Dockerfile"
+context = "/srv"
+builder = "classic"
+args = { TOKEN = { env = "S" }, "1X" = "a", N = 5 }
+secrets = { "a b" = { env = "UNSET" }, ok = { env = "S" } }
+[apps.shop.services.web]
+build = { timeout = "5m", dockerfile = "." }
+"#
+    )), @r#"
+    deploy.toml:6:14: apps.shop.build.dockerfile: "../Dockerfile" leads outside the repository with ".."
+        write a path relative to the repository's top, such as "docker/Dockerfile"
+    deploy.toml:7:11: apps.shop.build.context: "/srv" is absolute, and so outside the repository
+        write a path relative to the repository's top, such as "docker/Dockerfile"
+    deploy.toml:9:10: apps.shop.build.args.TOKEN is a secret, and build arguments stay readable in the image
+        write it under build.secrets and use RUN --mount=type=secret,id=NAME
+    deploy.toml:9:33: "1X" is no name of an environment variable
+        letters, digits and _ make a name, with no digit first
+    deploy.toml:9:49: apps.shop.build.args.N must be text in quotes (what is written is not shown here)
+        write N = "text"
+    deploy.toml:10:13: apps.shop.build.secrets."a b": "a b" cannot name a secret's id
+        letters, digits, _, . and - make a secret's id, with a letter or digit first
+    deploy.toml:10:13: apps.shop.build.secrets."a b": the environment variable UNSET is not set
+        set UNSET in the environment that longshore is started with
+    deploy.toml:11:21: apps.shop.services.web: the classic builder knows no build secrets
+        write builder = "buildkit", or remove build.secrets
+    deploy.toml:12:21: apps.shop.services.web.build.timeout is set for all services of an app together
+        move it to [apps.NAME.build]
+    deploy.toml:12:40: apps.shop.services.web.build.dockerfile names a directory
+        write the Dockerfile's path inside the repository
+    "#);
+}
+
+#[test]
+fn health_and_its_times() {
+    insta::assert_snapshot!(report(&app(
+        r#"
+[apps.shop.services.a]
+port = 1
+health = { path = "healthz", tcp = true, interval = "0s" }
+[apps.shop.services.b]
+health = { path = "/x" }
+[apps.shop.services.c]
+port = 1
+health = { path = "/x", timeout = "90s", successes = 61 }
+[apps.shop.services.d]
+health = { stable_for = "2m" }
+[apps.shop.services.e]
+health = { command = [], start_deadline = "2h" }
+[apps.shop.services.f]
+health = { command = ["true"], stable_for = "1s", failures = 0 }
+[apps.shop.services.g]
+health = "/healthz"
+"#
+    )), @r#"
+    deploy.toml:1:7: apps.shop: start_deadline of e (2h) does not fit into the deadline of a whole deployment (1h)
+        raise deadline, or lower start_deadline of e
+    deploy.toml:7:19: apps.shop.services.a.health.path must begin with /, got "healthz"
+        write "/healthz"
+    deploy.toml:7:36: apps.shop.services.a.health.tcp is a second check beside the first
+        keep one of path, tcp and command
+    deploy.toml:7:53: apps.shop.services.a.health.interval must be 10ms to 10m, got "0s"
+        write a duration in that range
+    deploy.toml:9:19: apps.shop.services.b.health.path asks a port, and the service has none
+        set port, or write health = { command = ["…"] }
+    deploy.toml:12:1: apps.shop.services.c.health: 61 successes at an interval of 1s do not fit into start_deadline (1m)
+        raise start_deadline, or lower successes or interval
+    deploy.toml:12:35: apps.shop.services.c.health.timeout (90s) is longer than start_deadline (1m)
+        one check must fit into the time that an instance has to become ready
+    deploy.toml:14:25: apps.shop.services.d.health.stable_for (2m) does not fit into start_deadline (1m)
+        raise start_deadline or lower stable_for
+    deploy.toml:16:22: apps.shop.services.e.health.command names no program
+        write command = ["program", "argument"]; there is no shell that would split it
+    deploy.toml:18:45: apps.shop.services.f.health.stable_for has no meaning beside path, tcp or command
+        remove it
+    deploy.toml:18:62: apps.shop.services.f.health.failures must be 1 to 100, got 0
+        write failures = 1 or another number in that range
+    deploy.toml:20:10: apps.shop.services.g.health must be a table, got text
+        write health = { path = "/healthz" }
+    "#);
+}
+
+#[test]
+fn durations() {
+    insta::assert_snapshot!(report(&app(
+        r#"
+deadline = "30s"
+[apps.shop.build]
+timeout = "5 mins"
+[apps.shop.release]
+command = "python manage.py migrate"
+timeout = "5"
+service = "wbe"
+[apps.shop.rollout]
+watch = 60
+order = "stop_frist"
+[apps.shop.services.web]
+stop_grace = "-1s"
+drain = { requests = "1e9s", streams = "2d" }
+"#
+    )), @r#"
+    deploy.toml:5:12: apps.shop: rollout.watch (1m) does not fit into the deadline of a whole deployment (30s)
+        raise deadline, or lower rollout.watch
+    deploy.toml:7:11: apps.shop.build.timeout is not a duration, got "5 mins"
+        write "5m"; it must be 1s to 1d
+    deploy.toml:9:11: apps.shop.release.command must be a list of arguments, got one text
+        write command = ["program", "argument"]; there is no shell that would split it
+    deploy.toml:10:11: apps.shop.release.timeout is a duration and needs a unit, got "5"
+        write "5s" for 5 seconds or "5m" for 5 minutes; it must be 1s to 1d
+    deploy.toml:11:11: apps.shop.release.service: the app has no service "wbe"
+        its services: web
+    deploy.toml:13:9: apps.shop.rollout.watch is a duration and needs quotes and a unit, got 60
+        write watch = "60s" for 60 seconds; it must be 0s, or 1ms to 1d
+    deploy.toml:14:9: apps.shop.rollout.order must be "start_first" or "stop_first", got "stop_frist"
+        did you mean "stop_first"?
+    deploy.toml:16:14: apps.shop.services.web.stop_grace cannot be negative, got "-1s"
+        write a duration such as "500ms", "30s" or "5m"; it must be 1ms to 1h
+    deploy.toml:17:22: apps.shop.services.web.drain.requests is not a duration, got "1e9s"
+        the units are ms, s, m, h and d, as in "30s"; it must be 1ms to 1h
+    deploy.toml:17:40: apps.shop.services.web.drain.streams must be 0s, or 1ms to 1d, got "2d"
+        write a duration in that range
+    "#);
+}
+
+#[test]
+fn mounts_that_give_the_host_away() {
+    insta::assert_snapshot!(report(&app(
+        r#"volumes = [
+  "/var/run/docker.sock:/var/run/docker.sock",
+  "/:/host",
+  "/etc:/etc:ro",
+  "/var/lib/docker:/d",
+  "/var/lib/longshore/mirrors:/m",
+  "media",
+  "./x:/x",
+  "ok:/d",
+]
+"#
+    )), @r#"
+    deploy.toml:5:3: apps.shop.volumes[0]: /run/docker.sock is the container engine's socket; mounting it gives root on the host and is refused
+        mount a directory made for the app, such as /srv/APP, or a named volume
+    deploy.toml:6:3: apps.shop.volumes[1]: / contains /etc; mounting it gives root on the host and is refused
+        mount a directory made for the app, such as /srv/APP, or a named volume
+    deploy.toml:7:3: apps.shop.volumes[2]: /etc belongs to the host alone; mounting it gives root on the host and is refused
+        mount a directory made for the app, such as /srv/APP, or a named volume
+    deploy.toml:8:3: apps.shop.volumes[3]: /var/lib/docker belongs to the host alone; mounting it gives root on the host and is refused
+        mount a directory made for the app, such as /srv/APP, or a named volume
+    deploy.toml:9:3: apps.shop.volumes[4]: /var/lib/longshore/mirrors lies in /var/lib/longshore; mounting it gives root on the host and is refused
+        mount a directory made for the app, such as /srv/APP, or a named volume
+    deploy.toml:10:3: apps.shop.volumes[5]: "media" is no volume
+        write "NAME:/path" for a volume or "/host/path:/path:ro" for a directory of the host
+    deploy.toml:11:3: apps.shop.volumes[6]: "./x:/x" names a relative host path
+        write the absolute path, or a volume's name without slashes
+    deploy.toml:12:3: apps.shop.volumes[7]: /d is mounted twice
+        give each volume a path of its own
+    "#);
+}
+
+#[test]
+fn environments() {
+    insta::assert_snapshot!(report(&app(
+        r#"
+[apps.shop.env]
+"MY-VAR" = "x"
+PORT = 8000
+A = { env = "UNSET" }
+B = { value = "sEnTiNeL" }
+"#
+    )), @r#"
+    deploy.toml:6:1: "MY-VAR" is no name of an environment variable
+        letters, digits and _ make a name, with no digit first
+    deploy.toml:7:8: apps.shop.env.PORT must be text in quotes (what is written is not shown here)
+        write PORT = "text", PORT = { env = "NAME" } or PORT = { file = "PATH" }
+    deploy.toml:8:1: apps.shop.env.A: the environment variable UNSET is not set
+        set UNSET in the environment that longshore is started with
+    deploy.toml:9:1: apps.shop.env.B must name exactly one place for the secret
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:9:7: unknown key "value"
+        apps.shop.env.B takes: env, file
+    "#);
+}
+
+#[test]
+fn addresses_of_notices() {
+    insta::assert_snapshot!(report(
+        r#"
+[[notify]]
+kind = "discord"
+url = "https://discord.com/api/webhooks/1/sEnTiNeL"
+[[notify]]
+kind = "discord"
+url = { env = "OTHER_URL" }
+[[notify]]
+kind = "discord"
+url = { env = "LOCAL_URL" }
+events = ["suceeded", "failed", "failed"]
+[[notify]]
+events = []
+"#
+    ), @r#"
+    deploy.toml:4:7: notify[0].url: a secret is never written in the file itself (the value is not shown here)
+        write { env = "NAME" } or { file = "PATH" }
+    deploy.toml:7:1: notify[1].url: the environment variable OTHER_URL does not lead to one of Discord's hosts (its value is not shown here)
+        it must be https://discord.com/api/webhooks/ID/TOKEN, as Discord's channel settings show it
+    deploy.toml:10:1: notify[2].url: the environment variable LOCAL_URL holds an address on this machine (its value is not shown here)
+        set allow_local = true if a stand-in on this machine is meant
+    deploy.toml:11:11: notify[2].events[0] must be one of "started", "succeeded", "failed", "rolled_back", "superseded", "cancelled", got "suceeded"
+        did you mean "succeeded"?
+    deploy.toml:11:33: notify[2].events[2] is in the list twice
+        remove one of them
+    deploy.toml:12:1: notify[3] needs kind
+        write kind = "discord"
+    deploy.toml:12:1: notify[3] needs url
+        write url = { env = "DISCORD_WEBHOOK_URL" }
+    deploy.toml:13:10: notify[3].events names no event: nothing would ever be told
+        write events = ["succeeded", "failed", "rolled_back"], or leave it out for all
+    "#);
+    insta::assert_snapshot!(report("[notify]\nkind = \"discord\"\n"), @"
+    deploy.toml:1:2: notify must be a list of tables
+        write [[notify]] with two brackets on each side
+    ");
+    let local = config("[[notify]]\nkind = \"discord\"\nurl = { env = \"LOCAL_URL\" }\nallow_local = true\n");
+    assert_eq!(local.notify[0].events, NoticeKind::ALL);
+}
+
+#[test]
+fn tables_that_are_none() {
+    insta::assert_snapshot!(report("agent = 1\nproxy = \"x\"\nnotify = 2\nruntime = []\n[apps]\nshop = \"x\"\n"), @"
+    deploy.toml:1:9: agent must be a table, got a number
+        write [agent] on a line of its own
+    deploy.toml:2:9: proxy must be a table, got text
+        write [proxy] on a line of its own
+    deploy.toml:3:10: notify must be a list, got a number
+        write [[notify]] on a line of its own
+    deploy.toml:4:11: runtime must be a table, got a list
+        write [runtime] on a line of its own
+    deploy.toml:6:8: apps.shop must be a table, got text
+        write [apps.NAME] on a line of its own
+    ");
+    insta::assert_snapshot!(report(&app("env = 1\nservices = 1\nrollout = 1\nhealth = 1\ndrain = 1\nvolumes = \"a:/b\"\n")), @r#"
+    deploy.toml:4:7: apps.shop.env must be a table, got a number
+        write env = { NAME = "text" }
+    deploy.toml:5:12: apps.shop.services must be a table, got a number
+        write [apps.NAME.services.SERVICE] for each service
+    deploy.toml:6:11: apps.shop.rollout must be a table, got a number
+        write rollout = { watch = "60s" }
+    deploy.toml:7:1: apps.shop.health belongs to one service, and this app has apps.shop.services
+        move it to [apps.shop.services.web], or drop the services table
+    deploy.toml:8:1: apps.shop.drain belongs to one service, and this app has apps.shop.services
+        move it to [apps.shop.services.web], or drop the services table
+    deploy.toml:9:1: apps.shop.volumes belongs to one service, and this app has apps.shop.services
+        move it to [apps.shop.services.web], or drop the services table
+    "#);
+}
