@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +20,8 @@ use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
 use crate::deploy::{Deployer, spec};
 use crate::model::{DeploymentId, Duty};
-use crate::proxy::client::{ProxyClient, spawn_proxy};
+use crate::proxy::client::ProxyClient;
+use crate::proxy::spawn::spawn_proxy;
 use crate::rollout::driver::Parts;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
@@ -152,10 +153,15 @@ async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) 
 
 /// Starts the proxy again when it is gone.
 async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, data_dir: PathBuf) {
+    let mut status = proxy.watch_status();
     loop {
         tokio::select! {
             () = agent.shutdown.cancelled() => return,
-            () = proxy.disconnected() => {}
+            gone = status.wait_for(|status| !status.connected) => {
+                if gone.is_err() {
+                    return;
+                }
+            }
         }
         tracing::error!("the proxy is gone");
         if let Err(err) = ensure_proxy(&proxy, &agent.config_path, &data_dir).await {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::build::{BuildRequest, Builder};
+use super::build::BuildRequest;
 use super::source::Want;
 use super::{Deployer, spec};
 use crate::config::{App, Order};

@@ -56,7 +56,6 @@ enum Signal {
     Probed(InstanceId, Result<(), String>),
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
-    Ended(InstanceId, Exited),
     Stopped(InstanceId, Result<(), RuntimeError>),
     Switched(DeploymentId, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
@@ -248,7 +247,6 @@ impl DriverTask {
             Signal::Probed(id, result) => self.probed(id, result).await,
             Signal::Started(id, result) => self.started(id, result).await,
             Signal::Inspected(id, result) => self.inspected(id, result).await,
-            Signal::Ended(id, exited) => self.ended(id, exited).await,
             Signal::Stopped(id, result) => {
                 if let Err(err) = result {
                     self.say(format!("{id} could not be stopped: {err}; it is swept when the agent starts again"));
