@@ -1,10 +1,11 @@
 //! One receiver's task: the outbox in order, each notice until it is told or nobody wants to know it any more.
 //!
-//! Nothing is kept in memory but waiting times. Each attempt reads the outbox and the deployment's record anew, so a
+//! Nothing that matters is kept in memory. Each attempt reads the outbox and the deployment's record anew, so a
 //! message that was held up says what is true when it arrives, and a restart goes on where the cursor on disk stands.
 //! A notice is told at least once: an agent that dies between Discord's answer and the cursor's move tells it again,
 //! which edits the message; only a first message can come twice (webhooks have no idempotency key).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,10 @@ use super::discord::Payload;
 use super::message::{Message, compose};
 use super::webhook::{Answer, Webhook};
 use super::{Target, facts, targets};
-use crate::config::Config;
+use crate::config::{Config, NoticeKind};
 use crate::journal::{DeployEvent, Journal, Published};
-use crate::store::{Notice, Store, StoreError};
+use crate::model::AppName;
+use crate::store::{Deployment, Notice, Store, StoreError};
 
 /// The waits of a delivery.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +39,8 @@ pub(super) struct Timing {
     pub check: Duration,
     /// A notice older than this is not told any more.
     pub max_age: Duration,
+    /// How far a receiver may be behind before it is spared what a later notice says as well.
+    pub patience: Duration,
 }
 
 impl Default for Timing {
@@ -48,6 +52,7 @@ impl Default for Timing {
             shortest_limit: Duration::from_millis(250),
             check: Duration::from_secs(30),
             max_age: Duration::from_secs(24 * 3600),
+            patience: Duration::from_secs(10),
         }
     }
 }
@@ -66,6 +71,8 @@ pub(super) struct Courier {
     failures: u32,
     /// Notices dropped for their age since the last that was not.
     dropped: u64,
+    /// Superseded deployments that were passed over, until one of their app's is told.
+    passed_over: HashMap<AppName, u64>,
     /// When the receiver's allowance is renewed.
     rest_until: Option<Instant>,
 }
@@ -82,6 +89,18 @@ enum Next {
     Pause,
     /// The journal is closed.
     End,
+}
+
+/// What is to be done with a notice.
+enum Verdict {
+    /// A message.
+    Tell(Box<Deployment>),
+    /// Nothing: the receiver did not ask for it, or a notice behind it says more.
+    NotWanted,
+    /// Nothing but a count in a later message about this app.
+    ToldWithALaterOne(AppName),
+    /// Nothing: nobody wants to know any more.
+    TooOld,
 }
 
 /// Why a notice could not be told now.
@@ -112,7 +131,19 @@ impl Courier {
         timing: Timing,
     ) -> Self {
         let events = journal.subscribe();
-        Self { name, store, events, config, timing, webhook: None, failures: 0, dropped: 0, rest_until: None }
+        let passed_over = HashMap::new();
+        Self {
+            name,
+            store,
+            events,
+            config,
+            timing,
+            webhook: None,
+            failures: 0,
+            dropped: 0,
+            passed_over,
+            rest_until: None,
+        }
     }
 
     /// Delivers until `stop`. A request under way is given up then; the notice stays in the outbox.
@@ -151,13 +182,13 @@ impl Courier {
         let Some(target) = targets(&config).remove(&self.name) else { return Next::Pause };
 
         match self.attempt(&config, &target).await {
-            Ok(Some(())) => {
+            Ok(true) => {
                 if std::mem::take(&mut self.failures) > 0 {
                     tracing::info!(receiver = self.name, "notifications are delivered again");
                 }
                 Next::GoOn
             }
-            Ok(None) => {
+            Ok(false) => {
                 self.report_dropped();
                 Next::Idle
             }
@@ -165,32 +196,61 @@ impl Courier {
         }
     }
 
-    /// Tells the next notice, if there is one.
-    async fn attempt(&mut self, config: &Config, target: &Target) -> Result<Option<()>, Trouble> {
-        let Some(notice) = self.store.next_notice(&self.name).await? else { return Ok(None) };
-        let told = |message| self.store.notice_done(&self.name, &notice, message);
-        if is_too_old(notice.at, Timestamp::now(), self.timing.max_age) {
-            told(None).await?;
-            self.dropped += 1;
-            return Ok(Some(()));
+    /// Tells the next notice, or passes over it. False when there is none.
+    async fn attempt(&mut self, config: &Config, target: &Target) -> Result<bool, Trouble> {
+        let Some(notice) = self.store.next_notice(&self.name).await? else { return Ok(false) };
+        let mut told = None;
+        match self.judge(&notice, target).await? {
+            Verdict::NotWanted => {}
+            Verdict::TooOld => self.dropped += 1,
+            Verdict::ToldWithALaterOne(app) => *self.passed_over.entry(app).or_default() += 1,
+            Verdict::Tell(record) => {
+                self.report_dropped();
+                told = self.tell(config, target, &notice, *record).await?;
+            }
+        }
+        self.store.notice_done(&self.name, &notice, told).await?;
+        Ok(true)
+    }
+
+    /// Whether a notice is worth a message, by what is known now.
+    async fn judge(&self, notice: &Notice, target: &Target) -> Result<Verdict, StoreError> {
+        let is_older_than = |age| is_older(notice.at, Timestamp::now(), age);
+        if is_older_than(self.timing.max_age) {
+            return Ok(Verdict::TooOld);
         }
         if !target.events.contains(&notice.kind) {
-            told(None).await?;
-            return Ok(Some(()));
+            return Ok(Verdict::NotWanted);
         }
-        let record = match self.store.deployment(notice.deployment).await? {
-            Some(record) if !facts::is_overtaken(notice.kind, record.status, &target.events) => record,
-            _ => {
-                told(None).await?;
-                return Ok(Some(()));
-            }
-        };
-        self.report_dropped();
-        let message = compose(&facts::gather(&self.store, config, notice.kind, record).await?);
+        let Some(record) = self.store.deployment(notice.deployment).await? else { return Ok(Verdict::NotWanted) };
+        if facts::is_overtaken(notice.kind, record.status, &target.events) {
+            return Ok(Verdict::NotWanted);
+        }
+        // Hundreds of pushes in a row would keep a channel that takes 30 messages a minute from the news for an hour.
+        if is_older_than(self.timing.patience) && facts::is_link_of_a_chain(&self.store, &record).await? {
+            return Ok(Verdict::ToldWithALaterOne(record.app));
+        }
+        Ok(Verdict::Tell(Box::new(record)))
+    }
+
+    /// Tells a notice, and returns the id of a message that is new.
+    async fn tell(
+        &mut self,
+        config: &Config,
+        target: &Target,
+        notice: &Notice,
+        record: Deployment,
+    ) -> Result<Option<String>, Trouble> {
+        let superseded = notice.kind == NoticeKind::Superseded;
+        let app = record.app.clone();
+        let before = self.passed_over.get(&app).copied().filter(|_| superseded).unwrap_or_default();
+        let message = compose(&facts::gather(&self.store, config, notice.kind, record, before).await?);
         let known = self.store.notice_message(&self.name, notice.deployment).await?;
-        let id = self.send(target, &notice, &message, known).await?;
-        self.store.notice_done(&self.name, &notice, id).await?;
-        Ok(Some(()))
+        let id = self.send(target, notice, &message, known.as_deref()).await?;
+        if superseded {
+            self.passed_over.remove(&app);
+        }
+        Ok(id)
     }
 
     /// Edits the deployment's message, or posts one; the plainest form when the full one is refused. Returns the id
@@ -200,7 +260,7 @@ impl Courier {
         target: &Target,
         notice: &Notice,
         message: &Message,
-        known: Option<String>,
+        known: Option<&str>,
     ) -> Result<Option<String>, Trouble> {
         let webhook = match self.webhook.take() {
             Some(webhook) => webhook,
@@ -208,7 +268,7 @@ impl Courier {
         };
         let webhook = self.webhook.insert(webhook);
         let (full, plain) = (Payload::new(message), Payload::minimal(message));
-        let attempts: &[(Option<&str>, &Payload)] = match known.as_deref() {
+        let attempts: &[(Option<&str>, &Payload)] = match known {
             Some(id) => &[(Some(id), &full), (None, &full), (None, &plain)],
             None => &[(None, &full), (None, &plain)],
         };
@@ -225,21 +285,25 @@ impl Courier {
                 // It was deleted in Discord: the end of the story is told anew.
                 Answer::MessageGone => {}
                 Answer::Refused(why) => {
-                    tracing::error!(receiver = self.name, deployment = %notice.deployment, why, "Discord refused a notification; a plainer one is tried");
+                    let (receiver, deployment) = (&self.name, notice.deployment);
+                    tracing::error!(receiver, %deployment, why, "Discord refused a notification; a plainer one is tried");
                 }
                 Answer::Limited(wait) => return Err(Trouble::Limited(wait)),
                 Answer::Unavailable(why) => return Err(Trouble::Unavailable(why)),
                 Answer::WebhookGone(why) => return Err(Trouble::WebhookGone(why)),
             }
         }
-        tracing::error!(receiver = self.name, deployment = %notice.deployment, "Discord refused the plainest form too: the notification is given up");
+        let (receiver, deployment) = (&self.name, notice.deployment);
+        tracing::error!(receiver, %deployment, "Discord refused the plainest form too: the notification is given up");
         Ok(None)
     }
 
     /// What to do about a failed attempt; the first of a series is logged as a warning.
     fn after(&mut self, trouble: Trouble) -> Next {
         let receiver = &self.name;
-        self.failures = self.failures.saturating_add(1);
+        if !matches!(trouble, Trouble::Limited(_)) {
+            self.failures = self.failures.saturating_add(1);
+        }
         let wait = backoff(self.failures, jitter(), &self.timing);
         match trouble {
             Trouble::Limited(asked) => {
@@ -255,11 +319,12 @@ impl Courier {
                 Next::Retry(wait)
             }
             Trouble::WebhookGone(why) => {
+                let hours = self.timing.max_age.as_secs() / 3600;
                 tracing::warn!(
                     receiver,
                     why,
-                    "this [[notify]] entry does not work: correct its url and reload; what happened less than {} h ago is told then",
-                    self.timing.max_age.as_secs() / 3600
+                    "this [[notify]] entry does not work and is left alone until the configuration is reloaded; what \
+                     happened less than {hours} h before is told then"
                 );
                 Next::Pause
             }
@@ -309,7 +374,7 @@ fn jitter() -> f64 {
 }
 
 /// `false` for a notice from the future: a clock that was set back loses nothing.
-fn is_too_old(at: Timestamp, now: Timestamp, max_age: Duration) -> bool {
+fn is_older(at: Timestamp, now: Timestamp, max_age: Duration) -> bool {
     Duration::try_from(now.duration_since(at)).is_ok_and(|age| age > max_age)
 }
 
@@ -330,8 +395,8 @@ mod tests {
     fn age_is_judged_by_a_clock_that_may_step() {
         let (day, at) = (Duration::from_secs(86_400), Timestamp::from_second(1_700_000_000).unwrap());
         let later = |seconds: i64| Timestamp::from_second(1_700_000_000 + seconds).unwrap();
-        assert!(!is_too_old(at, later(86_400), day));
-        assert!(is_too_old(at, later(86_401), day));
-        assert!(!is_too_old(at, later(-1_000_000_000), day));
+        assert!(!is_older(at, later(86_400), day));
+        assert!(is_older(at, later(86_401), day));
+        assert!(!is_older(at, later(-1_000_000_000), day));
     }
 }

@@ -9,12 +9,13 @@ use super::message::{Facts, Serving};
 /// Lines at the end of a failed deployment's log that go with the notice.
 const LOG_TAIL: u32 = 15;
 
-/// Reads what a notice of `kind` about `record` needs.
+/// Reads what a notice of `kind` about `record` needs. `superseded_before` is how many like it were passed over.
 pub(super) async fn gather(
     store: &Store,
     config: &Config,
     kind: NoticeKind,
     record: Deployment,
+    superseded_before: u64,
 ) -> Result<Facts, StoreError> {
     let app = config.apps.get(&record.app);
     let live = store.live_release(&record.app).await?;
@@ -29,6 +30,7 @@ pub(super) async fn gather(
             Some(by) => store.deployment(by).await?.and_then(|by| by.commit),
             None => None,
         },
+        superseded_before,
         held: failed && store.held_commit(&record.app).await?.map(|(commit, _)| commit) == record.commit,
         log: if failed { log_tail(store, &record).await? } else { Vec::new() },
         kind,
@@ -90,6 +92,16 @@ async fn log_tail(store: &Store, record: &Deployment) -> Result<Vec<String>, Sto
 /// receiver of `events`.
 pub(super) fn is_overtaken(kind: NoticeKind, status: Status, events: &[NoticeKind]) -> bool {
     kind == NoticeKind::Started && end_of(status).is_some_and(|end| events.contains(&end))
+}
+
+/// Whether `record` never ran, and the one that took its place gave way itself: then the notice of that one, which
+/// comes later, can speak for both.
+pub(super) async fn is_link_of_a_chain(store: &Store, record: &Deployment) -> Result<bool, StoreError> {
+    let (Status::Superseded, None, Some(by)) = (record.status, record.started_at, record.superseded_by) else {
+        return Ok(false);
+    };
+    let by = store.deployment(by).await?;
+    Ok(by.is_some_and(|by| by.status == Status::Superseded && by.started_at.is_none()))
 }
 
 /// The notice of a terminal state.

@@ -67,6 +67,7 @@ pub(super) fn facts(kind: NoticeKind) -> Facts {
         instances: vec![("web".parse().unwrap(), 5), ("worker".parse().unwrap(), 2)],
         serving: Serving::Release(ReleaseNumber(6)),
         superseding_commit: None,
+        superseded_before: 0,
         held: false,
         log: Vec::new(),
     };
@@ -96,13 +97,19 @@ pub(super) fn facts(kind: NoticeKind) -> Facts {
             record.superseded_by = Some(DeploymentId(13));
             record.reason = Some("replaced by #13".into());
             record.release = None;
+            record.started_at = None;
+            record.finished_at = Some(at(20));
             record.phases.truncate(1);
+            record.phases[0].finished_at = Some(at(20));
             facts.superseding_commit = Some(commit('b'));
         }
         NoticeKind::Cancelled => {
             record.reason = Some("cancelled by Grace while it waited".into());
             record.release = None;
+            record.started_at = None;
+            record.finished_at = Some(at(20));
             record.phases.truncate(1);
+            record.phases[0].finished_at = Some(at(20));
         }
     }
     facts

@@ -39,6 +39,8 @@ pub struct Facts {
     pub serving: Serving,
     /// The commit of the deployment that took this one's place, where known.
     pub superseding_commit: Option<CommitSha>,
+    /// How many deployments before this one were superseded too and have not been told.
+    pub superseded_before: u64,
     /// The commit is held: not deployed again by itself.
     pub held: bool,
     /// The last lines of the deployment's log, oldest first.
@@ -164,10 +166,14 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
         NoticeKind::Succeeded => format!("{app}: {}", done(record)),
         NoticeKind::Failed => format!("{app}: {what} failed{because}{serving}"),
         NoticeKind::RolledBack => format!("{app}: {what} was rolled back{because}{serving}"),
-        NoticeKind::Superseded => match superseded_by(facts) {
-            Some(by) => format!("{app}: {what} was superseded by {by}"),
-            None => format!("{app}: {what} was superseded{because}"),
-        },
+        NoticeKind::Superseded => {
+            let by = superseded_by(facts).map(|by| format!(" by {by}")).unwrap_or(because);
+            let before = match facts.superseded_before {
+                0 => String::new(),
+                n => format!(", and {} before it", count(n)),
+            };
+            format!("{app}: {what} was superseded{by}{before}")
+        }
         NoticeKind::Cancelled => match reason.map(one_line).as_deref().and_then(|line| line.strip_prefix("cancelled "))
         {
             Some(how) => format!("{app}: {what} was cancelled {}{serving}", shorten(how, REASON_IN_HEADLINE)),
@@ -267,7 +273,7 @@ fn superseded_by(facts: &Facts) -> Option<String> {
 /// The result in two or three words.
 fn outcome(facts: &Facts) -> String {
     let word = match facts.kind {
-        NoticeKind::Started => "deploying",
+        NoticeKind::Started => "deployment started",
         NoticeKind::Succeeded => {
             return facts.deployment.release.map_or_else(|| "live".to_owned(), |number| format!("{number} is live"));
         }
@@ -411,3 +417,6 @@ fn commit_url(repo: &RepoUrl, provider: Option<Provider>, commit: &CommitSha) ->
     let web = matches!(scheme, "https" | "http") && !host.is_empty() && plain(host);
     (has_commit_pages && owner_and_name && web).then(|| format!("{scheme}://{host}/{path}/commit/{commit}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@
 //! has a task of its own that works through it at its own pace, so a slow or broken one delays neither a deployment
 //! nor another receiver:
 //!
-//! notice → [`facts`] (what the journal knows now) → [`message`] (what to say) → [`discord`] (how a channel wants it)
-//! → [`webhook`] (the request and what its answer means) → [`delivery`] (again, later, or done).
+//! notice → `facts` (what the journal knows now) → [`message`] (what to say) → [`discord`] (how a channel wants it)
+//! → `webhook` (the request and what its answer means) → `delivery` (again, later, or done).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

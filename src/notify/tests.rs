@@ -7,19 +7,23 @@ use serde_json::json;
 
 use super::stand_in::{Discord, Script, Seen};
 use super::*;
-use crate::config::{AgentConfig, NotifyTarget, ProxyConfig, RuntimeConfig};
-use crate::model::{AppName, CommitSha, DeploymentId, Status, Trigger};
+use crate::config::{
+    AgentConfig, Build, BuilderKind, Drain, HealthCheck, HealthPolicy, NotifyTarget, Order, ProxyConfig, RolloutPolicy,
+    RuntimeConfig, Service,
+};
+use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
-use crate::store::{Admission, Finish, NewDeployment};
+use crate::store::{Admission, Finish, NewDeployment, ReleaseBody, ReleasedService};
 
 /// Waits short enough for a test.
 const QUICK: Timing = Timing {
-    request: Duration::from_millis(200),
+    request: Duration::from_secs(5),
     first_retry: Duration::from_millis(5),
     longest_retry: Duration::from_millis(20),
     shortest_limit: Duration::from_millis(5),
     check: Duration::from_secs(30),
     max_age: Duration::from_secs(3600),
+    patience: Duration::from_secs(10),
 };
 
 /// An agent's journal and what tells of it.
@@ -95,6 +99,47 @@ impl World {
             self.journal.publish_end(&app(), old).await.unwrap();
         }
         id
+    }
+
+    /// The deployment makes a release with so many web instances.
+    async fn release(&self, id: DeploymentId, digit: char, instances: u32) -> ReleaseNumber {
+        let service = Service {
+            name: "web".parse().unwrap(),
+            build: Build {
+                dockerfile: "Dockerfile".into(),
+                context: ".".into(),
+                target: None,
+                args: BTreeMap::new(),
+                secrets: BTreeMap::new(),
+                builder: BuilderKind::Auto,
+            },
+            command: None,
+            port: Some(8000),
+            instances,
+            health: HealthPolicy {
+                check: HealthCheck::Tcp,
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(5),
+                successes: 2,
+                failures: 3,
+                start_deadline: Duration::from_secs(60),
+            },
+            memory: None,
+            cpu_millis: None,
+            stop_grace: Duration::from_secs(10),
+            drain: Drain { requests: Duration::from_secs(30), streams: Duration::from_secs(60) },
+            volumes: Vec::new(),
+            env: BTreeMap::new(),
+        };
+        let body = ReleaseBody {
+            services: vec![ReleasedService { service, image: ImageId("sha256:1".into()), artifact: "1".into() }],
+            release_command: None,
+            rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
+            author: "Ada".into(),
+            subject: "Fix cart".into(),
+        };
+        let commit = digit.to_string().repeat(40).parse().unwrap();
+        self.store.create_release(&app(), id, &commit, body).await.unwrap().number
     }
 
     async fn advance(&self, id: DeploymentId) {
@@ -264,11 +309,12 @@ async fn trouble_is_outlasted_in_order() {
 async fn a_server_that_hangs_or_is_away_loses_nothing() {
     let discord = Discord::start().await;
     discord.script([Script::Hang]);
-    let world = World::new(&discord).await;
+    let hasty = Timing { request: Duration::from_millis(100), ..QUICK };
+    let world = World::with(vec![entry(&discord.url, &NoticeKind::ALL)], hasty).await;
     let id = world.push('a', "Fix cart").await;
     world.advance(id).await;
     // The first was stored before it hung: told at least once.
-    assert_eq!(trail(&discord.seen(2).await), [("POST", 200, BEGUN), ("POST", 200, BEGUN)]);
+    assert_eq!(trail(&discord.seen(2).await)[..2], [("POST", 200, BEGUN), ("POST", 200, BEGUN)]);
 
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = nobody.local_addr().unwrap();
@@ -402,9 +448,13 @@ async fn each_receiver_gets_what_it_asked_for_at_its_own_pace() {
     world.config.send_replace(config(vec![entry(&quick.url, &NoticeKind::ALL)]));
     world.finish(third, Status::Succeeded, None).await;
     quick.seen(3).await;
-    let count = slow.count();
-    tokio::time::sleep(QUICK.longest_retry * 3).await;
-    assert_eq!(slow.count(), count);
+    let mut count = usize::MAX;
+    let quiet = async {
+        while std::mem::replace(&mut count, slow.count()) != slow.count() {
+            tokio::time::sleep(QUICK.longest_retry * 3).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), quiet).await.expect("the requests end");
 }
 
 #[tokio::test]
@@ -435,6 +485,74 @@ async fn old_news_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_is_behind_is_spared_a_message_for_every_push() {
+    let discord = Discord::start().await;
+    let timing = Timing { patience: Duration::from_millis(50), ..QUICK };
+    let mut world = World::with(vec![entry(&discord.url, &NoticeKind::ALL)], timing).await;
+    world.end().await;
+    for digit in "abcdef0123456789".chars() {
+        world.push(digit, "Again").await;
+    }
+    tokio::time::sleep(timing.patience * 2).await;
+    world.begin().await;
+    world.settled().await;
+    let last = "shop: 8888888 by Ada was superseded by \\#16, 9999999, and 14 before it";
+    assert_eq!(trail(&discord.seen(1).await), [("POST", 200, last)]);
+}
+
+#[tokio::test]
+async fn what_the_journal_knows_is_told() {
+    let discord = Discord::start().await;
+    let mut world = World::new(&discord).await;
+    world.end().await;
+    let first = world.push('a', "Fix cart").await;
+    world.advance(first).await;
+    let release = world.release(first, 'a', 2).await;
+    world.store.set_scale(&app(), &"web".parse().unwrap(), 2, 4).await.unwrap();
+    world.store.set_live(&app(), release).await.unwrap();
+    world.store.set_release(first, release).await.unwrap();
+    world.finish(first, Status::Succeeded, None).await;
+
+    let second = world.push('b', "Break it").await;
+    world.advance(second).await;
+    world.release(second, 'b', 2).await;
+    world.journal.advance(&app(), second, Status::RollingOut).await.unwrap();
+    world.store.add_requests(second, 10_000, 1).await.unwrap();
+    let log = world.journal.log(&app(), second).await.unwrap();
+    (1..=40).for_each(|n| log.line(format!("line {n}")));
+    let finish = Finish {
+        status: Status::RolledBack,
+        reason: Some("web-2 was not ready after 60 s".into()),
+        superseded_by: None,
+        hold: true,
+    };
+    assert!(world.journal.finish(&app(), second, finish).await.unwrap());
+    world.begin().await;
+    world.settled().await;
+
+    let seen = discord.seen(2).await;
+    let field = |seen: &Seen, name: &str| {
+        let fields = seen.body["embeds"][0]["fields"].as_array().unwrap();
+        fields.iter().find(|field| field["name"] == name).map(|field| field["value"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(seen[0].content(), "shop: v1 is live, aaaaaaa by Ada: Fix cart");
+    assert_eq!(field(&seen[0], "Release").as_deref(), Some("v1"));
+    assert_eq!(field(&seen[0], "Instances").as_deref(), Some("web 4"));
+    assert_eq!(field(&seen[0], "Requests during the rollout"), None);
+
+    assert_eq!(
+        seen[1].content(),
+        "shop: bbbbbbb by Ada was rolled back: web-2 was not ready after 60 s; v1 keeps serving"
+    );
+    assert_eq!(field(&seen[1], "Release").as_deref(), Some("v2 is not live, v1 keeps serving"));
+    assert_eq!(field(&seen[1], "Requests during the rollout").as_deref(), Some("10,000 served, 1 failed"));
+    assert!(field(&seen[1], "Held").is_some_and(|held| held.starts_with("bbbbbbb is not deployed again")));
+    let description = seen[1].body["embeds"][0]["description"].as_str().unwrap();
+    assert!(description.starts_with("web-2 was not ready after 60 s\n```\nline 26\n"), "{description}");
+    assert!(description.ends_with("line 40\n```"), "{description}");
+}
+
+#[tokio::test]
 async fn the_stand_in_sees_hostile_text_as_text() {
     let discord = Discord::start().await;
     let world = World::new(&discord).await;
@@ -443,6 +561,23 @@ async fn the_stand_in_sees_hostile_text_as_text() {
     let seen = discord.seen(1).await;
     assert_eq!(seen[0].content(), r"shop: deploying aaaaaaa by Ada: \@everyone \<\@&1\> \[x\]\(javascript:1\)");
     assert_eq!(seen[0].body["embeds"][0]["fields"][3]["value"], r"\@everyone \<\@&1\> \[x\]\(javascript:1\)");
+}
+
+#[tokio::test]
+async fn failures_are_described_without_the_address() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let url = format!("http://{address}/api/webhooks/1/s3cret?thread_id=5");
+    let target = Target { url: url.into(), allow_local: true, events: Vec::new() };
+    let payload = discord::Payload::new(&message::compose(&fixtures::facts(NoticeKind::Failed)));
+    let webhook = webhook::Webhook::new(&target, Duration::from_millis(50)).unwrap();
+
+    let webhook::Answer::Unavailable(late) = webhook.post(&payload).await else { panic!("nobody answers") };
+    drop(listener);
+    let webhook::Answer::Unavailable(refused) = webhook.post(&payload).await else { panic!("nobody listens") };
+    assert_eq!(late, "no answer in time");
+    assert!(refused.contains("refused") && !refused.contains("s3cret"), "{refused}");
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn interpret(edit: bool, status: StatusCode, headers: &HeaderMap, body: &[u8]) -
         // An edit of a message that is gone has its own code; a 404 without one is asked again as a new message.
         404 if edit && parsed.code.is_none_or(|code| code == UNKNOWN_MESSAGE) => Answer::MessageGone,
         300..=399 => Answer::WebhookGone(format!("{status}: it has moved, and redirects are not followed")),
-        401 | 403 | 404 => Answer::WebhookGone(said()),
+        401 | 403 | 404 => Answer::WebhookGone(format!("the webhook was deleted or its url is wrong, {}", said())),
         408 | 425 | 500.. => Answer::Unavailable(status.to_string()),
         _ => Answer::Refused(said()),
     }

@@ -18,7 +18,7 @@ fn started() {
       "username": "longshore",
       "embeds": [
         {
-          "title": "shop: deploying",
+          "title": "shop: deployment started",
           "url": "https://deploy.example.com",
           "color": 3900150,
           "fields": [
@@ -330,14 +330,14 @@ fn superseded() {
             },
             {
               "name": "Took",
-              "value": "total 2 m 54 s",
+              "value": "queue 20 s · total 20 s",
               "inline": false
             }
           ],
           "footer": {
             "text": "deployment 12"
           },
-          "timestamp": "2026-09-21T14:16:14Z"
+          "timestamp": "2026-09-21T14:13:40Z"
         }
       ],
       "allowed_mentions": {
@@ -396,14 +396,14 @@ fn cancelled() {
             },
             {
               "name": "Took",
-              "value": "total 2 m 54 s",
+              "value": "queue 20 s · total 20 s",
               "inline": false
             }
           ],
           "footer": {
             "text": "deployment 12"
           },
-          "timestamp": "2026-09-21T14:16:14Z"
+          "timestamp": "2026-09-21T14:13:40Z"
         }
       ],
       "allowed_mentions": {

@@ -1,0 +1,101 @@
+use super::*;
+use crate::notify::fixtures::{commit, facts};
+
+fn headline_of(kind: NoticeKind, change: impl FnOnce(&mut Facts)) -> String {
+    let mut facts = facts(kind);
+    change(&mut facts);
+    compose(&facts).headline
+}
+
+#[test]
+fn operations_are_told_as_what_they_are() {
+    let asked = |request: Request| {
+        move |facts: &mut Facts| {
+            facts.deployment.request = request;
+            facts.deployment.trigger = Trigger::Cli;
+        }
+    };
+    let rollback = || Request::Rollback { to: Some(ReleaseNumber(6)) };
+    let scale = || Request::Scale { service: "web".parse().unwrap(), instances: 3 };
+    let told = [
+        headline_of(NoticeKind::Started, asked(rollback())),
+        headline_of(NoticeKind::Succeeded, asked(rollback())),
+        headline_of(NoticeKind::Failed, asked(Request::Rollback { to: None })),
+        headline_of(NoticeKind::Started, asked(scale())),
+        headline_of(NoticeKind::Succeeded, asked(scale())),
+        headline_of(NoticeKind::RolledBack, asked(scale())),
+        headline_of(NoticeKind::Started, asked(Request::Restart)),
+        headline_of(NoticeKind::Cancelled, asked(Request::Restart)),
+    ];
+    insta::assert_snapshot!(told.join("\n"), @r"
+    shop: rolling back to v6, by ada
+    shop: rolled back, v7 is live again, by ada
+    shop: the rollback to the last good release failed: the image could not be built: step 4 of 9 exited with code 1; v6 keeps serving
+    shop: scaling web to 3, by ada
+    shop: web runs 3 times now, by ada
+    shop: scaling web to 3 was rolled back: web-2 exited with code 1 after 3 s; v6 keeps serving
+    shop: restarting every instance, by ada
+    shop: the restart was cancelled by Grace while it waited; v6 keeps serving
+    ");
+}
+
+#[test]
+fn what_is_not_known_is_left_out() {
+    let nothing = |facts: &mut Facts| {
+        let record = &mut facts.deployment;
+        (record.commit, record.author, record.subject, record.pusher, record.git_ref) = (None, None, None, None, None);
+        record.reason = None;
+        facts.serving = Serving::Unknown;
+    };
+    let told = NoticeKind::ALL.map(|kind| headline_of(kind, nothing));
+    insta::assert_snapshot!(told.join("\n"), @r"
+    shop: deploying the branch's tip
+    shop: v7 is live, the branch's tip
+    shop: the branch's tip failed
+    shop: the branch's tip was rolled back
+    shop: the branch's tip was superseded by #13, bbbbbbb
+    shop: the branch's tip was cancelled
+    ");
+    let mut empty = facts(NoticeKind::Failed);
+    nothing(&mut empty);
+    empty.instances.clear();
+    assert!(compose(&empty).fields.iter().all(|field| !field.text.is_empty()));
+}
+
+#[test]
+fn a_headline_stays_one_readable_line() {
+    let long = headline_of(NoticeKind::Failed, |facts| {
+        facts.deployment.author = Some("A".repeat(5000));
+        facts.deployment.reason = Some(format!("\n\n{}\r\nmore", "x ".repeat(5000)));
+    });
+    assert!(long.chars().count() < 450 && !long.contains('\n'), "{long}");
+    assert!(long.ends_with("…; v6 keeps serving"), "{long}");
+}
+
+#[test]
+fn commits_link_to_where_their_page_is() {
+    let http = |url: &str| RepoUrl::Http { url: url.into(), authority: String::new() };
+    let ssh =
+        |host: &str, path: &str| RepoUrl::Ssh { user: "git".into(), host: host.into(), port: 22, path: path.into() };
+    let link = |repo: &RepoUrl, provider| commit_url(repo, provider, &commit('a'));
+    let page = |base: &str| Some(format!("{base}/commit/{}", "a".repeat(40)));
+    let github = Some(Provider::GitHub);
+
+    assert_eq!(link(&http("https://github.com/example/shop.git"), None), page("https://github.com/example/shop"));
+    assert_eq!(link(&http("https://github.com/example/shop/"), None), page("https://github.com/example/shop"));
+    assert_eq!(link(&ssh("github.com", "example/shop.git"), None), page("https://github.com/example/shop"));
+    assert_eq!(link(&ssh("ssh.github.com", "/example/shop"), None), page("https://github.com/example/shop"));
+    assert_eq!(link(&http("https://git.corp.test:8443/a/b"), github), page("https://git.corp.test:8443/a/b"));
+
+    for (repo, provider) in [
+        (http("https://git.corp.test/a/b"), None),
+        (http("https://github.com.evil.test/a/b"), None),
+        (http("https://github.com/only"), github),
+        (http("https://github.com/a/b/c"), github),
+        (http("https://github.com/a/b)[x](javascript:1"), github),
+        (ssh("github.com", "a/b c"), github),
+        (RepoUrl::Local("/srv/git/shop.git".into()), github),
+    ] {
+        assert_eq!(link(&repo, provider), None, "{repo}");
+    }
+}
