@@ -13,7 +13,12 @@ pub fn init() {
     // bollard writes whole answers of the engine at debug level, environments included.
     let filter = EnvFilter::new(format!("{wanted},bollard=info,hyper=info,reqwest=info"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(ansi).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// The runtime of a long-running command.

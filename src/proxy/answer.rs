@@ -130,6 +130,9 @@ mod tests {
     #[test]
     fn an_empty_route_says_when_to_come_back() {
         let response = Own::NoInstance.response(false);
-        assert_eq!((response.status().as_u16(), &response.headers()[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (503, &HeaderValue::from_static("1"))
+        );
     }
 }

@@ -269,8 +269,7 @@ impl Keeper {
             Ask::Drain { instance, limits, reply } => {
                 let since = Instant::now();
                 let waited = self.drains.entry(instance);
-                let waited =
-                    waited.or_insert_with(|| WaitedDrain { limits, since, replies: Vec::new(), boot: None });
+                let waited = waited.or_insert_with(|| WaitedDrain { limits, since, replies: Vec::new(), boot: None });
                 waited.replies.push(reply);
                 waited.limits = limits;
                 waited.boot = None;

@@ -70,7 +70,8 @@ pub fn prepare_request(
     request_id: HeaderValue,
     upgrade: Option<HeaderValue>,
 ) {
-    let wants_trailers = headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    let wants_trailers =
+        headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     remove_hop_by_hop(headers);
     remove_where(headers, is_clients_claim);
     headers.remove(EXPECT);
@@ -115,7 +116,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [&TE, &TRANSFER_ENCODING, &UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION]
+    for name in
+        [&TE, &TRANSFER_ENCODING, &UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION]
     {
         headers.remove(name);
     }
@@ -180,10 +182,8 @@ mod tests {
 
     fn forwarded(lines: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = map(lines);
-        let origin = Origin {
-            address: HeaderValue::from_static("192.0.2.7"),
-            scheme: HeaderValue::from_static("http"),
-        };
+        let origin =
+            Origin { address: HeaderValue::from_static("192.0.2.7"), scheme: HeaderValue::from_static("http") };
         let upgrade = upgrade(&headers);
         let host = HeaderValue::from_static("shop.test:8080");
         prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), upgrade);
@@ -241,8 +241,12 @@ mod tests {
     #[test]
     fn an_upgrade_is_passed_on_and_h2c_is_not() {
         let headers = forwarded(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        assert_eq!((&headers["connection"], &headers["upgrade"]), (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap()));
-        let refused = forwarded(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+        let refused =
+            forwarded(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
         assert!(!refused.contains_key("upgrade") && !refused.contains_key("http2-settings"));
         assert!(!forwarded(&[("upgrade", "websocket")]).contains_key("upgrade"));
     }

@@ -30,8 +30,12 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
              (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE) or choose a port from 1024 up for [proxy] http"
         ),
         io::ErrorKind::AddrInUse => match holder(port) {
-            Some(who) => anyhow!("cannot listen on {address}: port {port} is used by {who}; stop it or choose another port"),
-            None => anyhow!("cannot listen on {address}: port {port} is already used; stop who uses it or choose another"),
+            Some(who) => {
+                anyhow!("cannot listen on {address}: port {port} is used by {who}; stop it or choose another port")
+            }
+            None => {
+                anyhow!("cannot listen on {address}: port {port} is already used; stop who uses it or choose another")
+            }
         },
         io::ErrorKind::AddrNotAvailable => {
             anyhow!("cannot listen on {address}: no interface of this machine has the address {}", address.ip())

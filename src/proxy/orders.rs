@@ -14,9 +14,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
+use super::drain;
 use super::server::Proxy;
 use super::table::Table;
-use super::drain;
 
 /// `proxy.sock`, for this user alone; removed when dropped.
 #[derive(Debug)]
@@ -129,10 +129,9 @@ impl Agent {
 
     async fn obey(&self, order: Order) -> Option<Report> {
         match order {
-            Order::Count => Some(Report::Counts {
-                apps: self.proxy.routing.counts(),
-                in_flight: self.proxy.routing.in_flight(),
-            }),
+            Order::Count => {
+                Some(Report::Counts { apps: self.proxy.routing.counts(), in_flight: self.proxy.routing.in_flight() })
+            }
             Order::Apply(table) => {
                 let generation = table.generation;
                 if self.is_outdated() {

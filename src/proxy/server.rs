@@ -163,7 +163,11 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ProxyOptions { http, data_dir, ready } = options;
     let mut create = fs::DirBuilder::new();
-    create.recursive(true).mode(0o700).create(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    create
+        .recursive(true)
+        .mode(0o700)
+        .create(&data_dir)
+        .with_context(|| format!("cannot make {}", data_dir.display()))?;
     let _alone = lock_data_dir(&data_dir)?;
 
     let saved = Saved::in_dir(&data_dir);

@@ -5,4 +5,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod rollout;
+mod shop;
 mod support_selftest;

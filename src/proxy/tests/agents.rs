@@ -154,8 +154,7 @@ async fn the_control_socket_is_private_and_survives_garbage() {
 #[tokio::test]
 async fn a_data_directory_has_one_proxy() {
     let proxy = TestProxy::start().await;
-    let options =
-        ProxyOptions { http: ([127, 0, 0, 1], 0).into(), data_dir: proxy.dir.path().to_owned(), ready: None };
+    let options = ProxyOptions { http: ([127, 0, 0, 1], 0).into(), data_dir: proxy.dir.path().to_owned(), ready: None };
     let why = run(options, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(why.contains(&format!("another proxy (pid {})", std::process::id())), "{why}");
     assert!(proxy.client.counts().await.is_some());

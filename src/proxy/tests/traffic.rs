@@ -13,7 +13,8 @@ use super::support::*;
 async fn hosts_lead_to_their_apps_over_kept_connections() {
     let proxy = TestProxy::start().await;
     let (a, b) = (Backend::start("d1-web-1").await, Backend::start("d2-web-1").await);
-    let routes = vec![route("shop", "shop.test", &[&a]), route("blog", "blog.test", &[&b]), route("bare", "bare.test", &[])];
+    let routes =
+        vec![route("shop", "shop.test", &[&a]), route("blog", "blog.test", &[&b]), route("bare", "bare.test", &[])];
     proxy.client.apply(routes).await.unwrap();
 
     let mut wire = proxy.wire().await;
@@ -151,7 +152,8 @@ async fn an_instance_that_refuses_is_passed_over() {
     let mut told = proxy.client.upstream_failures();
     let mut wire = proxy.wire().await;
     for number in 0..20 {
-        wire.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\nX-Id: {number}\r\nContent-Length: 2\r\n\r\nhi")).await;
+        wire.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\nX-Id: {number}\r\nContent-Length: 2\r\n\r\nhi"))
+            .await;
         assert_eq!(wire.reply().await.body, "d1-web-2");
     }
     assert!(alive.seen.ids.lock().unwrap().values().all(|&times| times == 1));
@@ -162,7 +164,8 @@ async fn an_instance_that_refuses_is_passed_over() {
     assert!(instance == dead.id && why.contains("refused"), "{instance}: {why}");
 
     alive.kill();
-    eventually("the other is gone too", || async { tokio::net::TcpStream::connect(alive.address).await.is_err() }).await;
+    eventually("the other is gone too", || async { tokio::net::TcpStream::connect(alive.address).await.is_err() })
+        .await;
     let reply = wire.get("/").await;
     assert_eq!((reply.status, proxy.counts().await.failed), (502, 1));
 }
@@ -218,7 +221,8 @@ async fn bodies_stream_both_ways_at_once() {
     let (mut read, mut write) = tokio::io::split(proxy.wire().await.stream);
     let upload = tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;
-        let head = format!("PUT /echo HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
+        let head =
+            format!("PUT /echo HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
         write.write_all(head.as_bytes()).await.unwrap();
         let block = vec![b'x'; 1 << 20];
         for _ in 0..size >> 20 {

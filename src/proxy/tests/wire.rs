@@ -60,7 +60,10 @@ async fn requests_that_two_might_read_differently_are_refused() {
         ("a vertical tab", format!("{head}Transfer-Encoding: \x0bchunked\r\n\r\n{hidden}")),
         ("space before the colon", format!("{head}Transfer-Encoding : chunked\r\n\r\n{hidden}")),
         ("a folded line", format!("{head}X: 1\r\n Transfer-Encoding: chunked\r\n\r\n{hidden}")),
-        ("chunked in HTTP/1.0", format!("POST / HTTP/1.0\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n{hidden}")),
+        (
+            "chunked in HTTP/1.0",
+            format!("POST / HTTP/1.0\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n{hidden}"),
+        ),
         ("a NUL in a value", format!("{head}X: a\0b\r\n\r\n")),
         ("a bare CR in a value", format!("{head}X: a\rb\r\n\r\n")),
         ("a control character in the target", "GET /a\x01b HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned()),
@@ -82,7 +85,9 @@ async fn a_length_beside_chunked_does_not_count() {
     let proxy = TestProxy::start().await;
     let backend = Backend::start("d1-web-1").await;
     proxy.route(&[&backend]).await;
-    for lengths in ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 300"] {
+    for lengths in
+        ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 300"]
+    {
         let before = backend.requests();
         let mut wire = proxy.wire().await;
         wire.send(&format!(
@@ -103,7 +108,8 @@ async fn a_malformed_chunk_is_the_clients_fault() {
     let backend = Backend::start("d1-web-1").await;
     proxy.route(&[&backend]).await;
     let mut wire = proxy.wire().await;
-    wire.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nbody\r\n0\r\n\r\n").await;
+    wire.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nbody\r\n0\r\n\r\n")
+        .await;
     assert_eq!(wire.reply().await.status, 400);
     let counts = proxy.counts().await;
     assert_eq!((counts.failed, counts.client_aborted), (0, 1));
