@@ -35,6 +35,8 @@ const START: Duration = Duration::from_secs(60);
 const STOP_MARGIN: Duration = Duration::from_secs(20);
 /// For the question whether the engine is there.
 const PING: Duration = Duration::from_secs(2);
+/// Between two attempts at a name that is taken by what cannot be seen.
+const NAME_PAUSE: Duration = Duration::from_millis(50);
 /// How many containers are looked at at once.
 const PARALLEL: usize = 8;
 /// The oldest API that has everything used here: Docker Engine 20.10.
@@ -175,27 +177,37 @@ impl Docker {
         self.ensure_volumes(spec).await?;
         let name = labels::container_name(&self.agent_id, &spec.app, &spec.id);
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-        let created = self.client.create_container(Some(options), spec::container(&self.agent_id, spec, kind)).await;
-        match created {
-            Ok(created) => Ok(created.id),
-            Err(error) if explain::status(&error) == Some(409) => self.adopt(&name, spec).await,
-            Err(error) => {
-                let gone = explain::status(&error) == Some(404) && error.to_string().contains("No such image");
-                Err(if gone { RuntimeError::ImageGone(spec.image.clone()) } else { explain::runtime_error(error) })
+        loop {
+            let container = spec::container(&self.agent_id, spec, kind);
+            let error = match self.client.create_container(Some(options.clone()), container).await {
+                Ok(created) => return Ok(created.id),
+                Err(error) => error,
+            };
+            match explain::status(&error) {
+                Some(409) => {}
+                Some(404) if error.to_string().contains("No such image") => {
+                    return Err(RuntimeError::ImageGone(spec.image.clone()));
+                }
+                _ => return Err(explain::runtime_error(error)),
             }
+            if let Some(id) = self.adopt(&name, spec).await? {
+                return Ok(id);
+            }
+            // A name is taken a moment before its container can be seen, and free a moment after it is gone.
+            tokio::time::sleep(NAME_PAUSE).await;
         }
     }
 
     /// The container that has the name already, if it is the very same instance.
-    async fn adopt(&self, name: &str, spec: &InstanceSpec) -> Result<String, RuntimeError> {
-        let found = self.inspect_container(name).await?;
-        let ours = found.as_ref().and_then(|container| observe::observed(&self.agent_id, container));
-        match (found.and_then(|container| container.id), ours) {
-            (Some(id), Some(observed)) if observed.id == spec.id => Ok(id),
-            _ => Err(RuntimeError::Refused(format!(
-                "a container named {name} exists that this agent did not start: rename or remove it"
-            ))),
+    async fn adopt(&self, name: &str, spec: &InstanceSpec) -> Result<Option<String>, RuntimeError> {
+        let Some(found) = self.inspect_container(name).await? else { return Ok(None) };
+        let ours = observe::observed(&self.agent_id, &found).is_some_and(|observed| observed.id == spec.id);
+        if ours {
+            return Ok(found.id);
         }
+        Err(RuntimeError::Refused(format!(
+            "a container named {name} exists that this agent did not start: rename or remove it"
+        )))
     }
 
     async fn ensure_network(&self, app: &AppName) -> Result<(), RuntimeError> {
