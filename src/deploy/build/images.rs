@@ -21,9 +21,8 @@ use crate::runtime::labels;
 const REMOVAL: Duration = Duration::from_secs(180);
 
 /// One app's images.
-#[derive(Clone, Copy)]
 pub(super) struct Images<'a> {
-    pub(super) docker: &'a bollard::Docker,
+    pub(super) docker: bollard::Docker,
     pub(super) agent: &'a str,
     pub(super) app: &'a AppName,
 }
@@ -56,7 +55,7 @@ impl Images<'_> {
 
     /// The image of a key.
     pub(super) async fn find(&self, key: &str) -> Result<Option<ImageId>, BuildError> {
-        let Some(image) = inspect(self.docker, &self.reference(key)).await? else { return Ok(None) };
+        let Some(image) = inspect(&self.docker, &self.reference(key)).await? else { return Ok(None) };
         let all = image.config.and_then(|config| config.labels).unwrap_or_default();
         let is = |name: &str, value: &str| all.get(name).is_some_and(|own| own == value);
         let ours = is(labels::AGENT, self.agent) && is(labels::APP, self.app.as_str());
@@ -86,7 +85,7 @@ impl Images<'_> {
 
     async fn is_named(&self, image: &str) -> bool {
         let prefix = format!("{}:", labels::image_repository(self.agent, self.app));
-        let names = inspect(self.docker, image).await.ok().flatten().and_then(|found| found.repo_tags);
+        let names = inspect(&self.docker, image).await.ok().flatten().and_then(|found| found.repo_tags);
         names.unwrap_or_default().iter().any(|name| name.starts_with(&prefix))
     }
 
