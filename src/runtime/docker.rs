@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, NetworkCreateRequest, VolumeCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions, ListVolumesOptions,
-    LogsOptions, RemoveContainerOptions, RemoveVolumeOptions, StopContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
+    StopContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -25,6 +25,7 @@ pub(crate) mod host;
 mod observe;
 mod once;
 mod spec;
+mod sweep;
 mod watch;
 
 /// For a call that the engine answers at once.
@@ -35,6 +36,8 @@ const START: Duration = Duration::from_secs(60);
 const STOP_MARGIN: Duration = Duration::from_secs(20);
 /// For the question whether the engine is there.
 const PING: Duration = Duration::from_secs(2);
+/// Between two attempts at a name that is taken by what cannot be seen.
+const NAME_PAUSE: Duration = Duration::from_millis(50);
 /// How many containers are looked at at once.
 const PARALLEL: usize = 8;
 /// The oldest API that has everything used here: Docker Engine 20.10.
@@ -99,103 +102,43 @@ impl Docker {
         &self.agent_id
     }
 
-    /// Stops and removes what is left of release commands, except those that `keep` wants.
-    /// Returns how many went.
-    pub async fn remove_orphans(&self, keep: &(dyn Fn(&Observed) -> bool + Sync)) -> Result<usize, RuntimeError> {
-        let filter = [(labels::AGENT, self.agent_id.as_str()), (labels::KIND, labels::KIND_RELEASE_COMMAND)];
-        let mut removed = 0;
-        for container in self.list_labelled(&filter).await? {
-            let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
-            let Some(id) = container.id.filter(|_| !wanted) else { continue };
-            self.remove(&id).await?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
-
-    /// Removes an app's network. Succeeds when it is gone; refused while a container is in it.
-    pub async fn remove_network(&self, app: &AppName) -> Result<(), RuntimeError> {
-        let name = labels::network_name(&self.agent_id, app);
-        within(CALL, async {
-            let network = match self.client.inspect_network(&name, None).await {
-                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
-                network => network.map_err(explain::runtime_error)?,
-            };
-            self.refuse_strangers("network", &name, network.labels.as_ref())?;
-            match self.client.remove_network(&name).await {
-                Err(error) if explain::status(&error) == Some(404) => Ok(()),
-                removed => removed.map_err(explain::runtime_error),
-            }
-        })
-        .await
-    }
-
-    /// The names of every container, network, volume and tagged image of this agent.
-    pub async fn agent_objects(&self) -> Result<Vec<String>, RuntimeError> {
-        let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id)]));
-        within(
-            CALL,
-            async {
-                let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
-                let containers = self.client.list_containers(Some(containers)).await?;
-                let networks = ListNetworksOptions { filters: filters.clone() };
-                let networks = self.client.list_networks(Some(networks)).await?;
-                let volumes = self.client.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await?;
-                let images = bollard::query_parameters::ListImagesOptions { filters, ..Default::default() };
-                let images = self.client.list_images(Some(images)).await?;
-                let mut names: Vec<String> = containers.into_iter().flat_map(|c| c.names.unwrap_or_default()).collect();
-                names.extend(networks.into_iter().filter_map(|network| network.name));
-                names.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
-                names.extend(images.into_iter().flat_map(|image| image.repo_tags));
-                Ok(names)
-            }
-            .map(|names: Result<_, bollard::errors::Error>| names.map_err(explain::runtime_error)),
-        )
-        .await
-    }
-
-    /// Removes an app's volume with all that is in it. Never called by a deployment.
-    pub async fn remove_volume(&self, app: &AppName, volume: &str) -> Result<(), RuntimeError> {
-        let name = labels::volume_name(&self.agent_id, app, volume);
-        within(CALL, async {
-            let found = match self.client.inspect_volume(&name).await {
-                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
-                found => found.map_err(explain::runtime_error)?,
-            };
-            self.refuse_strangers("volume", &name, Some(&found.labels))?;
-            let removed = self.client.remove_volume(&name, None::<RemoveVolumeOptions>).await;
-            removed.map_err(explain::runtime_error)
-        })
-        .await
-    }
-
     /// Creates the container, or finds the one that an earlier attempt created. Its id.
     async fn create(&self, spec: &InstanceSpec, kind: Kind) -> Result<String, RuntimeError> {
         self.ensure_network(&spec.app).await?;
         self.ensure_volumes(spec).await?;
         let name = labels::container_name(&self.agent_id, &spec.app, &spec.id);
         let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
-        let created = self.client.create_container(Some(options), spec::container(&self.agent_id, spec, kind)).await;
-        match created {
-            Ok(created) => Ok(created.id),
-            Err(error) if explain::status(&error) == Some(409) => self.adopt(&name, spec).await,
-            Err(error) => {
-                let gone = explain::status(&error) == Some(404) && error.to_string().contains("No such image");
-                Err(if gone { RuntimeError::ImageGone(spec.image.clone()) } else { explain::runtime_error(error) })
+        loop {
+            let container = spec::container(&self.agent_id, spec, kind);
+            let error = match self.client.create_container(Some(options.clone()), container).await {
+                Ok(created) => return Ok(created.id),
+                Err(error) => error,
+            };
+            match explain::status(&error) {
+                Some(409) => {}
+                Some(404) if error.to_string().contains("No such image") => {
+                    return Err(RuntimeError::ImageGone(spec.image.clone()));
+                }
+                _ => return Err(explain::runtime_error(error)),
             }
+            if let Some(id) = self.adopt(&name, spec).await? {
+                return Ok(id);
+            }
+            // A name is taken a moment before its container can be seen, and free a moment after it is gone.
+            tokio::time::sleep(NAME_PAUSE).await;
         }
     }
 
     /// The container that has the name already, if it is the very same instance.
-    async fn adopt(&self, name: &str, spec: &InstanceSpec) -> Result<String, RuntimeError> {
-        let found = self.inspect_container(name).await?;
-        let ours = found.as_ref().and_then(|container| observe::observed(&self.agent_id, container));
-        match (found.and_then(|container| container.id), ours) {
-            (Some(id), Some(observed)) if observed.id == spec.id => Ok(id),
-            _ => Err(RuntimeError::Refused(format!(
-                "a container named {name} exists that this agent did not start: rename or remove it"
-            ))),
+    async fn adopt(&self, name: &str, spec: &InstanceSpec) -> Result<Option<String>, RuntimeError> {
+        let Some(found) = self.inspect_container(name).await? else { return Ok(None) };
+        let ours = observe::observed(&self.agent_id, &found).is_some_and(|observed| observed.id == spec.id);
+        if ours {
+            return Ok(found.id);
         }
+        Err(RuntimeError::Refused(format!(
+            "a container named {name} exists that this agent did not start: rename or remove it"
+        )))
     }
 
     async fn ensure_network(&self, app: &AppName) -> Result<(), RuntimeError> {

@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn the_tail_keeps_the_newest() {
         let mut tail = Tail::new(2);
-        ["a", "b", "c"].map(|line| tail.push(line.to_owned()));
+        ["a", "b", "c"].into_iter().for_each(|line| tail.push(line.to_owned()));
         assert_eq!(tail.into_lines(), ["b", "c"]);
     }
 

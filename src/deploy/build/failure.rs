@@ -19,7 +19,7 @@ pub(super) fn explain(error: &str, step: Option<&Step>, dockerfile: &str) -> Str
         let step = instruction.unwrap_or_else(|| "a RUN".to_owned());
         return format!("the Dockerfile's step `{step}` exited with {code}{hint}");
     }
-    if whole.contains("frontend") && is_pull_failure(&whole) && whole.contains("docker/dockerfile") {
+    if is_pull_failure(&whole) && whole.contains("docker/dockerfile") {
         return format!(
             "the `# syntax=` line of {dockerfile} makes BuildKit pull a frontend image, and that failed: {}; remove \
              the line, or set builder = \"classic\"",
@@ -200,6 +200,24 @@ mod tests {
              \"https://registry-1.docker.io/v2/library/x/manifests/1\": dial tcp: lookup registry-1.docker.io: no such host",
             Some(("load metadata for docker.io/library/x:1", None)),
             "base image x:1 cannot be pulled: lookup registry-1.docker.io: no such host",
+        );
+    }
+
+    #[test]
+    fn a_frontend_that_cannot_be_pulled_has_a_way_out() {
+        let expected = "the `# syntax=` line of Dockerfile makes BuildKit pull a frontend image, and that failed: lookup \
+                        registry-1.docker.io: no such host; remove the line, or set builder = \"classic\"";
+        let cause = "https://registry-1.docker.io/v2/docker/dockerfile/manifests/1: dial tcp: lookup registry-1.docker.io: no such host";
+        check(
+            &format!("failed to solve with frontend dockerfile.v0: failed to do request: Head {cause}"),
+            None,
+            expected,
+        );
+        let metadata = "failed to solve: failed to resolve source metadata for docker.io/docker/dockerfile:1";
+        check(
+            &format!("{metadata}: {cause}"),
+            Some(("docker-image://docker.io/docker/dockerfile:1", Some("x"))),
+            expected,
         );
     }
 

@@ -2,6 +2,7 @@
 //! is ever removed, one reference at a time and never by force.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, ImageInspect, ImageSummary};
@@ -10,15 +11,18 @@ use bollard::query_parameters::{
     TagImageOptions,
 };
 
+use super::progress::StageImage;
 use super::{BuildError, BuildRequest};
 use crate::model::{AppName, ImageId};
 use crate::runtime::docker::explain::{refusal, status, with_causes};
 use crate::runtime::labels;
 
+/// For the removal of one image.
+const REMOVAL: Duration = Duration::from_secs(180);
+
 /// One app's images.
-#[derive(Clone, Copy)]
 pub(super) struct Images<'a> {
-    pub(super) docker: &'a bollard::Docker,
+    pub(super) docker: bollard::Docker,
     pub(super) agent: &'a str,
     pub(super) app: &'a AppName,
 }
@@ -51,7 +55,7 @@ impl Images<'_> {
 
     /// The image of a key.
     pub(super) async fn find(&self, key: &str) -> Result<Option<ImageId>, BuildError> {
-        let Some(image) = inspect(self.docker, &self.reference(key)).await? else { return Ok(None) };
+        let Some(image) = inspect(&self.docker, &self.reference(key)).await? else { return Ok(None) };
         let all = image.config.and_then(|config| config.labels).unwrap_or_default();
         let is = |name: &str, value: &str| all.get(name).is_some_and(|own| own == value);
         let ours = is(labels::AGENT, self.agent) && is(labels::APP, self.app.as_str());
@@ -64,19 +68,25 @@ impl Images<'_> {
         self.docker.tag_image(image, Some(options)).await.map_err(unavailable)
     }
 
-    /// Names what the classic builder left without one: the earlier stages, and as far as a failed build came. They
+    /// Names what the classic builder left without a name: the earlier stages, or as far as a failed build came. They
     /// are its cache, so they stay for as long as the image that belongs to them; without a name nobody could tell
-    /// later that they are ours.
-    pub(super) async fn keep_stages(&self, key: &str, result: Option<&ImageId>, images: &[String]) {
-        for (number, image) in images.iter().enumerate() {
-            let is_result = result.is_some_and(|id| id.0.trim_start_matches("sha256:").starts_with(image.as_str()));
-            if is_result {
+    /// later that they are ours. What was there before is ours only if it has a name of ours already.
+    pub(super) async fn keep_stages(&self, key: &str, result: Option<&ImageId>, stages: &[StageImage]) {
+        let is_result = |image: &str| result.is_some_and(|id| id.0.trim_start_matches("sha256:").starts_with(image));
+        for (number, stage) in stages.iter().enumerate() {
+            if is_result(&stage.image) || (stage.cached && !self.is_named(&stage.image).await) {
                 continue;
             }
-            if let Err(error) = self.name(image, format!("{}-stage{number}", tag(key))).await {
-                tracing::debug!(%error, image, "an image of a build stage could not be named");
+            if let Err(error) = self.name(&stage.image, format!("{}-stage{number}", tag(key))).await {
+                tracing::debug!(%error, image = stage.image, "an image of a build stage could not be named");
             }
         }
+    }
+
+    async fn is_named(&self, image: &str) -> bool {
+        let prefix = format!("{}:", labels::image_repository(self.agent, self.app));
+        let names = inspect(&self.docker, image).await.ok().flatten().and_then(|found| found.repo_tags);
+        names.unwrap_or_default().iter().any(|name| name.starts_with(&prefix))
     }
 
     /// Removes the app's images other than `keep` with the stages that belong to them, and what a killed build left.
@@ -117,7 +127,9 @@ impl Images<'_> {
 
     /// Whether it went; one that a container uses stays.
     async fn remove(&self, name: &str) -> Result<bool, BuildError> {
-        match self.docker.remove_image(name, None::<RemoveImageOptions>, None).await {
+        // Layers are deleted before the answer.
+        let patient = self.docker.clone().with_timeout(REMOVAL);
+        match patient.remove_image(name, None::<RemoveImageOptions>, None).await {
             Ok(_) => Ok(true),
             Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(false),
             Err(error) => Err(unavailable(error)),

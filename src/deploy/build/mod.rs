@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use self::context::Context;
@@ -27,13 +26,12 @@ mod context;
 mod dockerfile;
 mod failure;
 mod images;
+mod key;
 mod log;
 mod progress;
 mod session;
 mod upload;
 
-/// Changes when the same content has to be built anew because of us.
-const KEY_FORMAT: &str = "longshore-artifact-1";
 /// After this long without a word from a build the engine is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(30);
 /// For its answer; a machine that is busy building may take a while.
@@ -122,8 +120,7 @@ impl Builder {
         log: &DeployLog,
         cancel: &CancellationToken,
     ) -> Result<Artifact, BuildError> {
-        let client = self.docker.client();
-        let images = self.images(&client, request.app);
+        let images = self.images(request.app);
         let looking = async {
             let (recipe, context) = open(request).await?;
             check(&recipe.outline, request.build)?;
@@ -140,7 +137,7 @@ impl Builder {
             }
             None => {
                 let image = self.make(request, &recipe.outline, context, &key, log, cancel).await?;
-                (self.key_with_pulled_bases(request, images, &recipe, key, &image).await?, image)
+                (self.key_with_pulled_bases(request, &images, &recipe, key, &image).await?, image)
             }
         };
         let base = match recipe.outline.base() {
@@ -158,12 +155,11 @@ impl Builder {
     /// Removes our images of `app` that are not in `keep`; and what a killed build left behind. Returns how many went.
     /// An image that a container uses stays.
     pub async fn prune(&self, app: &AppName, keep: &[ImageId]) -> Result<usize, BuildError> {
-        let client = self.docker.client();
-        self.images(&client, app).prune(keep).await
+        self.images(app).prune(keep).await
     }
 
-    fn images<'a>(&'a self, client: &'a bollard::Docker, app: &'a AppName) -> Images<'a> {
-        Images { docker: client, agent: self.docker.agent_id(), app }
+    fn images<'a>(&'a self, app: &'a AppName) -> Images<'a> {
+        Images { docker: self.docker.client(), agent: self.docker.agent_id(), app }
     }
 
     /// Builds it, with a log that is capped and knows which words not to repeat.
@@ -176,13 +172,12 @@ impl Builder {
         log: &DeployLog,
         cancel: &CancellationToken,
     ) -> Result<ImageId, BuildError> {
-        let client = self.docker.client();
-        let images = self.images(&client, request.app);
+        let images = self.images(request.app);
         let secrets = resolve(request.build)?;
         let mut log = BuildLog::new(log, secrets.values().map(|secret| secret.expose_secret()));
         let chosen = or_cancelled(cancel, self.choose(request.build, outline, secrets, &mut log)).await?;
         let classic = matches!(chosen, Chosen::Classic);
-        let parameters = self.parameters(request, images, key, &chosen);
+        let parameters = self.parameters(request, &images, key, &chosen);
         let mut progress = Progress::default();
         let ended = or_cancelled(cancel, self.run(parameters, context, &mut progress, &mut log)).await;
         drop(chosen);
@@ -275,7 +270,7 @@ impl Builder {
         }
     }
 
-    fn parameters(&self, request: BuildRequest<'_>, images: Images<'_>, key: &str, chosen: &Chosen) -> Parameters {
+    fn parameters(&self, request: BuildRequest<'_>, images: &Images<'_>, key: &str, chosen: &Chosen) -> Parameters {
         let build = request.build;
         let mut parameters = Parameters::default();
         parameters.set("dockerfile", &build.dockerfile);
@@ -304,7 +299,7 @@ impl Builder {
         for image in recipe.outline.images() {
             bases.insert(image.to_owned(), within(self.image_identity(image)).await?);
         }
-        Ok(digest(&recipe.digest, &recipe.dockerfile, build, &bases))
+        Ok(key::digest(&recipe.digest, &recipe.dockerfile, build, &bases))
     }
 
     /// The classic builder pulls base images into the engine, so that the next look at the same content finds them and
@@ -312,7 +307,7 @@ impl Builder {
     async fn key_with_pulled_bases(
         &self,
         request: BuildRequest<'_>,
-        images: Images<'_>,
+        images: &Images<'_>,
         recipe: &Recipe,
         key: String,
         image: &ImageId,
@@ -375,39 +370,6 @@ fn unreadable(error: &std::io::Error) -> BuildError {
     BuildError::Failed(format!("the build context could not be read: {error}"))
 }
 
-/// The key. Every part is written with its length, so that no two inputs run together to the same bytes.
-fn digest(context: &str, dockerfile: &[u8], build: &Build, bases: &BTreeMap<String, Option<String>>) -> String {
-    let mut hasher = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(bytes.len().to_be_bytes());
-        hasher.update(bytes);
-    };
-    part(KEY_FORMAT.as_bytes());
-    part(context.as_bytes());
-    part(build.dockerfile.as_bytes());
-    part(dockerfile);
-    part(build.target.as_deref().unwrap_or_default().as_bytes());
-    let builder: &[u8] = match build.builder {
-        BuilderKind::Auto => b"auto",
-        BuilderKind::Buildkit => b"buildkit",
-        BuilderKind::Classic => b"classic",
-    };
-    part(builder);
-    part(&build.args.len().to_be_bytes());
-    for (name, value) in &build.args {
-        part(name.as_bytes());
-        part(value.as_bytes());
-    }
-    // The ids alone: a secret's value is no part of what an image is made of, and leaves no trace in its key.
-    part(&build.secrets.len().to_be_bytes());
-    build.secrets.keys().for_each(|id| part(id.as_bytes()));
-    for (image, id) in bases {
-        part(image.as_bytes());
-        part(id.as_deref().unwrap_or_default().as_bytes());
-    }
-    hex::encode(hasher.finalize())
-}
-
 async fn within<T>(call: impl Future<Output = Result<T, BuildError>>) -> Result<T, BuildError> {
     match tokio::time::timeout(CALL, call).await {
         Ok(result) => result,
@@ -418,44 +380,19 @@ async fn within<T>(call: impl Future<Output = Result<T, BuildError>>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SecretRef;
-
-    fn build() -> Build {
-        Build {
-            dockerfile: "Dockerfile".to_owned(),
-            context: ".".to_owned(),
-            target: None,
-            args: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
-            secrets: BTreeMap::new(),
-            builder: BuilderKind::Auto,
-        }
-    }
-
-    #[test]
-    fn the_key_changes_with_everything_that_makes_the_image() {
-        let bases = BTreeMap::from([("debian".to_owned(), Some("sha256:1".to_owned()))]);
-        let own = digest("c", b"FROM debian", &build(), &bases);
-        assert_eq!(own, digest("c", b"FROM debian", &build(), &bases.clone()));
-        let secret = SecretRef::Env("TOKEN".to_owned());
-        let others = [
-            digest("d", b"FROM debian", &build(), &bases),
-            digest("c", b"FROM debian\n", &build(), &bases),
-            digest("c", b"FROM debian", &build(), &BTreeMap::from([("debian".to_owned(), None)])),
-            digest("c", b"FROM debian", &Build { dockerfile: "b/Dockerfile".to_owned(), ..build() }, &bases),
-            digest("c", b"FROM debian", &Build { target: Some("t".to_owned()), ..build() }, &bases),
-            digest("c", b"FROM debian", &Build { args: BTreeMap::new(), ..build() }, &bases),
-            digest("c", b"FROM debian", &Build { args: [("A1".to_owned(), String::new())].into(), ..build() }, &bases),
-            digest("c", b"FROM debian", &Build { builder: BuilderKind::Classic, ..build() }, &bases),
-            digest("c", b"FROM debian", &Build { secrets: [("t".to_owned(), secret)].into(), ..build() }, &bases),
-        ];
-        let different: std::collections::BTreeSet<&String> = others.iter().collect();
-        assert!(different.len() == others.len() && !different.contains(&own));
-    }
 
     #[test]
     fn a_strange_frontend_is_refused() {
+        let build = Build {
+            dockerfile: "Dockerfile".to_owned(),
+            context: ".".to_owned(),
+            target: None,
+            args: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            builder: BuilderKind::Auto,
+        };
         let outline = Outline::read(b"# syntax=evil/x\nFROM a", &BTreeMap::new(), None);
-        let error = check(&outline, &build()).unwrap_err().to_string();
+        let error = check(&outline, &build).unwrap_err().to_string();
         assert!(error.contains("frontend not allowed: evil/x"), "{error}");
     }
 }

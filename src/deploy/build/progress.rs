@@ -24,6 +24,15 @@ pub(super) struct Progress {
     pub(super) error: Option<String>,
 }
 
+/// What the classic builder has at the end of a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StageImage {
+    /// Short id.
+    pub(super) image: String,
+    /// It was there before this build, and somebody else's build may have made it.
+    pub(super) cached: bool,
+}
+
 /// A step that failed or is running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
@@ -90,11 +99,14 @@ impl Progress {
         })
     }
 
-    /// Images that the classic builder made and that no name leads to: the last one of each stage, without the base
-    /// images. Short ids. What is last in the last stage of a finished build is the result and is among them.
-    pub(super) fn stage_images(&self) -> Vec<String> {
-        let stages = &self.classic.stages;
-        stages.iter().filter(|stage| stage.last != stage.base).filter_map(|stage| stage.last.clone()).collect()
+    /// What the classic builder has at the end of each stage, if it is more than the base image. No name leads to it,
+    /// except that the last one of a finished build is the result.
+    pub(super) fn stage_images(&self) -> Vec<StageImage> {
+        let made = |stage: &StageImages| {
+            let image = stage.last.clone().filter(|last| Some(last) != stage.base.as_ref())?;
+            Some(StageImage { image, cached: stage.cached })
+        };
+        self.classic.stages.iter().filter_map(made).collect()
     }
 }
 
@@ -111,6 +123,10 @@ struct StageImages {
     /// The image that FROM names.
     base: Option<String>,
     last: Option<String>,
+    /// `last` came from the cache.
+    cached: bool,
+    /// The step under way does.
+    hit: bool,
 }
 
 impl Classic {
@@ -129,12 +145,18 @@ impl Classic {
                 self.stages.push(StageImages::default());
             }
             self.instruction = Some(instruction.to_owned());
+            self.stages.iter_mut().for_each(|stage| stage.hit = false);
+            return;
+        }
+        if let (" ---> Using cache", Some(stage)) = (line, self.stages.last_mut()) {
+            stage.hit = true;
             return;
         }
         let id = line.strip_prefix(" ---> ").filter(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()));
         if let (Some(id), Some(stage)) = (id, self.stages.last_mut()) {
             stage.base.get_or_insert_with(|| id.to_owned());
             stage.last = Some(id.to_owned());
+            stage.cached = stage.hit;
         }
     }
 }
@@ -338,12 +360,14 @@ mod tests {
             "Step 4/5 : COPY --from=build /a /a\n",
             " ---> cccccccccccc\n",
             "Step 5/5 : LABEL a=b\n",
+            " ---> Using cache\n",
             " ---> dddddddddddd\n",
         ] {
             said.extend(stream(&mut progress, text));
         }
         assert!(said.contains(&"cc: warning".to_owned()), "{said:?}");
-        assert_eq!(progress.stage_images(), ["bbbbbbbbbbbb", "dddddddddddd"]);
+        let made = |image: &str, cached| StageImage { image: image.to_owned(), cached };
+        assert_eq!(progress.stage_images(), [made("bbbbbbbbbbbb", false), made("dddddddddddd", true)]);
         progress.line(br#"{"errorDetail":{"code":7,"message":"The command '/bin/sh -c x' returned a non-zero code: 7"},"error":"x"}"#);
         assert_eq!(progress.step().unwrap().instruction, "LABEL a=b");
         assert!(progress.error.unwrap().ends_with("code: 7"));
@@ -357,7 +381,7 @@ mod tests {
         {
             stream(&mut progress, text);
         }
-        assert_eq!(progress.stage_images(), Vec::<String>::new());
+        assert_eq!(progress.stage_images(), []);
     }
 
     #[test]

@@ -203,6 +203,24 @@ mod tests {
         assert_eq!(call("/x.Y/Z", &frame(b""), &secrets), Err(UNIMPLEMENTED));
     }
 
+    #[tokio::test]
+    async fn an_engine_without_buildkit_is_told_apart() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.read(&mut [0; 4096]).await;
+            socket.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        });
+        let host = EngineHost::Unix(path);
+        let refused = Session::open(&host, Secrets::new()).await;
+        assert!(matches!(refused, Err(SessionError::NoBuildkit(why)) if why.contains("404")));
+        let gone = EngineHost::Unix(directory.path().join("none"));
+        assert!(matches!(Session::open(&gone, Secrets::new()).await, Err(SessionError::Unavailable(_))));
+    }
+
     #[test]
     fn broken_frames_are_refused() {
         let secrets = Secrets::new();

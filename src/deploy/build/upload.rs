@@ -170,11 +170,12 @@ struct Pieces {
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.piece.extend_from_slice(bytes);
-        if self.piece.len() >= PIECE {
+        let taken = bytes.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..taken]);
+        if self.piece.len() == PIECE {
             self.flush()?;
         }
-        Ok(bytes.len())
+        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -189,6 +190,90 @@ impl Write for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    /// An engine that reads a request up to `until`, gives this answer and hangs up. What it was sent comes back.
+    fn engine(directory: &Path, until: &'static str, answer: &'static str) -> (EngineHost, JoinHandle<String>) {
+        let path = directory.join("docker.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let (mut seen, mut buffer) = (Vec::new(), vec![0; 4096]);
+            while !String::from_utf8_lossy(&seen).contains(until) {
+                match socket.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    n => seen.extend_from_slice(&buffer[..n]),
+                }
+            }
+            socket.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&seen).into_owned()
+        });
+        (EngineHost::Unix(path), serving)
+    }
+
+    async fn send(host: &EngineHost, content: &'static [u8]) -> Result<Running, Refusal> {
+        start(host, Parameters::default(), |out| out.write_all(content).map(|()| content.len() as u64)).await
+    }
+
+    async fn lines(running: &mut Running) -> Vec<Result<Bytes, String>> {
+        let mut lines = Vec::new();
+        while let Some(line) = running.line().await.transpose() {
+            let broken = line.is_err();
+            lines.push(line);
+            if broken {
+                break;
+            }
+        }
+        lines
+    }
+
+    #[tokio::test]
+    async fn the_answer_comes_line_by_line_and_the_context_in_pieces() {
+        let directory = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n5\r\n\r\ntwo\r\n0\r\n\r\n";
+        let (host, serving) = engine(directory.path(), "\r\n0\r\n\r\n", answer);
+        let mut running = send(&host, b"the tar").await.ok().unwrap();
+        assert_eq!(lines(&mut running).await, [Ok(Bytes::from("one\r\n")), Ok(Bytes::from("two"))]);
+        assert_eq!(running.context().await.unwrap(), 7);
+        let seen = serving.await.unwrap();
+        assert!(seen.starts_with("POST /build HTTP/1.1\r\n") && seen.contains("the tar"), "{seen}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_no_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n";
+        let (host, _serving) = engine(directory.path(), "\r\n0\r\n\r\n", answer);
+        let mut running = send(&host, b"the tar").await.ok().unwrap();
+        let lines = lines(&mut running).await;
+        assert!(lines.len() == 2 && lines[1].is_err(), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_the_engines_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 400 Bad Request\r\nContent-Length: 17\r\n\r\n{\"message\":\"why\"}";
+        let (host, _serving) = engine(directory.path(), "\r\n\r\n", answer);
+        assert!(matches!(send(&host, b"the tar").await, Err(Refusal::Engine(text)) if text == "why"));
+    }
+
+    #[tokio::test]
+    async fn half_a_context_is_never_taken_for_all_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (host, serving) = engine(directory.path(), "never", "");
+        let broken = |out: &mut dyn Write| {
+            out.write_all(b"half")?;
+            out.flush()?;
+            Err(io::Error::other("a blob is missing"))
+        };
+        let refusal = start(&host, Parameters::default(), broken).await.err().unwrap();
+        assert!(matches!(refusal, Refusal::Context(error) if error.to_string() == "a blob is missing"));
+        assert!(!serving.await.unwrap().contains("\r\n0\r\n"), "the request has no proper end");
+    }
 
     #[test]
     fn parameters_are_encoded() {

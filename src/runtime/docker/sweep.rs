@@ -1,0 +1,83 @@
+//! What is left behind, found by its labels and removed on demand.
+
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions, RemoveVolumeOptions,
+};
+use futures_util::FutureExt;
+
+use super::{CALL, Docker, explain, observe, within};
+use crate::model::AppName;
+use crate::runtime::{Observed, RuntimeError, labels};
+
+impl Docker {
+    /// Stops and removes what is left of release commands, except those that `keep` wants.
+    /// Returns how many went.
+    pub async fn remove_orphans(&self, keep: &(dyn Fn(&Observed) -> bool + Sync)) -> Result<usize, RuntimeError> {
+        let filter = [(labels::AGENT, self.agent_id.as_str()), (labels::KIND, labels::KIND_RELEASE_COMMAND)];
+        let mut removed = 0;
+        for container in self.list_labelled(&filter).await? {
+            let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
+            let Some(id) = container.id.filter(|_| !wanted) else { continue };
+            self.remove(&id).await?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Removes an app's network. Succeeds when it is gone; refused while a container is in it.
+    pub async fn remove_network(&self, app: &AppName) -> Result<(), RuntimeError> {
+        let name = labels::network_name(&self.agent_id, app);
+        within(CALL, async {
+            let network = match self.client.inspect_network(&name, None).await {
+                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
+                network => network.map_err(explain::runtime_error)?,
+            };
+            self.refuse_strangers("network", &name, network.labels.as_ref())?;
+            match self.client.remove_network(&name).await {
+                Err(error) if explain::status(&error) == Some(404) => Ok(()),
+                removed => removed.map_err(explain::runtime_error),
+            }
+        })
+        .await
+    }
+
+    /// The names of every container, network, volume and tagged image of this agent.
+    pub async fn agent_objects(&self) -> Result<Vec<String>, RuntimeError> {
+        let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id)]));
+        within(
+            CALL,
+            async {
+                let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
+                let containers = self.client.list_containers(Some(containers)).await?;
+                let networks = ListNetworksOptions { filters: filters.clone() };
+                let networks = self.client.list_networks(Some(networks)).await?;
+                let volumes = self.client.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await?;
+                let images = ListImagesOptions { filters, ..Default::default() };
+                let images = self.client.list_images(Some(images)).await?;
+                let mut names: Vec<String> = containers.into_iter().flat_map(|c| c.names.unwrap_or_default()).collect();
+                names.extend(networks.into_iter().filter_map(|network| network.name));
+                names.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
+                names.extend(images.into_iter().flat_map(|image| image.repo_tags));
+                Ok(names)
+            }
+            .map(|names: Result<_, Error>| names.map_err(explain::runtime_error)),
+        )
+        .await
+    }
+
+    /// Removes an app's volume with all that is in it. Never called by a deployment.
+    pub async fn remove_volume(&self, app: &AppName, volume: &str) -> Result<(), RuntimeError> {
+        let name = labels::volume_name(&self.agent_id, app, volume);
+        within(CALL, async {
+            let found = match self.client.inspect_volume(&name).await {
+                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
+                found => found.map_err(explain::runtime_error)?,
+            };
+            self.refuse_strangers("volume", &name, Some(&found.labels))?;
+            let removed = self.client.remove_volume(&name, None::<RemoveVolumeOptions>).await;
+            removed.map_err(explain::runtime_error)
+        })
+        .await
+    }
+}
