@@ -75,14 +75,23 @@ pub fn run(args: &HookInstall, config_path: &Path) -> Result<()> {
         _ => settings_from(args, &config::load(config_path)?)?,
     };
     let done = install(&args.repository, &settings, args.force)?;
+    tell(&done, &settings, args).context("cannot write to standard output")
+}
+
+fn tell(done: &Installed, settings: &HookSettings, args: &HookInstall) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     if let Some(backup) = &done.backup {
-        println!("Kept the earlier hook as {}", backup.display());
+        writeln!(out, "Kept the earlier hook as {}", backup.display())?;
     }
-    println!("Installed {}", done.hook.display());
-    println!("Wrote longshore.url, longshore.app and longshore.secret to {}", done.settings.display());
-    println!("A push now deploys {} by the agent at {} and shows its log to the pusher.", settings.app, settings.url);
-    println!("To try it without a push, which deploys nothing: run in {}", args.repository.display());
-    println!("  echo {zero} {zero} refs/heads/test | {}", done.hook.display(), zero = "0".repeat(40));
+    writeln!(out, "Installed {}", done.hook.display())?;
+    writeln!(out, "Wrote longshore.url, longshore.app and longshore.secret to {}", done.settings.display())?;
+    writeln!(
+        out,
+        "A push now has the agent at {} deploy {}, and shows its log to the pusher.",
+        settings.url, settings.app
+    )?;
+    writeln!(out, "To try the connection without deploying anything, run in {}:", args.repository.display())?;
+    writeln!(out, "  echo {zero} {zero} refs/heads/test | {}", done.hook.display(), zero = "0".repeat(40))?;
     Ok(())
 }
 

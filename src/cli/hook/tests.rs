@@ -248,6 +248,9 @@ async fn whatever_is_wrong_is_one_clear_line() {
     git_in(repository, &["config", "longshore.secret", SECRET]).await;
     assert!(hook(&moved()).await.ends_with("longshore: succeeded v1\n"));
 
+    let zero = "0".repeat(40);
+    let tried = hook(&format!("{zero} {zero} refs/heads/test\n")).await;
+    assert_eq!(tried, "longshore: ignored: branch test: only branch main is deployed\n", "as `hook install` advises");
     one_line(&hook("").await, "there are no ref lines");
     assert!(hook(moved().trim_end()).await.ends_with("longshore: succeeded v1\n"), "without the last line end");
     one_line(&hook("a b\n").await, "answered 400: line 1: expected `OLD NEW REF`, got 2 fields: 'a b'");
@@ -282,6 +285,19 @@ async fn an_agent_that_goes_away_midway_is_said() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[0], "longshore: queued");
     assert!(lines[1].starts_with("longshore: the connection to the agent broke off"), "{said}");
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: HookInstall,
+    }
+    <Cli as clap::CommandFactory>::command().debug_assert();
+    let cli = <Cli as clap::Parser>::parse_from(["install", "/srv/git/shop.git", "--app", "shop", "--force"]);
+    assert_eq!((cli.args.app.unwrap().as_str(), cli.args.force), ("shop", true));
+    assert!(<Cli as clap::Parser>::try_parse_from(["install", "/srv/git/shop.git", "--app", "My_App"]).is_err());
 }
 
 fn mode(path: &Path) -> u32 {

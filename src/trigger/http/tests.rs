@@ -228,6 +228,19 @@ async fn a_body_over_25_mib_is_refused_and_the_sender_hears_it() {
     let chunk = [b"100000\r\n".as_slice(), &mib, b"\r\n"].concat();
     let endless = raw(&server, head, &chunk, 40).await;
     assert!(endless.starts_with("HTTP/1.1 413"), "{endless}");
+    // curl asks with `Expect: 100-continue` first.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("body");
+    std::fs::write(&file, mib.repeat(26)).unwrap();
+    let asked = tokio::process::Command::new("curl")
+        .args(["-q", "-sS", "-w", " %{http_code}", "-H", "Expect: 100-continue", "--data-binary"])
+        .arg(format!("@{}", file.display()))
+        .arg(format!("http://{}/hooks/shop", server.addr))
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&asked.stdout);
+    assert!(asked.status.success() && said.ends_with(" 413"), "{asked:?}");
     // The ordinary goes on.
     assert_eq!(server.deliver("push", "guid-1", &push_body('a', 'b')).await.status(), 202);
 }
