@@ -144,7 +144,7 @@ async fn from_github(
     body: Body,
 ) -> Result<Response, Response> {
     let verified = state.take(path, &headers, body, GITHUB_SIGNATURE).await?;
-    let app = verified.app()?;
+    let app = verified.app().ok_or_else(|| unauthorized(GITHUB_SIGNATURE, SignatureError::Wrong))?;
     let format = text(&headers, header::CONTENT_TYPE.as_str()).and_then(Format::of_content_type).ok_or_else(|| {
         let detail = "the content type must be application/json or application/x-www-form-urlencoded";
         Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("Content-Type").into_response()
@@ -176,7 +176,7 @@ async fn from_git(
     body: Body,
 ) -> Result<Response, Response> {
     let verified = state.take(path, &headers, body, HOOK_SIGNATURE).await?;
-    let app = verified.app()?;
+    let app = verified.app().ok_or_else(|| unauthorized(HOOK_SIGNATURE, SignatureError::Wrong))?;
     let received = post_receive::hear(&app.branch, &verified.body.bytes).map_err(refused)?;
 
     let mut said: String = received.ignored.iter().map(|why| format!("longshore: ignored: {why}\n")).collect();
@@ -215,8 +215,9 @@ struct Verified {
 }
 
 impl Verified {
-    fn app(&self) -> Result<&App, Response> {
-        self.config.apps.get(&self.name).ok_or_else(|| unauthorized(GITHUB_SIGNATURE, SignatureError::Wrong))
+    /// Always there: `take` looked it up in the same configuration.
+    fn app(&self) -> Option<&App> {
+        self.config.apps.get(&self.name)
     }
 }
 
