@@ -4,11 +4,19 @@
 //! Several agents may connect one after another (an upgrade); orders of the newest connection count.
 
 use std::collections::BTreeMap;
+use std::io;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::table::{DrainLimits, Table};
 use crate::model::{AppName, InstanceId};
+
+/// The longest line.
+pub const LINE_LIMIT: usize = 16 << 20;
+/// The socket's name in the data directory.
+pub const SOCKET_NAME: &str = "proxy.sock";
 
 /// From the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,4 +107,71 @@ pub struct AppCounts {
     pub server_errors: u64,
     /// Requests given to a second instance.
     pub retried: u64,
+    /// Requests whose client went away before the answer was complete: neither served nor failed.
+    #[serde(default)]
+    pub client_aborted: u64,
+}
+
+/// Reads one message; `None` at the end of the stream. What is too long or no message is `InvalidData`.
+pub async fn read_message<T: DeserializeOwned>(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    line: &mut LineBuffer,
+) -> io::Result<Option<T>> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    // Kept from an earlier call that was cancelled in the middle of a line.
+    let LineBuffer(bytes) = line;
+    let room = (LINE_LIMIT + 1).saturating_sub(bytes.len());
+    reader.take(room as u64).read_until(b'\n', bytes).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if bytes.last() != Some(&b'\n') {
+        let why = if bytes.len() > LINE_LIMIT { "a line is longer than 16 MiB" } else { "the last line is incomplete" };
+        return Err(invalid(why.to_owned()));
+    }
+    let message = serde_json::from_slice(bytes).map_err(|error| invalid(format!("not a message: {error}")));
+    bytes.clear();
+    // One large table should not be paid for ever.
+    bytes.shrink_to(64 << 10);
+    message.map(Some)
+}
+
+/// Writes one message as a line.
+pub async fn write_message<T: Serialize + Sync>(writer: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+/// What has been read of a line so far, so that reading may be interrupted.
+#[derive(Debug, Default)]
+pub struct LineBuffer(Vec<u8>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_are_lines_and_garbage_is_refused() {
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &Order::Count).await.unwrap();
+        write_message(&mut bytes, &Order::Shutdown { grace_ms: 5 }).await.unwrap();
+        bytes.extend_from_slice(b"{\"apply\": 5}\n\"count\"");
+        let (mut reader, mut line) = (bytes.as_slice(), LineBuffer::default());
+        assert_eq!(read_message(&mut reader, &mut line).await.unwrap(), Some(Order::Count));
+        assert_eq!(read_message(&mut reader, &mut line).await.unwrap(), Some(Order::Shutdown { grace_ms: 5 }));
+        let garbage = read_message::<Order>(&mut reader, &mut line).await.unwrap_err();
+        assert_eq!(garbage.kind(), io::ErrorKind::InvalidData);
+        let half = read_message::<Order>(&mut reader, &mut line).await.unwrap_err();
+        assert!(half.to_string().contains("incomplete"));
+        let mut nothing: &[u8] = b"";
+        assert_eq!(read_message::<Order>(&mut nothing, &mut LineBuffer::default()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_line_has_a_limit() {
+        let long = vec![b' '; LINE_LIMIT + 10];
+        let error = read_message::<Order>(&mut long.as_slice(), &mut LineBuffer::default()).await.unwrap_err();
+        assert!(error.to_string().contains("longer than 16 MiB"), "{error}");
+    }
 }

@@ -1,6 +1,8 @@
 //! The route table: replaced whole, never edited.
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -47,4 +49,155 @@ pub struct DrainLimits {
     pub requests: Duration,
     /// For open streams.
     pub streams: Duration,
+}
+
+/// Why a table cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTable {
+    /// A host that no request could name.
+    #[error("route of {app}: {host:?} is not a host name (lower case, without port or path)")]
+    Host {
+        /// Whose route.
+        app: AppName,
+        /// The text.
+        host: String,
+    },
+    /// Two routes claim one host.
+    #[error("{first} and {second} both claim the host {host}")]
+    HostTwice {
+        /// The host.
+        host: String,
+        /// Whose route came first.
+        first: AppName,
+        /// Whose came second.
+        second: AppName,
+    },
+    /// A share of nothing: what is not to be chosen is left out instead.
+    #[error("instance {0} has weight 0; leave it out of the table instead")]
+    ZeroWeight(InstanceId),
+    /// An id stands for one running copy, so it has one address and one place.
+    #[error("instance {0} is listed twice")]
+    InstanceTwice(InstanceId),
+}
+
+impl Table {
+    /// Checks what the types do not: hosts are names and claimed once, instances are listed once with a share.
+    pub fn validate(&self) -> Result<(), InvalidTable> {
+        let mut owner: HashMap<&str, &AppName> = HashMap::new();
+        let mut instances = HashSet::new();
+        for route in &self.routes {
+            for host in &route.hosts {
+                if !is_host(host) {
+                    return Err(InvalidTable::Host { app: route.app.clone(), host: host.clone() });
+                }
+                if let Some(first) = owner.insert(host, &route.app) {
+                    let (host, first, second) = (host.clone(), first.clone(), route.app.clone());
+                    return Err(InvalidTable::HostTwice { host, first, second });
+                }
+            }
+            for member in &route.members {
+                if member.weight == 0 {
+                    return Err(InvalidTable::ZeroWeight(member.instance.clone()));
+                }
+                if !instances.insert(&member.instance) {
+                    return Err(InvalidTable::InstanceTwice(member.instance.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    lookup_host(host).is_some_and(|found| found == host)
+}
+
+/// The name that a `Host` header asks for, as tables spell it: lower case, no port, no trailing dot.
+/// `None` when it is no host at all.
+pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
+    let (name, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            (&authority[..address.len() + 2], port)
+        }
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            let (name, port) = authority.split_at(end);
+            let name = name.strip_suffix('.').unwrap_or(name);
+            let fits = (1..=253).contains(&name.len());
+            if !fits || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+                return None;
+            }
+            (name, port)
+        }
+    };
+    let port_is_number = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && digits.len() <= 5,
+        None => port.is_empty(),
+    };
+    if !port_is_number {
+        return None;
+    }
+    Some(match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(name.to_ascii_lowercase()),
+        false => Cow::Borrowed(name),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(app: &str, hosts: &[&str], members: &[(&str, u32)]) -> Route {
+        Route {
+            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            app: app.parse().unwrap(),
+            service: "web".parse().unwrap(),
+            members: members
+                .iter()
+                .map(|&(id, weight)| Member {
+                    instance: InstanceId::parse(id).unwrap(),
+                    address: ([127, 0, 0, 1], 80).into(),
+                    weight,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_host_header_is_read_as_tables_spell_it() {
+        for (header, host) in [
+            ("shop.example.com", Some("shop.example.com")),
+            ("Shop.Example.COM:8080", Some("shop.example.com")),
+            ("shop.example.com.", Some("shop.example.com")),
+            ("localhost:", Some("localhost")),
+            ("[::1]:80", Some("[::1]")),
+            ("", None),
+            (":80", None),
+            ("a b", None),
+            ("a/b", None),
+            ("user@a", None),
+            ("a:80:90", None),
+            ("a:x", None),
+            ("[::1", None),
+            ("[zz]", None),
+            ("<script>", None),
+        ] {
+            assert_eq!(lookup_host(header).as_deref(), host, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_served_says_why() {
+        let check = |routes: Vec<Route>| Table { generation: 1, routes }.validate().err().map(|e| e.to_string());
+        assert_eq!(check(vec![route("a", &["a.test"], &[("d1-web-1", 1)]), route("b", &["b.test"], &[])]), None);
+        let twice = check(vec![route("a", &["x.test"], &[]), route("b", &["x.test"], &[])]).unwrap();
+        assert_eq!(twice, "a and b both claim the host x.test");
+        assert!(check(vec![route("a", &["X.test"], &[])]).unwrap().contains("lower case"));
+        assert!(check(vec![route("a", &["x.test:80"], &[])]).unwrap().contains("x.test:80"));
+        assert!(check(vec![route("a", &[], &[("d1-web-1", 0)])]).unwrap().contains("weight 0"));
+        let same = check(vec![route("a", &[], &[("d1-web-1", 1)]), route("b", &[], &[("d1-web-1", 1)])]);
+        assert_eq!(same.unwrap(), "instance d1-web-1 is listed twice");
+    }
 }

@@ -1,0 +1,138 @@
+//! The answers of the proxy's own making: short, escaped, JSON for those who ask for it.
+
+use bytes::Bytes;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Response, StatusCode};
+
+use super::body::Answer;
+use crate::model::shorten;
+
+/// What the proxy has to say itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Own {
+    /// The request cannot be taken as it is; the connection is closed.
+    BadRequest(&'static str),
+    /// A method that makes no sense here.
+    MethodNotAllowed,
+    /// The client stopped in the middle of its body.
+    RequestTimeout,
+    /// No route has this host.
+    UnknownHost(String),
+    /// The route has no instance that is ready.
+    NoInstance,
+    /// No instance took the request, or it broke off before answering.
+    BadGateway,
+    /// No answer in time.
+    GatewayTimeout,
+}
+
+impl Own {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::UnknownHost(_) => StatusCode::NOT_FOUND,
+            Self::NoInstance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadGateway => StatusCode::BAD_GATEWAY,
+            Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::BadRequest(why) => (*why).to_owned(),
+            Self::MethodNotAllowed => "this is not a forward proxy".to_owned(),
+            Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
+            Self::UnknownHost(host) => format!("the host {} is not configured here", shorten(host, 100)),
+            Self::NoInstance => "no instance is ready; try again in a moment".to_owned(),
+            Self::BadGateway => "no instance answered".to_owned(),
+            Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
+        }
+    }
+
+    /// The whole response; as problem+json (RFC 9457) for clients that accept JSON.
+    pub fn response(&self, json: bool) -> Response<Answer> {
+        let status = self.status();
+        let (content_type, text) = match json {
+            true => ("application/problem+json", problem(status, &self.detail())),
+            false => ("text/html; charset=utf-8", page(status, &self.detail())),
+        };
+        let mut response = Response::new(Answer::Own(Some(Bytes::from(text))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        match self {
+            Self::NoInstance => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::MethodNotAllowed => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::BadRequest(_) | Self::RequestTimeout => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::UnknownHost(_) | Self::BadGateway | Self::GatewayTimeout => {}
+        }
+        response
+    }
+}
+
+fn problem(status: StatusCode, detail: &str) -> String {
+    let title = status.canonical_reason().unwrap_or_default();
+    serde_json::json!({ "title": title, "status": status.as_u16(), "detail": detail }).to_string()
+}
+
+fn page(status: StatusCode, detail: &str) -> String {
+    let detail = escape(detail);
+    format!("<!doctype html>\n<meta charset=utf-8>\n<title>{status}</title>\n<h1>{status}</h1>\n<p>{detail}\n")
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(own: &Own, json: bool) -> String {
+        match own.response(json).into_body() {
+            Answer::Own(Some(text)) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_client_sent_comes_back_escaped() {
+        let own = Own::UnknownHost("<script>alert('x')</script>".to_owned());
+        let page = text(&own, false);
+        assert!(!page.contains("<script>"), "{page}");
+        assert!(page.contains("&lt;script&gt;") && page.contains("404 Not Found"), "{page}");
+        let problem: serde_json::Value = serde_json::from_str(&text(&own, true)).unwrap();
+        assert_eq!(problem["status"], 404);
+    }
+
+    #[test]
+    fn an_empty_route_says_when_to_come_back() {
+        let response = Own::NoInstance.response(false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (503, &HeaderValue::from_static("1"))
+        );
+    }
+}

@@ -1,0 +1,250 @@
+//! The bodies that pass through, frame by frame and never buffered whole.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::counts::Tally;
+use super::instance::Claim;
+use super::pool::Link;
+
+/// What a request brings to an instance.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// No body.
+    Empty,
+    /// The client's body.
+    Upload(Incoming, Arc<Progress>),
+}
+
+/// How an upload fares; read by whoever waits for the answer.
+#[derive(Debug, Default)]
+pub struct Progress {
+    frames: AtomicU64,
+    waiting_for_client: AtomicBool,
+    done: AtomicBool,
+    broken: AtomicBool,
+}
+
+impl Progress {
+    /// Frames passed on so far.
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Relaxed)
+    }
+
+    /// The instance would take more, but the client sends nothing.
+    pub fn is_waiting_for_client(&self) -> bool {
+        self.waiting_for_client.load(Relaxed)
+    }
+
+    /// Everything was passed on.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Relaxed)
+    }
+
+    /// The client's body broke off or was malformed.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Relaxed)
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self::Upload(incoming, progress) = self.get_mut() else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        progress.waiting_for_client.store(polled.is_pending(), Relaxed);
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => {
+                progress.frames.fetch_add(1, Relaxed);
+                if incoming.is_end_stream() {
+                    progress.done.store(true, Relaxed);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => progress.broken.store(true, Relaxed),
+            Poll::Ready(None) => progress.done.store(true, Relaxed),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Upload(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Upload(incoming, _) => incoming.size_hint(),
+        }
+    }
+}
+
+/// What goes back to a client.
+#[derive(Debug)]
+pub enum Answer {
+    /// Of the proxy's own making; `None` once it is sent.
+    Own(Option<Bytes>),
+    /// From an instance.
+    Relayed(Relay),
+}
+
+/// An instance's answer on its way. Holds the claim until its last frame is handed over, it breaks, or the client
+/// goes away.
+#[derive(Debug)]
+pub struct Relay {
+    incoming: Incoming,
+    /// The connection it comes over, unless that goes on by itself.
+    link: Option<Box<Link>>,
+    claim: Option<Claim>,
+    tally: Tally,
+    cut: Cut,
+}
+
+/// When an answer under way is to end early.
+#[derive(Debug)]
+enum Cut {
+    /// With the requests of its instance.
+    Request,
+    /// An event stream, with its own token.
+    Stream(CancellationToken),
+    /// Either, being waited for.
+    Watched { wait: Pin<Box<WaitForCancellationFutureOwned>>, is_stream: bool },
+}
+
+impl Relay {
+    /// An answer whose body is still to come (or empty).
+    pub fn new(incoming: Incoming, link: Option<Box<Link>>, claim: Claim, tally: Tally, is_stream: bool) -> Self {
+        let (claim, cut) = match is_stream {
+            true => {
+                let (claim, token) = claim.into_stream();
+                (claim, Cut::Stream(token))
+            }
+            false => (claim, Cut::Request),
+        };
+        let mut relay = Self { incoming, link, claim: Some(claim), tally, cut };
+        if relay.incoming.is_end_stream() {
+            relay.complete();
+        }
+        relay
+    }
+
+    fn complete(&mut self) {
+        self.tally.served();
+        if let Some(claim) = self.claim.take()
+            && let Some(link) = self.link.take()
+        {
+            claim.instance().pool.put(link);
+        }
+    }
+
+    fn fail(&mut self) {
+        self.tally.failed();
+        self.claim = None;
+        self.link = None;
+    }
+
+    /// Whether the limit of a drain has come. Waits from the first time on that there is nothing to send:
+    /// most answers never need it.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let Cut::Watched { wait, is_stream } = &mut self.cut {
+            return wait.as_mut().poll(cx).map(|()| *is_stream);
+        }
+        let Some(claim) = &self.claim else { return Poll::Pending };
+        let (token, is_stream) = match &self.cut {
+            Cut::Stream(token) => (token.clone(), true),
+            _ => (claim.instance().requests_cut().clone(), false),
+        };
+        let mut wait = Box::pin(token.cancelled_owned());
+        let polled = wait.as_mut().poll(cx).map(|()| is_stream);
+        self.cut = Cut::Watched { wait, is_stream };
+        polled
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        if let Some(link) = &mut self.link {
+            link.drive(cx);
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.incoming.is_end_stream() {
+                    self.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.fail();
+                Poll::Ready(Some(Err(BrokenAnswer::Upstream(error))))
+            }
+            Poll::Pending => match self.poll_cut(cx) {
+                Poll::Pending => Poll::Pending,
+                // An event stream has no end of its own: being closed is how it ends, and clients come back.
+                Poll::Ready(true) => {
+                    self.tally.served();
+                    self.claim = None;
+                    self.link = None;
+                    Poll::Ready(None)
+                }
+                Poll::Ready(false) => {
+                    self.fail();
+                    Poll::Ready(Some(Err(BrokenAnswer::DrainLimit)))
+                }
+            },
+        }
+    }
+}
+
+/// Why an answer ends before it is complete; the client's connection is closed, so that it can tell.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenAnswer {
+    /// The instance broke off.
+    #[error("the instance broke off its answer: {0}")]
+    Upstream(hyper::Error),
+    /// The instance left, and its budget for requests is over.
+    #[error("the instance's time to finish is over")]
+    DrainLimit,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BrokenAnswer;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        match self.get_mut() {
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Relayed(relay) => relay.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.as_ref().is_none_or(Bytes::is_empty),
+            // Its claim goes with its last frame.
+            Self::Relayed(relay) => relay.claim.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Relayed(relay) => relay.incoming.size_hint(),
+        }
+    }
+}

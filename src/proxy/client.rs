@@ -1,0 +1,421 @@
+//! The agent's side of the control socket: one task that keeps a connection, and a handle to ask it things.
+//!
+//! The task connects and reconnects by itself. After a reconnect it finds out whether the same process is there
+//! (`boot`) and brings it up to date: the last acknowledged table where the proxy has another one, and the drains
+//! still waited for. A new process has no old connections, so drains are over with the old one.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::control::{AppCounts, LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
+use super::table::{DrainLimits, Route, Table};
+use crate::model::{AppName, InstanceId};
+
+/// How long a table may take to be in force.
+const APPLY_LIMIT: Duration = Duration::from_secs(5);
+/// How long counts may take.
+const COUNT_LIMIT: Duration = Duration::from_secs(1);
+/// What a drain may take beyond its limits.
+const DRAIN_SLACK: Duration = Duration::from_secs(5);
+/// The proxy speaks first, and at once.
+const HELLO_LIMIT: Duration = Duration::from_secs(2);
+/// Between attempts to connect: doubled from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// A connection to the proxy that outlives both of its ends. Cheap to clone; the last clone ends it.
+#[derive(Debug, Clone)]
+pub struct ProxyClient {
+    asks: mpsc::UnboundedSender<Ask>,
+    status: watch::Receiver<ProxyStatus>,
+    failures: broadcast::Sender<(InstanceId, String)>,
+}
+
+/// What is known of the proxy process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyStatus {
+    /// Whether there is a connection now. The rest is what the newest connection said.
+    pub connected: bool,
+    /// Process id.
+    pub pid: u32,
+    /// The binary's version.
+    pub version: String,
+    /// Random per process.
+    pub boot: String,
+    /// Addresses it listens on.
+    pub listeners: Vec<String>,
+    /// Of the table in force.
+    pub generation: u64,
+}
+
+/// Totals, and what is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// Per app, since the proxy process `boot` started.
+    pub apps: BTreeMap<AppName, AppCounts>,
+    /// Requests and streams under way per instance, where there are any.
+    pub in_flight: BTreeMap<InstanceId, u64>,
+    /// Which process counted; another one starts from zero.
+    pub boot: String,
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Requests ended by the limit.
+    pub cut_requests: u64,
+    /// Streams ended by the limit.
+    pub cut_streams: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// Whether the proxy said so; `false` when its process is gone (and its connections with it) or it was silent
+    /// beyond every limit.
+    pub confirmed: bool,
+}
+
+/// Why a table is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The proxy did not take it; the old one stays in force.
+    #[error("the proxy refused the route table: {0}")]
+    Refused(String),
+    /// No acknowledgement in time. Should the proxy have taken the table unheard, it is set back to the last
+    /// acknowledged one as soon as it is heard of.
+    #[error("the proxy did not acknowledge the route table within 5 s; is `longshore proxy` running?")]
+    Unavailable,
+}
+
+enum Ask {
+    Apply { routes: Vec<Route>, reply: oneshot::Sender<Result<u64, ApplyError>> },
+    Drain { instance: InstanceId, limits: DrainLimits, reply: oneshot::Sender<Drained> },
+    Count { reply: oneshot::Sender<Counts> },
+}
+
+impl ProxyClient {
+    /// Starts to keep a connection to the proxy of this data directory. Needs a tokio runtime.
+    pub fn start(data_dir: &Path) -> Self {
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (status_sender, status) = watch::channel(ProxyStatus::default());
+        let failures = broadcast::Sender::new(256);
+        let keeper = Keeper {
+            socket: data_dir.join(SOCKET_NAME),
+            asked,
+            status: status_sender,
+            failures: failures.clone(),
+            generation: 0,
+            acknowledged: None,
+            tables: VecDeque::new(),
+            sent: None,
+            drains: HashMap::new(),
+            counts: VecDeque::new(),
+        };
+        tokio::spawn(keeper.run());
+        Self { asks, status, failures }
+    }
+
+    /// Puts these routes in force, whole. Answers the table's number once no request can be given to what left it.
+    /// Calls are served in the order they were made.
+    pub async fn apply(&self, routes: Vec<Route>) -> Result<u64, ApplyError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Apply { routes, reply }).map_err(|_| ApplyError::Unavailable)?;
+        match timeout(APPLY_LIMIT, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(ApplyError::Unavailable),
+        }
+    }
+
+    /// Waits until an instance that left the table has finished, or was cut at its limits. Always ends: at the
+    /// latest five seconds after the longer limit.
+    pub async fn drain(&self, instance: &InstanceId, limits: DrainLimits) -> Drained {
+        let started = Instant::now();
+        let (reply, answer) = oneshot::channel();
+        let asked = self.asks.send(Ask::Drain { instance: instance.clone(), limits, reply });
+        let unconfirmed = |took| Drained { cut_requests: 0, cut_streams: 0, took, confirmed: false };
+        if asked.is_err() {
+            return unconfirmed(started.elapsed());
+        }
+        match timeout(limits.requests.max(limits.streams) + DRAIN_SLACK, answer).await {
+            Ok(Ok(drained)) => drained,
+            Ok(Err(_)) | Err(_) => unconfirmed(started.elapsed()),
+        }
+    }
+
+    /// The totals; `None` when the proxy does not answer within a second.
+    pub async fn counts(&self) -> Option<Counts> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Count { reply }).ok()?;
+        timeout(COUNT_LIMIT, answer).await.ok()?.ok()
+    }
+
+    /// What is known of the proxy process now.
+    pub fn status(&self) -> ProxyStatus {
+        self.status.borrow().clone()
+    }
+
+    /// To be told of changes of the status.
+    pub fn watch_status(&self) -> watch::Receiver<ProxyStatus> {
+        self.status.clone()
+    }
+
+    /// Instances that failed requests and how, at most once a second each, from now on.
+    pub fn upstream_failures(&self) -> broadcast::Receiver<(InstanceId, String)> {
+        self.failures.subscribe()
+    }
+
+    /// Whether there is a connection now or within this time.
+    pub async fn connected(&self, within: Duration) -> bool {
+        let mut status = self.status.clone();
+        matches!(timeout(within, status.wait_for(|status| status.connected)).await, Ok(Ok(_)))
+    }
+}
+
+/// A table that someone waits for.
+struct Wanted {
+    routes: Vec<Route>,
+    /// `None`: not asked for, but sent to set the proxy back.
+    reply: Option<oneshot::Sender<Result<u64, ApplyError>>>,
+}
+
+impl Wanted {
+    /// Whether nobody waits any more: its caller was told that it failed.
+    fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+/// The task behind the handles.
+struct Keeper {
+    socket: PathBuf,
+    asked: mpsc::UnboundedReceiver<Ask>,
+    status: watch::Sender<ProxyStatus>,
+    failures: broadcast::Sender<(InstanceId, String)>,
+    /// The highest number seen.
+    generation: u64,
+    /// The last table that the proxy acknowledged.
+    acknowledged: Option<(u64, Vec<Route>)>,
+    /// Tables to be sent, one at a time.
+    tables: VecDeque<Wanted>,
+    /// The one that is not yet answered.
+    sent: Option<(u64, Wanted)>,
+    drains: HashMap<InstanceId, WaitedDrain>,
+    /// Answered in the order they were asked.
+    counts: VecDeque<oneshot::Sender<Counts>>,
+}
+
+struct WaitedDrain {
+    limits: DrainLimits,
+    since: Instant,
+    replies: Vec<oneshot::Sender<Drained>>,
+    /// The process that was asked.
+    boot: Option<String>,
+}
+
+/// Why a connection's time is over.
+enum Ended {
+    /// No handle is left.
+    NobodyAsks,
+    /// Lost; how.
+    Lost(io::Error),
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut pause = RETRY.0;
+        loop {
+            let ended = match self.connect().await {
+                Ok((read, write)) => {
+                    pause = RETRY.0;
+                    let ended = self.converse(read, write).await;
+                    self.status.send_modify(|status| status.connected = false);
+                    ended
+                }
+                Err(error) => Ended::Lost(error),
+            };
+            match ended {
+                Ended::NobodyAsks => return,
+                Ended::Lost(error) => tracing::debug!(%error, "no connection to the proxy"),
+            }
+            let wake = sleep(pause);
+            tokio::pin!(wake);
+            loop {
+                tokio::select! {
+                    () = &mut wake => break,
+                    ask = self.asked.recv() => match ask {
+                        Some(ask) => self.note(ask),
+                        None => return,
+                    },
+                }
+            }
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn connect(&self) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
+        Ok(UnixStream::connect(&self.socket).await?.into_split())
+    }
+
+    /// Files what is asked; `flush` sends it.
+    fn note(&mut self, ask: Ask) {
+        match ask {
+            Ask::Apply { routes, reply } => self.tables.push_back(Wanted { routes, reply: Some(reply) }),
+            Ask::Count { reply } => self.counts.push_back(reply),
+            Ask::Drain { instance, limits, reply } => {
+                let since = Instant::now();
+                let waited = self.drains.entry(instance);
+                let waited = waited.or_insert_with(|| WaitedDrain { limits, since, replies: Vec::new(), boot: None });
+                waited.replies.push(reply);
+                waited.limits = limits;
+                waited.boot = None;
+            }
+        }
+    }
+
+    async fn converse(&mut self, read: OwnedReadHalf, mut write: OwnedWriteHalf) -> Ended {
+        let mut read = BufReader::new(read);
+        let mut line = LineBuffer::default();
+        let hello = match timeout(HELLO_LIMIT, read_message(&mut read, &mut line)).await {
+            Ok(Ok(Some(hello @ Report::Hello { .. }))) => hello,
+            Ok(Ok(_)) => return Ended::Lost(io::Error::other("the proxy did not say hello")),
+            Ok(Err(error)) => return Ended::Lost(error),
+            Err(_) => return Ended::Lost(io::ErrorKind::TimedOut.into()),
+        };
+        self.greet(hello);
+        let mut asked_counts = 0;
+        loop {
+            if let Err(error) = self.flush(&mut write, &mut asked_counts).await {
+                return Ended::Lost(error);
+            }
+            tokio::select! {
+                report = read_message(&mut read, &mut line) => match report {
+                    Ok(Some(report)) => self.hear(report, &mut asked_counts),
+                    Ok(None) => return Ended::Lost(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => return Ended::Lost(error),
+                },
+                ask = self.asked.recv() => match ask {
+                    Some(ask) => self.note(ask),
+                    None => return Ended::NobodyAsks,
+                },
+            }
+        }
+    }
+
+    /// Compares what the proxy is with what was known of it.
+    fn greet(&mut self, hello: Report) {
+        let Report::Hello { version, pid, boot, generation, listeners } = hello else { return };
+        self.generation = self.generation.max(generation);
+        for drain in self.drains.values_mut() {
+            // The process that had the connections is gone; or it is the same and has to be asked again.
+            if drain.boot.as_ref().is_some_and(|asked| *asked != boot) {
+                drain.end(|since| Drained { cut_requests: 0, cut_streams: 0, took: since.elapsed(), confirmed: false });
+            }
+            drain.boot = None;
+        }
+        self.drains.retain(|_, drain| drain.is_waited_for());
+        // What was sent and not answered is sent again, unless its caller has given it up.
+        if let Some((_, wanted)) = self.sent.take() {
+            self.tables.push_front(wanted);
+        }
+        self.tables.retain(|wanted| !wanted.is_abandoned());
+        if let Some((number, routes)) = &self.acknowledged
+            && *number != generation
+            && self.tables.is_empty()
+        {
+            self.tables.push_front(Wanted { routes: routes.clone(), reply: None });
+        }
+        tracing::info!(pid, version, generation, "connected to the proxy");
+        self.status.send_replace(ProxyStatus { connected: true, pid, version, boot, listeners, generation });
+    }
+
+    /// Sends what is waiting and can be sent now.
+    async fn flush(&mut self, write: &mut OwnedWriteHalf, asked_counts: &mut usize) -> io::Result<()> {
+        while self.sent.is_none() {
+            let Some(wanted) = self.tables.pop_front() else { break };
+            if wanted.is_abandoned() {
+                continue;
+            }
+            self.generation += 1;
+            let table = Table { generation: self.generation, routes: wanted.routes.clone() };
+            self.sent = Some((self.generation, wanted));
+            write_message(write, &Order::Apply(table)).await?;
+        }
+        let boot = self.status.borrow().boot.clone();
+        for (instance, drain) in &mut self.drains {
+            if drain.boot.is_none() {
+                drain.boot = Some(boot.clone());
+                let limits = drain.limits;
+                write_message(write, &Order::Drain { instance: instance.clone(), limits }).await?;
+            }
+        }
+        while *asked_counts < self.counts.len() {
+            *asked_counts += 1;
+            write_message(write, &Order::Count).await?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, report: Report, asked_counts: &mut usize) {
+        match report {
+            Report::Hello { .. } => {}
+            Report::Applied { generation } => self.answered(generation, Ok(generation)),
+            Report::Refused { generation, why } => self.answered(generation, Err(ApplyError::Refused(why))),
+            Report::Drained { instance, cut_requests, cut_streams, took_ms } => {
+                if let Some(mut drain) = self.drains.remove(&instance) {
+                    let took = Duration::from_millis(took_ms);
+                    drain.end(|_| Drained { cut_requests, cut_streams, took, confirmed: true });
+                }
+            }
+            Report::UpstreamFailed { instance, why } => {
+                let _ = self.failures.send((instance, why));
+            }
+            Report::Counts { apps, in_flight } => {
+                *asked_counts = asked_counts.saturating_sub(1);
+                if let Some(reply) = self.counts.pop_front() {
+                    let boot = self.status.borrow().boot.clone();
+                    let _ = reply.send(Counts { apps, in_flight, boot });
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, generation: u64, outcome: Result<u64, ApplyError>) {
+        let Some((_, wanted)) = self.sent.take_if(|(sent, _)| *sent == generation) else { return };
+        let heard = match wanted.reply {
+            None => true,
+            Some(reply) => reply.send(outcome.clone()).is_ok(),
+        };
+        if outcome.is_err() {
+            return;
+        }
+        self.status.send_modify(|status| status.generation = generation);
+        if heard {
+            self.acknowledged = Some((generation, wanted.routes));
+            return;
+        }
+        self.tables.retain(|waiting| !waiting.is_abandoned());
+        if let Some((_, before)) = &self.acknowledged
+            && self.tables.is_empty()
+        {
+            // Its caller believes that the table before is in force: make it so.
+            self.tables.push_back(Wanted { routes: before.clone(), reply: None });
+        }
+    }
+}
+
+impl WaitedDrain {
+    fn is_waited_for(&self) -> bool {
+        self.replies.iter().any(|reply| !reply.is_closed())
+    }
+
+    fn end(&mut self, drained: impl Fn(Instant) -> Drained) {
+        for reply in self.replies.drain(..) {
+            let _ = reply.send(drained(self.since));
+        }
+    }
+}

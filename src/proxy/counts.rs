@@ -1,0 +1,83 @@
+//! What became of each request, per app. Every request that found a route ends in exactly one of served, failed
+//! and client_aborted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::control::AppCounts;
+
+/// Totals of one app.
+#[derive(Debug, Default)]
+pub struct Counters {
+    served: AtomicU64,
+    failed: AtomicU64,
+    server_errors: AtomicU64,
+    retried: AtomicU64,
+    client_aborted: AtomicU64,
+}
+
+impl Counters {
+    /// The totals as they are now.
+    pub fn read(&self) -> AppCounts {
+        AppCounts {
+            served: self.served.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            server_errors: self.server_errors.load(Relaxed),
+            retried: self.retried.load(Relaxed),
+            client_aborted: self.client_aborted.load(Relaxed),
+        }
+    }
+
+    /// A request that no instance could be found for.
+    pub fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+}
+
+/// One request, to be counted once. Dropped without a word it counts as left by its client: every other end is told.
+#[derive(Debug)]
+pub struct Tally(Option<Arc<Counters>>);
+
+impl Tally {
+    /// For a request of the app with these totals.
+    pub fn new(counters: &Arc<Counters>) -> Self {
+        Self(Some(Arc::clone(counters)))
+    }
+
+    /// An instance answered with a 5xx.
+    pub fn server_error(&self) {
+        self.add(|counters| &counters.server_errors);
+    }
+
+    /// The request is given to a second instance.
+    pub fn retried(&self) {
+        self.add(|counters| &counters.retried);
+    }
+
+    /// One complete answer of an instance went to the client.
+    pub fn served(&mut self) {
+        self.end(|counters| &counters.served);
+    }
+
+    /// It did not, and the client is not to blame.
+    pub fn failed(&mut self) {
+        self.end(|counters| &counters.failed);
+    }
+
+    fn add(&self, which: impl Fn(&Counters) -> &AtomicU64) {
+        if let Some(counters) = &self.0 {
+            which(counters).fetch_add(1, Relaxed);
+        }
+    }
+
+    fn end(&mut self, which: impl Fn(&Counters) -> &AtomicU64) {
+        self.add(which);
+        self.0 = None;
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.add(|counters| &counters.client_aborted);
+    }
+}

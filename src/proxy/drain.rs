@@ -1,0 +1,169 @@
+//! An instance that left the table finishes what it has, within its budgets.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::control::Report;
+use super::instance::{Instance, lock};
+use super::server::Proxy;
+use super::table::DrainLimits;
+use crate::model::InstanceId;
+
+/// Streams are closed one after another over the last fifth of their budget, so that their clients do not all come
+/// back in one moment.
+const STAGGER: u32 = 5;
+/// How long a cut may take to be noticed by whoever holds the claims.
+const CUT_SETTLES: Duration = Duration::from_millis(250);
+/// Ended drains whose numbers are kept for an agent that lost its connection meanwhile.
+const REMEMBERED: usize = 256;
+
+/// What a drain came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Requests ended by the limit.
+    pub cut_requests: u64,
+    /// Streams ended by the limit.
+    pub cut_streams: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The drains under way and those that ended lately.
+#[derive(Debug, Default)]
+pub struct Drains {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The limits as absolute times; a repeated order may only shorten them.
+    active: HashMap<InstanceId, watch::Sender<Deadlines>>,
+    ended: VecDeque<(InstanceId, Drained)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Deadlines {
+    requests: Instant,
+    streams: Instant,
+}
+
+impl Deadlines {
+    fn from(limits: DrainLimits) -> Self {
+        let now = Instant::now();
+        Self { requests: now + limits.requests, streams: now + limits.streams }
+    }
+
+    fn sooner(self, other: Self) -> Self {
+        Self { requests: self.requests.min(other.requests), streams: self.streams.min(other.streams) }
+    }
+}
+
+/// Begins to drain an instance; its end is told to every connected agent. Told again (by an agent that lost its
+/// connection), it goes on, or its end is told again.
+pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
+    let deadlines = Deadlines::from(limits);
+    let instances = proxy.routing.find(id);
+    if instances.iter().any(|instance| instance.is_routed()) {
+        tracing::warn!(instance = %id, "asked to drain an instance that the table still has; ignored");
+        return;
+    }
+    let watched = {
+        let mut state = lock(&proxy.drains.state);
+        if let Some(active) = state.active.get(id) {
+            active.send_modify(|current| *current = current.sooner(deadlines));
+            return;
+        }
+        if instances.is_empty() {
+            let known = state.ended.iter().rev().find(|(ended, _)| ended == id).map(|&(_, drained)| drained);
+            drop(state);
+            proxy.tell(report(id, known.unwrap_or_default()));
+            return;
+        }
+        let (sender, watched) = watch::channel(deadlines);
+        state.active.insert(id.clone(), sender);
+        watched
+    };
+    let (proxy, id) = (Arc::clone(proxy), id.clone());
+    tokio::spawn(async move {
+        let drained = drain_all(&instances, watched).await;
+        {
+            let mut state = lock(&proxy.drains.state);
+            state.active.remove(&id);
+            state.ended.push_back((id.clone(), drained));
+            if state.ended.len() > REMEMBERED {
+                state.ended.pop_front();
+            }
+        }
+        proxy.tell(report(&id, drained));
+    });
+}
+
+fn report(id: &InstanceId, drained: Drained) -> Report {
+    Report::Drained {
+        instance: id.clone(),
+        cut_requests: drained.cut_requests,
+        cut_streams: drained.cut_streams,
+        took_ms: u64::try_from(drained.took.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Usually one; an instance that had moved to another address may have left something at the old one.
+async fn drain_all(instances: &[Arc<Instance>], watched: watch::Receiver<Deadlines>) -> Drained {
+    let ended = instances.iter().map(|instance| drain(instance, watched.clone()));
+    let mut sum = Drained::default();
+    for one in futures_util::future::join_all(ended).await {
+        sum.cut_requests += one.cut_requests;
+        sum.cut_streams += one.cut_streams;
+        sum.took = sum.took.max(one.took);
+    }
+    sum
+}
+
+async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> Drained {
+    let started = Instant::now();
+    let mut drained = Drained::default();
+    let (mut requests_cut, mut streams_cut) = (false, false);
+    // A table that has the instance again ends the drain: it is to stay.
+    let is_over = |instance: &Instance| instance.load() == 0 || instance.is_routed();
+    loop {
+        let deadlines = *watched.borrow_and_update();
+        if Instant::now() >= deadlines.streams {
+            streams_cut = true;
+            drained.cut_streams += instance.cut_streams(usize::MAX);
+        }
+        if requests_cut && (streams_cut || instance.streams() == 0) {
+            // Who does not notice now is stuck in writing to its client: the instance is rid of it all the same.
+            let _ = timeout(CUT_SETTLES, instance.until(is_over)).await;
+            break;
+        }
+        let open = instance.streams();
+        tokio::select! {
+            biased;
+            () = instance.until(|now| is_over(now) || now.streams() != open) => if is_over(instance) { break },
+            () = sleep_until(deadlines.requests), if !requests_cut => {
+                requests_cut = true;
+                drained.cut_requests = instance.cut_requests();
+            }
+            () = sleep_until(next_stream_cut(started, deadlines.streams, open)), if open > 0 && !streams_cut => {
+                if Instant::now() < deadlines.streams {
+                    drained.cut_streams += instance.cut_streams(1);
+                }
+            }
+            _ = watched.changed() => {}
+        }
+    }
+    drained.took = started.elapsed();
+    drained
+}
+
+/// When one more of `open` streams is due to be closed: they are spread evenly over the last part of the budget.
+fn next_stream_cut(started: Instant, limit: Instant, open: u64) -> Instant {
+    let last_part = limit.saturating_duration_since(started) / STAGGER;
+    let left = limit.saturating_duration_since(Instant::now()).min(last_part);
+    let open = u32::try_from(open).unwrap_or(u32::MAX).max(1);
+    limit - left + left / open
+}

@@ -1,0 +1,291 @@
+//! One request: claim an instance, send, retry where that is safe, relay the answer.
+//!
+//! What may be tried again (at most twice more):
+//! * nothing was written (no connection, or it closed before the first byte): any method, elsewhere or afresh;
+//! * a connection that had been idle broke without a byte of an answer: only idempotent requests without a body,
+//!   on a fresh connection. Other requests never use an idle connection, so they cannot meet this.
+//!
+//! After the first byte of an answer nothing is tried again.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
+use hyper::http::response;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+
+use super::answer::Own;
+use super::body::{Answer, Outgoing, Progress, Relay};
+use super::counts::Tally;
+use super::headers::{self, Origin};
+use super::instance::{Claim, Instance};
+use super::pool::{Link, SendError};
+use super::routing::NoClaim;
+use super::server::Proxy;
+use super::table::lookup_host;
+use super::tunnel;
+
+/// Tries after the first.
+const EXTRA_TRIES: u32 = 2;
+/// How long an instance may take to begin its answer, counted from the last sign of life of an upload.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// Answers one request of a client.
+pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Answer> {
+    let wants_json = headers::accepts_json(request.headers());
+    let mut response = match forward(&proxy, &origin, request).await {
+        Ok(response) => response,
+        Err(own) => own.response(wants_json),
+    };
+    if proxy.is_closing() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<Incoming>) -> Result<Response<Answer>, Own> {
+    if request.method() == Method::CONNECT {
+        return Err(Own::MethodNotAllowed);
+    }
+    headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+    let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
+    let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
+
+    let (claim, counters) = proxy.routing.claim(&host, &[]).map_err(|none| {
+        none.count();
+        match none {
+            NoClaim::UnknownHost => Own::UnknownHost(host.clone().into_owned()),
+            NoClaim::NoMember(_) => Own::NoInstance,
+        }
+    })?;
+    let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };
+    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let (mut head, body) = request.into_parts();
+    headers::prepare_request(&mut head.headers, origin, authority.clone(), proxy.next_request_id(), upgrade);
+    let head = Head { method: head.method, uri: origin_form(head.uri), headers: head.headers };
+    tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
+
+    let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
+    let mut attempt = Attempt {
+        proxy,
+        host: &host,
+        claim,
+        tally: Tally::new(&counters),
+        tried: Vec::new(),
+        tries_left: EXTRA_TRIES,
+        may_reuse: progress.is_none() && client.is_none() && head.method.is_idempotent(),
+        progress,
+    };
+    let outgoing = match &attempt.progress {
+        None => Outgoing::Empty,
+        Some(progress) => Outgoing::Upload(body, Arc::clone(progress)),
+    };
+    match attempt.run(head.with(outgoing)).await {
+        Ok((link, response)) => attempt.relay(link, response, client),
+        Err(NoAnswer::ClientLeft) => Err(Own::BadRequest("the request's body is malformed or incomplete")),
+        Err(NoAnswer::ClientStalled) => Err(Own::RequestTimeout),
+        Err(NoAnswer::Unreachable) => {
+            attempt.tally.failed();
+            Err(Own::BadGateway)
+        }
+        Err(NoAnswer::TooLate) => {
+            attempt.tally.failed();
+            Err(Own::GatewayTimeout)
+        }
+    }
+}
+
+/// The target as an origin server expects it: path and query alone.
+fn origin_form(uri: Uri) -> Uri {
+    if uri.authority().is_none() {
+        return uri;
+    }
+    let path = uri.into_parts().path_and_query;
+    path.map(Uri::from).unwrap_or_default()
+}
+
+/// The head of a request, kept while it may have to be sent again.
+#[derive(Debug, Clone)]
+struct Head {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Head {
+    fn with(self, body: Outgoing) -> Request<Outgoing> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.headers;
+        request
+    }
+
+    fn of(request: &Request<Outgoing>) -> Self {
+        Self { method: request.method().clone(), uri: request.uri().clone(), headers: request.headers().clone() }
+    }
+}
+
+/// A request on its way to an answer.
+struct Attempt<'a> {
+    proxy: &'a Proxy,
+    host: &'a str,
+    claim: Claim,
+    tally: Tally,
+    /// Instances that did not take it.
+    tried: Vec<Arc<Instance>>,
+    tries_left: u32,
+    /// Safe to send over a connection that its other side may be closing.
+    may_reuse: bool,
+    /// Of its body, if it has one.
+    progress: Option<Arc<Progress>>,
+}
+
+/// Why a request ends without an instance's answer.
+enum NoAnswer {
+    /// Its client broke the body off.
+    ClientLeft,
+    /// Its client stopped sending the body.
+    ClientStalled,
+    /// No instance took it, or the one that did broke off.
+    Unreachable,
+    /// The answer did not begin in time, or the instance's time to finish is over.
+    TooLate,
+}
+
+impl Attempt<'_> {
+    async fn run(&mut self, mut request: Request<Outgoing>) -> Result<(Box<Link>, Response<Incoming>), NoAnswer> {
+        loop {
+            let idle = if self.may_reuse { self.claim.instance().pool.take() } else { None };
+            let mut link = match idle {
+                Some(link) => link,
+                None => match self.claim.instance().pool.connect().await {
+                    Ok(link) => link,
+                    Err(error) => {
+                        self.go_elsewhere(&error)?;
+                        continue;
+                    }
+                },
+            };
+            let replay = link.reused.then(|| Head::of(&request));
+            let error = match self.exchange(&mut link, request).await? {
+                Ok(response) => return Ok((link, response)),
+                Err(error) => error,
+            };
+            // Whatever follows takes a fresh connection: other idle ones may be just as stale.
+            self.may_reuse = false;
+            match (error, replay) {
+                (SendError::NotSent(unsent, _), Some(_)) => {
+                    self.take_try()?;
+                    request = *unsent;
+                }
+                (SendError::NotSent(unsent, error), None) => {
+                    self.go_elsewhere(&error)?;
+                    request = *unsent;
+                }
+                (SendError::Broken { silent: true, .. }, Some(head)) => {
+                    self.take_try()?;
+                    request = head.with(Outgoing::Empty);
+                }
+                (SendError::Broken { error, .. }, _) => {
+                    if self.progress.as_ref().is_some_and(|progress| progress.is_broken()) {
+                        return Err(NoAnswer::ClientLeft);
+                    }
+                    self.blame(&error);
+                    return Err(NoAnswer::Unreachable);
+                }
+            }
+        }
+    }
+
+    /// Waits for the head of the answer, as long as is reasonable.
+    async fn exchange(
+        &self,
+        link: &mut Link,
+        request: Request<Outgoing>,
+    ) -> Result<Result<Response<Incoming>, SendError>, NoAnswer> {
+        let mut answer = pin!(link.send(request));
+        let mut cut = pin!(self.claim.instance().requests_cut().cancelled());
+        let mut seen = 0;
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => return Ok(answered),
+                () = &mut cut => return Err(NoAnswer::TooLate),
+                () = tokio::time::sleep(ANSWER_LIMIT) => match &self.progress {
+                    Some(upload) if upload.frames() > seen => seen = upload.frames(),
+                    Some(upload) if upload.is_waiting_for_client() => return Err(NoAnswer::ClientStalled),
+                    _ => return Err(NoAnswer::TooLate),
+                },
+            }
+        }
+    }
+
+    /// The instance did not take the request: hand it to another one that was not tried yet.
+    fn go_elsewhere(&mut self, error: &dyn std::error::Error) -> Result<(), NoAnswer> {
+        self.blame(error);
+        self.take_try()?;
+        self.tried.push(Arc::clone(self.claim.instance()));
+        let (claim, _) = self.proxy.routing.claim(self.host, &self.tried).map_err(|_| NoAnswer::Unreachable)?;
+        self.tally.retried();
+        self.claim = claim;
+        Ok(())
+    }
+
+    fn blame(&self, error: &dyn std::error::Error) {
+        self.proxy.upstream_failed(self.claim.instance(), error);
+    }
+
+    fn take_try(&mut self) -> Result<(), NoAnswer> {
+        self.tries_left = self.tries_left.checked_sub(1).ok_or(NoAnswer::Unreachable)?;
+        Ok(())
+    }
+
+    fn relay(
+        mut self,
+        mut link: Box<Link>,
+        response: Response<Incoming>,
+        client: Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Answer>, Own> {
+        let (mut head, body) = response.into_parts();
+        let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if (switching && client.is_none()) || !headers::is_plain_chunked(&head.headers) {
+            self.blame(&UnusableAnswer);
+            self.tally.failed();
+            return Err(Own::BadGateway);
+        }
+        if head.status.is_server_error() {
+            self.tally.server_error();
+        }
+        if let Some(limit) = headers::keep_alive_timeout(&head.headers) {
+            link.keep_at_most(limit);
+        }
+        let is_stream = headers::is_event_stream(&head.headers);
+        prepare(&mut head, switching);
+        if let (true, Some(client)) = (switching, client) {
+            self.tally.served();
+            self.proxy.spawn(tunnel::run(client, link, self.claim));
+            return Ok(Response::from_parts(head, Answer::Own(None)));
+        }
+        let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());
+        let link = if still_uploading {
+            // The rest of the upload must move while nobody reads the answer, and the other way round.
+            link.detach();
+            None
+        } else {
+            Some(link)
+        };
+        Ok(Response::from_parts(head, Answer::Relayed(Relay::new(body, link, self.claim, self.tally, is_stream))))
+    }
+}
+
+fn prepare(head: &mut response::Parts, switching: bool) {
+    headers::prepare_response(&mut head.headers, switching);
+    head.version = Version::HTTP_11;
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("answered in a way that cannot be passed on")]
+struct UnusableAnswer;

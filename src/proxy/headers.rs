@@ -1,0 +1,287 @@
+//! What of a message's headers is passed on, and what the proxy adds (RFC 9110 §7.6).
+
+use std::time::Duration;
+
+use hyper::Uri;
+use hyper::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What the proxy says about where a request came from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The client's address.
+    pub address: HeaderValue,
+    /// `http` or `https`, as the client spoke it.
+    pub scheme: HeaderValue,
+}
+
+/// The authority a request is for: its target's when that is a full URI, else its one `Host` header
+/// (RFC 9112 §3.2). The error says what is wrong.
+pub fn authority(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err("the request has more than one Host header");
+    }
+    match uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).map_err(|_| "the request's target is malformed"),
+        None => host.cloned().ok_or("the request has no Host header"),
+    }
+}
+
+/// Refuses a body framing that two parties might read differently.
+pub fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    if is_plain_chunked(headers) { Ok(()) } else { Err("the only transfer coding understood is chunked, once") }
+}
+
+/// Whether there is no transfer coding, or `chunked` alone: others would be lost on the way.
+pub fn is_plain_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match codings.next() {
+        None => true,
+        Some(coding) => codings.next().is_none() && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+    }
+}
+
+/// The protocol a client asks to switch to. `h2c` is not passed on: behind it requests would pass unseen.
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get_all(CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let protocol = protocols.next()?;
+    let is_h2c = tokens(protocol).any(|token| token.eq_ignore_ascii_case(b"h2c"));
+    (asked && protocols.next().is_none() && !is_h2c).then(|| protocol.clone())
+}
+
+/// Turns a client's headers into those for an instance.
+pub fn prepare_request(
+    headers: &mut HeaderMap,
+    origin: &Origin,
+    authority: HeaderValue,
+    request_id: HeaderValue,
+    upgrade: Option<HeaderValue>,
+) {
+    let wants_trailers =
+        headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    remove_hop_by_hop(headers);
+    remove_where(headers, is_clients_claim);
+    headers.remove(EXPECT);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+    headers.insert(HOST, authority.clone());
+    headers.insert(&X_FORWARDED_FOR, origin.address.clone());
+    headers.insert(&X_FORWARDED_PROTO, origin.scheme.clone());
+    headers.insert(&X_FORWARDED_HOST, authority);
+    headers.insert(&X_REQUEST_ID, request_id);
+}
+
+/// Turns an instance's headers into those for a client. Those of a switched protocol keep their `Upgrade`.
+pub fn prepare_response(headers: &mut HeaderMap, switching: bool) {
+    let protocol = if switching { headers.remove(UPGRADE) } else { None };
+    remove_hop_by_hop(headers);
+    if switching {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            headers.insert(UPGRADE, protocol);
+        }
+    }
+}
+
+/// Removes what is meant for the next hop only: the fixed set, and what `Connection` names.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let lines: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
+        for token in lines.iter().flat_map(tokens) {
+            // What frames or directs the message is not the sender's to hide.
+            if let Ok(name) = HeaderName::from_bytes(token)
+                && name != HOST
+                && name != CONTENT_LENGTH
+            {
+                headers.remove(name);
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in
+        [&TE, &TRANSFER_ENCODING, &UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION]
+    {
+        headers.remove(name);
+    }
+}
+
+/// What only a proxy may say; and names with `_`, which many servers read as `-`.
+fn is_clients_claim(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    text.starts_with("x-forwarded-")
+        || *name == X_REAL_IP
+        || *name == FORWARDED
+        || *name == X_REQUEST_ID
+        || text.contains('_')
+}
+
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// The elements of a comma-separated value.
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// Whether an error is better told in JSON.
+pub fn accepts_json(headers: &HeaderMap) -> bool {
+    headers.get_all(ACCEPT).iter().flat_map(tokens).any(|range| {
+        let media = range.split(|&b| b == b';').next().unwrap_or_default().trim_ascii();
+        media.eq_ignore_ascii_case(b"application/json") || media.eq_ignore_ascii_case(b"application/problem+json")
+    })
+}
+
+/// Whether an answer is a stream of events, which stays open by its nature.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    let prefix = b"text/event-stream";
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().get(..prefix.len()))
+        .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// How long an instance says it keeps an idle connection (`Keep-Alive: timeout=5`).
+pub fn keep_alive_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(&KEEP_ALIVE)?;
+    let text = tokens(value).find_map(|token| token.strip_prefix(b"timeout="))?;
+    std::str::from_utf8(text).ok()?.parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn forwarded(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = map(lines);
+        let origin =
+            Origin { address: HeaderValue::from_static("192.0.2.7"), scheme: HeaderValue::from_static("http") };
+        let upgrade = upgrade(&headers);
+        let host = HeaderValue::from_static("shop.test:8080");
+        prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), upgrade);
+        headers
+    }
+
+    #[test]
+    fn only_the_proxy_says_where_a_request_came_from() {
+        let headers = forwarded(&[
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-port", "443"),
+            ("x_forwarded_for", "127.0.0.1"),
+            ("forwarded", "for=127.0.0.1"),
+            ("x-real-ip", "127.0.0.1"),
+            ("x-request-id", "mine"),
+            ("cookie", "a=b"),
+        ]);
+        let mut lines: Vec<String> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        assert_eq!(
+            lines,
+            [
+                "cookie: a=b",
+                "host: shop.test:8080",
+                "x-forwarded-for: 192.0.2.7",
+                "x-forwarded-host: shop.test:8080",
+                "x-forwarded-proto: http",
+                "x-request-id: id-1",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_connection_names_goes_before_ours_are_added() {
+        let headers = forwarded(&[
+            ("connection", "close, X-Forwarded-For, x-secret"),
+            ("connection", "host, keep-alive"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("proxy-authorization", "Basic x"),
+            ("expect", "100-continue"),
+        ]);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(headers["host"], "shop.test:8080");
+        assert_eq!(headers["te"], "trailers");
+        for gone in ["connection", "x-secret", "keep-alive", "transfer-encoding", "proxy-authorization", "expect"] {
+            assert!(!headers.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_passed_on_and_h2c_is_not() {
+        let headers = forwarded(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+        let refused =
+            forwarded(&[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        assert!(!refused.contains_key("upgrade") && !refused.contains_key("http2-settings"));
+        assert!(!forwarded(&[("upgrade", "websocket")]).contains_key("upgrade"));
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let target: Uri = "/x".parse().unwrap();
+        assert!(authority(&target, &map(&[])).is_err());
+        assert!(authority(&target, &map(&[("host", "a"), ("host", "b")])).is_err());
+        assert_eq!(authority(&target, &map(&[("host", "a")])).unwrap(), "a");
+        let full: Uri = "http://b.test:81/x".parse().unwrap();
+        assert_eq!(authority(&full, &map(&[("host", "a")])).unwrap(), "b.test:81");
+    }
+
+    #[test]
+    fn only_chunked_alone_is_a_framing() {
+        for (lines, fine) in [
+            (&[][..], true),
+            (&[("transfer-encoding", "chunked")], true),
+            (&[("transfer-encoding", "Chunked")], true),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "identity")], false),
+        ] {
+            assert_eq!(is_plain_chunked(&map(lines)), fine, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn details_of_values() {
+        assert!(accepts_json(&map(&[("accept", "text/html;q=0.1, Application/JSON; q=1")])));
+        assert!(!accepts_json(&map(&[("accept", "*/*")])));
+        assert!(is_event_stream(&map(&[("content-type", "text/event-stream; charset=utf-8")])));
+        assert!(!is_event_stream(&map(&[("content-type", "text/html")])));
+        assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "timeout=5, max=100")])), Some(Duration::from_secs(5)));
+        assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "max=100")])), None);
+    }
+}

@@ -1,0 +1,267 @@
+//! An instance as the proxy knows it: its connections, what it has under way, and whether it failed lately.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::pool::Pool;
+use crate::model::InstanceId;
+
+/// How long an instance that refused a connection is passed over while others remain.
+const EJECTION: Duration = Duration::from_secs(1);
+/// The agent hears of one instance's failures at most this often.
+const FAILURE_REPORTS: Duration = Duration::from_secs(1);
+
+/// Locks a mutex whose data stays sound even if a holder panicked: every critical section here is a few assignments.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One instance, from its first table until it has nothing under way after its last.
+#[derive(Debug)]
+pub struct Instance {
+    /// Which.
+    pub id: InstanceId,
+    /// Its idle connections; no other instance's are ever mixed in, because addresses are reused.
+    pub pool: Pool,
+    /// Whether the newest table has it.
+    routed: AtomicBool,
+    requests: AtomicU64,
+    streams: AtomicU64,
+    /// To end open streams one by one; requests have one end for all.
+    open_streams: Mutex<OpenStreams>,
+    cut_requests: CancellationToken,
+    /// Someone waits on `changed`.
+    watched: AtomicBool,
+    changed: Notify,
+    /// Milliseconds since `born`.
+    ejected_until: AtomicU64,
+    /// Milliseconds since `born`, plus one; 0 = never.
+    reported_at: AtomicU64,
+    born: Instant,
+}
+
+#[derive(Debug, Default)]
+struct OpenStreams {
+    next: u64,
+    cuts: HashMap<u64, CancellationToken>,
+}
+
+impl Instance {
+    /// A member of a table.
+    pub fn new(id: InstanceId, pool: Pool) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            pool,
+            routed: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
+            open_streams: Mutex::default(),
+            cut_requests: CancellationToken::new(),
+            watched: AtomicBool::new(false),
+            changed: Notify::new(),
+            ejected_until: AtomicU64::new(0),
+            reported_at: AtomicU64::new(0),
+            born: Instant::now(),
+        })
+    }
+
+    /// Requests and streams under way.
+    pub fn load(&self) -> u64 {
+        self.requests.load(SeqCst) + self.streams.load(SeqCst)
+    }
+
+    /// Requests under way, streams not counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(SeqCst)
+    }
+
+    /// Open streams.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(SeqCst)
+    }
+
+    /// Whether the newest table has it.
+    pub fn is_routed(&self) -> bool {
+        self.routed.load(SeqCst)
+    }
+
+    /// It left the table or came back.
+    pub fn set_routed(&self, routed: bool) {
+        self.routed.store(routed, SeqCst);
+        match routed {
+            true => self.pool.open(),
+            false => self.pool.close(),
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when `done` holds; asked again whenever a claim ends or the table changes.
+    pub async fn until(&self, done: impl Fn(&Self) -> bool) {
+        self.watched.store(true, SeqCst);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if done(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Fires when the requests under way are to end.
+    pub fn requests_cut(&self) -> &CancellationToken {
+        &self.cut_requests
+    }
+
+    /// Ends every request under way; answers how many there were.
+    pub fn cut_requests(&self) -> u64 {
+        let under_way = self.requests();
+        self.cut_requests.cancel();
+        under_way
+    }
+
+    /// Ends up to `count` open streams; answers how many.
+    pub fn cut_streams(&self, count: usize) -> u64 {
+        let mut streams = lock(&self.open_streams);
+        let chosen: Vec<u64> = streams.cuts.keys().copied().take(count).collect();
+        let mut cut = 0;
+        for key in chosen {
+            if let Some(token) = streams.cuts.remove(&key) {
+                token.cancel();
+                cut += 1;
+            }
+        }
+        cut
+    }
+
+    /// Whether it refused a connection a moment ago.
+    pub fn is_ejected(&self) -> bool {
+        let until = self.ejected_until.load(Relaxed);
+        until != 0 && self.age() < until
+    }
+
+    /// Notes a failure: the instance is passed over for a while. Answers whether it is time to tell the agent again.
+    pub fn note_failure(&self) -> bool {
+        let now = self.age();
+        self.ejected_until.store(now + millis(EJECTION), Relaxed);
+        let told = self.reported_at.load(Relaxed);
+        let due = told == 0 || now >= told - 1 + millis(FAILURE_REPORTS);
+        due && self.reported_at.compare_exchange(told, now + 1, Relaxed, Relaxed).is_ok()
+    }
+
+    fn age(&self) -> u64 {
+        millis(self.born.elapsed())
+    }
+
+    fn release(&self, counter: &AtomicU64) {
+        counter.fetch_sub(1, SeqCst);
+        if self.watched.load(SeqCst) {
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A request counted in on an instance; counted out when dropped. Made only under the lock that swaps tables.
+#[derive(Debug)]
+pub struct Claim {
+    instance: Arc<Instance>,
+    /// The key among the open streams, once the request has become one.
+    stream: Option<u64>,
+}
+
+impl Claim {
+    /// Counts in.
+    pub fn new(instance: &Arc<Instance>) -> Self {
+        instance.requests.fetch_add(1, SeqCst);
+        Self { instance: Arc::clone(instance), stream: None }
+    }
+
+    /// On whom.
+    pub fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    /// The request turned into an open stream, with a budget of its own. The token fires when it is to end.
+    pub fn into_stream(mut self) -> (Self, CancellationToken) {
+        let token = CancellationToken::new();
+        let mut streams = lock(&self.instance.open_streams);
+        streams.next += 1;
+        let key = streams.next;
+        streams.cuts.insert(key, token.clone());
+        drop(streams);
+        // Counted in before it is counted out: the sum must not pass through zero.
+        self.instance.streams.fetch_add(1, SeqCst);
+        self.instance.release(&self.instance.requests);
+        self.stream = Some(key);
+        (self, token)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        match self.stream {
+            None => self.instance.release(&self.instance.requests),
+            Some(key) => {
+                lock(&self.instance.open_streams).cuts.remove(&key);
+                self.instance.release(&self.instance.streams);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance() -> Arc<Instance> {
+        Instance::new(InstanceId::parse("d1-web-1").unwrap(), Pool::new(([127, 0, 0, 1], 1).into()))
+    }
+
+    #[test]
+    fn a_claim_is_counted_once_whatever_it_becomes() {
+        let instance = instance();
+        let request = Claim::new(&instance);
+        let (stream, token) = Claim::new(&instance).into_stream();
+        assert_eq!((instance.requests(), instance.streams(), instance.load()), (1, 1, 2));
+        assert_eq!(instance.cut_streams(5), 1);
+        assert!(token.is_cancelled());
+        assert_eq!(instance.cut_streams(5), 0, "a stream is cut once");
+        drop((request, stream));
+        assert_eq!(instance.load(), 0);
+    }
+
+    #[tokio::test]
+    async fn waiting_sees_the_last_claim_end() {
+        let instance = instance();
+        let claims: Vec<Claim> = (0..50).map(|_| Claim::new(&instance)).collect();
+        let idle = tokio::spawn({
+            let instance = Arc::clone(&instance);
+            async move { instance.until(|i| i.load() == 0).await }
+        });
+        for claim in claims {
+            tokio::task::yield_now().await;
+            assert!(!idle.is_finished());
+            drop(claim);
+        }
+        tokio::time::timeout(Duration::from_secs(5), idle).await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn failures_are_told_once_a_second() {
+        let instance = instance();
+        assert!(!instance.is_ejected());
+        assert!(instance.note_failure());
+        assert!(!instance.note_failure());
+        assert!(instance.is_ejected());
+    }
+}

@@ -1,0 +1,158 @@
+//! Which member gets the next request: shares by integer weight, the least busy among equals. No clock, no chance.
+
+/// Chooses among members known by their position.
+///
+/// Members of one weight form a class. Classes take turns by smooth weighted round robin, so over any window as
+/// long as the sum of weights each class gets exactly its share. Inside a class the least busy member is next,
+/// and equally busy ones take turns.
+#[derive(Debug, Default)]
+pub struct Picker {
+    classes: Vec<Class>,
+}
+
+#[derive(Debug)]
+struct Class {
+    weight: i64,
+    members: Vec<usize>,
+    /// What the class has earned and not yet spent.
+    credit: i64,
+    /// Where the turn among equally busy members starts.
+    next: usize,
+}
+
+impl Picker {
+    /// For members with these weights; a weight of 0 is never chosen.
+    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+        let mut classes: Vec<Class> = Vec::new();
+        for (member, weight) in weights.into_iter().enumerate() {
+            let weight = i64::from(weight);
+            if weight == 0 {
+                continue;
+            }
+            match classes.iter_mut().find(|class| class.weight == weight) {
+                Some(class) => class.members.push(member),
+                None => classes.push(Class { weight, members: vec![member], credit: 0, next: 0 }),
+            }
+        }
+        Self { classes }
+    }
+
+    /// The next member among those that `may` be chosen; `load` tells how busy one is.
+    pub fn choose(&mut self, load: impl Fn(usize) -> u64, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let class = match self.classes.as_mut_slice() {
+            [only] => only,
+            classes => next_class(classes, &may)?,
+        };
+        class.least_busy(load, may)
+    }
+}
+
+fn next_class<'a>(classes: &'a mut [Class], may: &impl Fn(usize) -> bool) -> Option<&'a mut Class> {
+    let mut total = 0;
+    let mut richest: Option<&mut Class> = None;
+    for class in classes {
+        let usable = class.members.iter().filter(|&&member| may(member)).count();
+        let share = class.weight * i64::try_from(usable).unwrap_or(i64::MAX / class.weight);
+        if share == 0 {
+            continue;
+        }
+        class.credit += share;
+        total += share;
+        if richest.as_ref().is_none_or(|best| class.credit > best.credit) {
+            richest = Some(class);
+        }
+    }
+    let chosen = richest?;
+    chosen.credit -= total;
+    Some(chosen)
+}
+
+impl Class {
+    fn least_busy(&mut self, load: impl Fn(usize) -> u64, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let count = self.members.len();
+        let turn = (0..count).map(|step| (self.next + step) % count);
+        let (place, member) = turn
+            .map(|place| (place, self.members[place]))
+            .filter(|&(_, member)| may(member))
+            .min_by_key(|&(_, member)| load(member))?;
+        self.next = (place + 1) % count;
+        Some(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(weights: &[u32], picks: usize) -> Vec<usize> {
+        let mut picker = Picker::new(weights.iter().copied());
+        (0..picks).filter_map(|_| picker.choose(|_| 0, |_| true)).collect()
+    }
+
+    #[test]
+    fn a_tenth_is_a_tenth_and_evenly_spread() {
+        let order = run(&[10, 90], 100);
+        assert_eq!(order.iter().filter(|&&member| member == 0).count(), 10);
+        assert!(order.chunks(10).all(|ten| ten.iter().filter(|&&member| member == 0).count() == 1), "{order:?}");
+    }
+
+    #[test]
+    fn the_least_busy_of_equals_is_next() {
+        let mut picker = Picker::new([1, 1, 1]);
+        let busy = [3, 1, 2];
+        for _ in 0..5 {
+            assert_eq!(picker.choose(|member| busy[member], |_| true), Some(1));
+        }
+        assert_eq!(picker.choose(|member| busy[member], |member| member != 1), Some(2));
+    }
+
+    #[test]
+    fn nobody_means_nobody() {
+        assert_eq!(Picker::new([]).choose(|_| 0, |_| true), None);
+        assert_eq!(Picker::new([0, 0]).choose(|_| 0, |_| true), None);
+        assert_eq!(Picker::new([1, 2]).choose(|_| 0, |_| false), None);
+    }
+
+    proptest! {
+        /// Over any window of one round, every member gets exactly its weight.
+        #[test]
+        fn shares_are_exact_over_every_window(weights in proptest::collection::vec(0u32..12, 1..8), rounds in 1usize..4) {
+            let round = weights.iter().sum::<u32>() as usize;
+            let order = run(&weights, round * (rounds + 1));
+            prop_assert_eq!(order.len(), round * (rounds + 1));
+            for class in weights.iter().copied().filter(|&w| w > 0).collect::<std::collections::BTreeSet<_>>() {
+                let of_class = |member: usize| weights[member] == class;
+                let share = weights.iter().filter(|&&w| w == class).sum::<u32>() as usize;
+                for window in order.windows(round) {
+                    prop_assert_eq!(window.iter().filter(|&&m| of_class(m)).count(), share);
+                }
+            }
+            for (member, &weight) in weights.iter().enumerate() {
+                let got = order[..round].iter().filter(|&&m| m == member).count();
+                prop_assert_eq!(got, weight as usize);
+            }
+        }
+
+        /// Whatever is busy or barred when: what may not be chosen is not, and someone is while anyone may.
+        #[test]
+        fn only_who_may_is_chosen(
+            weights in proptest::collection::vec(0u32..5, 1..8),
+            steps in proptest::collection::vec((any::<u8>(), proptest::collection::vec(0u64..9, 8)), 1..60),
+        ) {
+            let mut picker = Picker::new(weights.iter().copied());
+            for (mask, loads) in steps {
+                let may = |member: usize| mask & (1 << member) != 0;
+                let candidates: Vec<usize> = (0..weights.len()).filter(|&m| weights[m] > 0 && may(m)).collect();
+                match picker.choose(|member| loads[member], may) {
+                    None => prop_assert!(candidates.is_empty()),
+                    Some(chosen) => {
+                        prop_assert!(candidates.contains(&chosen));
+                        let peers = candidates.iter().filter(|&&m| weights[m] == weights[chosen]);
+                        prop_assert_eq!(loads[chosen], peers.map(|&m| loads[m]).min().unwrap());
+                    }
+                }
+            }
+        }
+    }
+}

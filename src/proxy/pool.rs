@@ -1,0 +1,229 @@
+//! Connections to one instance. A connection lives in exactly one place: the pool while idle, else the request that
+//! uses it, which also drives it. Nothing is spawned for it, and a broken one is seen the moment it is taken.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, Connection, Parts, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::body::Outgoing;
+use super::instance::lock;
+
+/// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
+const IDLE_LIMIT: Duration = Duration::from_secs(4);
+/// A stopped container's address does not refuse, it is silent.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+type Io = TokioIo<TcpStream>;
+
+/// The idle connections of one instance.
+#[derive(Debug)]
+pub struct Pool {
+    address: SocketAddr,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    /// Closed when the instance leaves the table: what comes back then is dropped.
+    open: bool,
+    #[expect(clippy::vec_box, reason = "a link is large and moves between the pool and requests all the time")]
+    links: Vec<Box<Link>>,
+}
+
+impl Pool {
+    /// Of the instance at `address`.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, idle: Mutex::new(Idle { open: true, links: Vec::new() }) }
+    }
+
+    /// Where the instance is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// An idle connection that is not known to be closed; the one used last, so that the others may age.
+    pub fn take(&self) -> Option<Box<Link>> {
+        loop {
+            let mut link = lock(&self.idle).links.pop()?;
+            if link.is_usable() {
+                return Some(link);
+            }
+        }
+    }
+
+    /// A new connection, by hand of the request that needs it.
+    pub async fn connect(&self) -> io::Result<Box<Link>> {
+        let connecting = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(self.address));
+        let stream = connecting.await.map_err(|_| {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_LIMIT:?}"))
+        })??;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        Ok(Box::new(Link {
+            sender,
+            connection: Some(connection),
+            closed: None,
+            reused: false,
+            idle_since: Instant::now(),
+            idle_limit: IDLE_LIMIT,
+        }))
+    }
+
+    /// Keeps a connection for the next request, if it can take one.
+    pub fn put(&self, mut link: Box<Link>) {
+        if !link.is_ready() || link.idle_limit.is_zero() {
+            return;
+        }
+        link.reused = true;
+        link.idle_since = Instant::now();
+        let mut idle = lock(&self.idle);
+        if idle.open {
+            idle.links.push(link);
+        }
+    }
+
+    /// Closes what is idle, now and from now on.
+    pub fn close(&self) {
+        let mut idle = lock(&self.idle);
+        idle.open = false;
+        let links = std::mem::take(&mut idle.links);
+        drop(idle);
+        drop(links);
+    }
+
+    /// Takes connections back again.
+    pub fn open(&self) {
+        lock(&self.idle).open = true;
+    }
+
+    /// Closes what idled too long or was closed from the other side.
+    pub fn sweep(&self) {
+        let mut idle = lock(&self.idle);
+        if !idle.links.is_empty() {
+            idle.links.retain_mut(|link| link.is_usable());
+        }
+    }
+}
+
+/// One connection to an instance.
+pub struct Link {
+    sender: SendRequest<Outgoing>,
+    /// Gone once the connection has ended.
+    connection: Option<Connection<Io, Outgoing>>,
+    /// What was left when it ended: the socket and bytes that were read but not understood.
+    closed: Option<Parts<Io>>,
+    /// Whether it has carried a request before, so that its other side may have been closing it.
+    pub reused: bool,
+    idle_since: Instant,
+    idle_limit: Duration,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("reused", &self.reused).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum SendError {
+    /// Nothing of the request was written: here it is again.
+    NotSent(Box<Request<Outgoing>>, hyper::Error),
+    /// The connection ended after (part of) the request was written.
+    Broken {
+        /// How.
+        error: hyper::Error,
+        /// Not one byte of an answer had come.
+        silent: bool,
+    },
+}
+
+impl Link {
+    /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile.
+    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, SendError> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let outcome = std::future::poll_fn(|cx| {
+            drive(&mut self.connection, &mut self.closed, cx);
+            answer.as_mut().poll(cx)
+        });
+        outcome.await.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, mut error: TrySendError<Request<Outgoing>>) -> SendError {
+        match error.take_message() {
+            Some(request) => SendError::NotSent(Box::new(request), error.into_error()),
+            None => {
+                let error = error.into_error();
+                let nothing_read = self.closed.as_ref().is_some_and(|parts| parts.read_buf.is_empty());
+                let silent = nothing_read && !error.is_parse();
+                SendError::Broken { error, silent }
+            }
+        }
+    }
+
+    /// Moves the connection's bytes; to be called before its answer's body is polled.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.connection, &mut self.closed, cx);
+    }
+
+    /// Whether it can take a request at once.
+    pub fn is_ready(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
+    /// The instance announced how long it keeps idle connections (`Keep-Alive: timeout=…`): stay well below.
+    pub fn keep_at_most(&mut self, announced: Duration) {
+        self.idle_limit = IDLE_LIMIT.min(announced.mul_f32(0.8));
+    }
+
+    /// Lets the connection go on by itself until the exchange under way ends, then closes it.
+    pub fn detach(mut self: Box<Self>) {
+        // The sender goes with `self`: without it the connection ends by itself after the exchange.
+        if let Some(connection) = self.connection.take() {
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "connection to an instance ended");
+                }
+            });
+        }
+    }
+
+    /// After a 101: the bare socket, and what came behind the head.
+    pub async fn into_socket(mut self: Box<Self>) -> Option<(TcpStream, bytes::Bytes)> {
+        std::future::poll_fn(|cx| {
+            self.drive(cx);
+            if self.connection.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let parts = self.closed?;
+        Some((parts.io.into_inner(), parts.read_buf))
+    }
+
+    fn is_usable(&mut self) -> bool {
+        if self.idle_since.elapsed() >= self.idle_limit {
+            return false;
+        }
+        // Reads, so an end of the stream that has arrived is found.
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.is_ready()
+    }
+}
+
+fn drive(connection: &mut Option<Connection<Io, Outgoing>>, closed: &mut Option<Parts<Io>>, cx: &mut Context<'_>) {
+    let Some(running) = connection else { return };
+    if Pin::new(running).poll(cx).is_ready() {
+        // Taking it apart also answers a request that was still queued.
+        *closed = connection.take().map(Connection::into_parts);
+    }
+}

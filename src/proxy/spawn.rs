@@ -1,0 +1,60 @@
+//! Starting the proxy as a process of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Starts `EXE proxy --config CONFIG` in a process group of its own, so that neither the agent's death nor Ctrl-C in
+/// its terminal reaches it. Output is appended to `log` (mode 0600). Answers the process id; when the proxy ends
+/// while this process lives, it is reaped.
+pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<u32> {
+    let named = |what: &str, path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot {what} {}: {error}", path.display()))
+    };
+    let output = File::options().append(true).create(true).mode(0o600).open(log);
+    let output = output.map_err(|error| named("open the proxy's log", log, error))?;
+    let mut child = Command::new(exe)
+        .arg("proxy")
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .process_group(0)
+        .spawn()
+        .map_err(|error| named("start", exe, error))?;
+    let pid = child.id();
+    std::thread::Builder::new().name("reap-proxy".to_owned()).spawn(move || match child.wait() {
+        Ok(status) => tracing::warn!(pid, %status, "the proxy process ended"),
+        Err(error) => tracing::warn!(pid, %error, "the proxy process cannot be waited for"),
+    })?;
+    Ok(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_child_has_its_own_group_and_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let (exe, log) = (dir.path().join("fake"), dir.path().join("proxy.log"));
+        std::fs::write(&exe, "#!/bin/sh\necho \"$@\" group $(cut -d' ' -f5 /proc/$$/stat) self $$\n").unwrap();
+        std::fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
+        let pid = spawn_proxy(&exe, Path::new("/etc/deploy.toml"), &log).unwrap();
+        let expected = format!("proxy --config /etc/deploy.toml group {pid} self {pid}\n");
+        let written = || std::fs::read_to_string(&log).unwrap_or_default();
+        let started = std::time::Instant::now();
+        // Reaped: not even a zombie is left under its number.
+        while written() != expected || Path::new(&format!("/proc/{pid}")).exists() {
+            assert!(started.elapsed().as_secs() < 10, "{:?}", written());
+            std::thread::yield_now();
+        }
+        let missing = spawn_proxy(&dir.path().join("none"), Path::new("x"), &log).unwrap_err().to_string();
+        assert!(missing.contains("cannot start"), "{missing}");
+    }
+}
