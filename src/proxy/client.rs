@@ -386,14 +386,14 @@ impl Keeper {
 
     fn answered(&mut self, generation: u64, outcome: Result<u64, ApplyError>) {
         let Some((_, wanted)) = self.sent.take_if(|(sent, _)| *sent == generation) else { return };
-        let heard = match wanted.reply {
-            None => true,
-            Some(reply) => reply.send(outcome.clone()).is_ok(),
-        };
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            self.status.send_modify(|status| status.generation = generation);
+        }
+        let in_force = outcome.is_ok();
+        let heard = wanted.reply.is_none_or(|reply| reply.send(outcome).is_ok());
+        if !in_force {
             return;
         }
-        self.status.send_modify(|status| status.generation = generation);
         if heard {
             self.acknowledged = Some((generation, wanted.routes));
             return;

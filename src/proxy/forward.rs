@@ -1,9 +1,12 @@
 //! One request: claim an instance, send, retry where that is safe, relay the answer.
 //!
 //! What may be tried again (at most twice more):
-//! * nothing was written (no connection, or it closed before the first byte): any method, elsewhere or afresh;
-//! * a connection that had been idle broke without a byte of an answer: only idempotent requests without a body,
-//!   on a fresh connection. Other requests never use an idle connection, so they cannot meet this.
+//! * nothing was written (no connection, or it closed before the first byte): any method;
+//! * the connection broke without a byte of an answer: idempotent requests without a body, once. All others never use
+//!   an idle connection, so they do not meet the one that closes as it is used.
+//!
+//! An idle connection that broke is replaced by a fresh one to the same instance; an instance that does not take a
+//! connection, or breaks a fresh one, is passed over for another.
 //!
 //! After the first byte of an answer nothing is tried again.
 
@@ -68,6 +71,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<Incoming>)
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
     let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
+    let replayable = progress.is_none() && client.is_none() && head.method.is_idempotent();
     let mut attempt = Attempt {
         proxy,
         host: &host,
@@ -75,7 +79,8 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<Incoming>)
         tally: Tally::new(&counters),
         tried: Vec::new(),
         tries_left: EXTRA_TRIES,
-        may_reuse: progress.is_none() && client.is_none() && head.method.is_idempotent(),
+        may_reuse: replayable,
+        replayable,
         progress,
     };
     let outgoing = match &attempt.progress {
@@ -137,8 +142,10 @@ struct Attempt<'a> {
     /// Instances that did not take it.
     tried: Vec<Arc<Instance>>,
     tries_left: u32,
-    /// Safe to send over a connection that its other side may be closing.
+    /// Whether it may meet a connection that its other side is closing.
     may_reuse: bool,
+    /// Whether it does no harm twice and is still there to be sent again: idempotent, without a body, not yet replayed.
+    replayable: bool,
     /// Of its body, if it has one.
     progress: Option<Arc<Progress>>,
 }
@@ -169,25 +176,18 @@ impl Attempt<'_> {
                     }
                 },
             };
-            let replay = link.reused.then(|| Head::of(&request));
+            let replay = self.replayable.then(|| Head::of(&request));
             let error = match self.exchange(&mut link, request).await? {
                 Ok(response) => return Ok((link, response)),
                 Err(error) => error,
             };
             // Whatever follows takes a fresh connection: other idle ones may be just as stale.
             self.may_reuse = false;
-            match (error, replay) {
-                (SendError::NotSent(unsent, _), Some(_)) => {
-                    self.take_try()?;
-                    request = *unsent;
-                }
-                (SendError::NotSent(unsent, error), None) => {
-                    self.go_elsewhere(&error)?;
-                    request = *unsent;
-                }
-                (SendError::Broken { silent: true, .. }, Some(head)) => {
-                    self.take_try()?;
-                    request = head.with(Outgoing::Empty);
+            let (next, error) = match (error, replay) {
+                (SendError::NotSent(unsent, error), _) => (*unsent, error),
+                (SendError::Broken { silent: true, error }, Some(head)) => {
+                    self.replayable = false;
+                    (head.with(Outgoing::Empty), error)
                 }
                 (SendError::Broken { error, .. }, _) => {
                     if self.progress.as_ref().is_some_and(|progress| progress.is_broken()) {
@@ -196,7 +196,13 @@ impl Attempt<'_> {
                     self.blame(&error);
                     return Err(NoAnswer::Unreachable);
                 }
+            };
+            match link.reused {
+                // An idle connection closed as it was used: nothing is wrong with the instance.
+                true => self.take_try()?,
+                false => self.go_elsewhere(&error)?,
             }
+            request = next;
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::io::BufReader;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
 
 use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
 use super::drain;
@@ -44,12 +45,18 @@ impl Control {
     /// Serves agents for ever.
     pub async fn serve(&self, proxy: &Arc<Proxy>) {
         let mut number = 0;
+        // Agents are cut off when this ends.
+        let mut agents = JoinSet::new();
         loop {
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                Some(_) = agents.join_next() => continue,
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     number += 1;
                     let proxy = Arc::clone(proxy);
-                    tokio::spawn(async move {
+                    agents.spawn(async move {
                         if let Err(error) = (Agent { proxy, number }).serve(stream).await {
                             tracing::error!(agent = number, %error, "control connection closed");
                         }

@@ -188,14 +188,20 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
         let _ = ready.send(address);
     }
 
+    let serve_then_end = async {
+        tokio::select! {
+            () = accept(&proxy, listener, capacity) => {}
+            () = shutdown.cancelled() => {}
+            () = proxy.stop.cancelled() => {}
+        }
+        wind_down(&proxy).await;
+    };
     tokio::select! {
-        () = accept(&proxy, listener, capacity) => {}
+        () = serve_then_end => {}
+        // Agents are answered to the end: drains go on while clients leave.
         () = control.serve(&proxy) => {}
         () = sweep(&proxy) => {}
-        () = shutdown.cancelled() => {}
-        () = proxy.stop.cancelled() => {}
     }
-    wind_down(&proxy).await;
     Ok(())
 }
 

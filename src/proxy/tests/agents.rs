@@ -60,18 +60,22 @@ async fn a_proxy_that_starts_again_serves_what_it_knew() {
     tunnel.send("GET /ws HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await;
     assert_eq!(tunnel.reply().await.status, 101);
     agent.apply(vec![route("shop", "shop.test", &[&a])]).await.unwrap();
-    let drain = tokio::spawn({
-        let (agent, id) = (agent.clone(), b.id.clone());
-        async move { agent.drain(&id, limits(60_000, 60_000)).await }
-    });
-    eventually("it is being drained", || async { first.in_flight(&b).await == 1 }).await;
+    let mut drain = Box::pin(agent.drain(&b.id, limits(60_000, 60_000)));
+    tokio::select! {
+        biased;
+        drained = &mut drain => panic!("its tunnel is open: {drained:?}"),
+        // Asked after the drain, so once this is answered the drain is under way.
+        counts = agent.counts() => assert_eq!(counts.unwrap().in_flight[&b.id], 1),
+    }
     // It dies on the spot.
-    first.task.abort();
-    let _ = first.task.await;
+    let TestProxy { task, client, .. } = first;
+    drop(client);
+    task.abort();
+    let _ = task.await;
 
     let second = TestProxy::start_in(dir).await;
     assert_eq!(second.wire().await.get("/").await.body, "d1-web-1");
-    let drained = drain.await.unwrap();
+    let drained = drain.await;
     assert!(!drained.confirmed, "its connections died with the process: {drained:?}");
     assert!(agent.connected(Duration::from_secs(5)).await);
     assert_ne!(agent.status().boot, boot);

@@ -16,13 +16,13 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::model::InstanceId;
@@ -131,19 +131,8 @@ impl Backend {
                     let (stream, _) = listener.accept().await.unwrap();
                     stream.set_nodelay(true).unwrap();
                     seen.connections.fetch_add(1, SeqCst);
-                    let (seen, name) = (Arc::clone(&seen), Arc::clone(&name));
-                    let service = service_fn(move |request| {
-                        let (seen, name) = (Arc::clone(&seen), Arc::clone(&name));
-                        async move { Ok::<_, Infallible>(answer(&name, &seen, request).await) }
-                    });
-                    let connection = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(idle)
-                        .serve_connection(TokioIo::new(stream), service)
-                        .with_upgrades();
-                    tokio::spawn(stop.clone().run_until_cancelled_owned(async {
-                        let _ = connection.await;
-                    }));
+                    let serving = serve(stream, Arc::clone(&seen), Arc::clone(&name), idle);
+                    tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
                 }
             }
         };
@@ -164,6 +153,33 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// One connection; closed when nothing came for `idle` after an answer.
+async fn serve(stream: TcpStream, seen: Arc<Seen>, name: Arc<str>, idle: Duration) {
+    let (is_idle, mut idles) = watch::channel(false);
+    let service = service_fn(|request| {
+        let (seen, name, is_idle) = (Arc::clone(&seen), Arc::clone(&name), is_idle.clone());
+        async move {
+            is_idle.send_replace(false);
+            let response = answer(&name, &seen, request).await;
+            is_idle.send_replace(true);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut close_at = None;
+    loop {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            Ok(()) = idles.changed() => close_at = idles.borrow_and_update().then(|| Instant::now() + idle),
+            () = sleep_until(close_at.unwrap_or_else(Instant::now)), if close_at.is_some() => {
+                close_at = None;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
     }
 }
 
