@@ -1,5 +1,9 @@
 //! From a [`Source`] to an image on the engine, the same content never twice.
 
+pub mod context;
+mod context_tree;
+pub mod dockerignore;
+
 use tokio_util::sync::CancellationToken;
 
 use super::source::Source;

@@ -149,14 +149,20 @@ impl HttpWire {
                 format!("{host} asks for credentials (401): set `credential` for this app")
             }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(_)) => {
-                format!("{host} refuses the token in `credential` ({}): is it expired, or without read access?", status.as_u16())
+                format!(
+                    "{host} refuses the token in `credential` ({}): is it expired, or without read access?",
+                    status.as_u16()
+                )
             }
             (StatusCode::FORBIDDEN, None) => format!("{host} refuses access (403): set `credential` for this app"),
             (StatusCode::NOT_FOUND, None) => {
                 format!("there is no repository at {} (404), or it is private and needs `credential`", self.repository)
             }
             (StatusCode::NOT_FOUND, Some(_)) => {
-                format!("there is no repository at {} (404), or the token in `credential` may not read it", self.repository)
+                format!(
+                    "there is no repository at {} (404), or the token in `credential` may not read it",
+                    self.repository
+                )
             }
             _ => format!("{host} answered {status}"),
         }

@@ -54,11 +54,8 @@ pub(super) fn directory_name(url: &RepoUrl) -> String {
     };
     let text = text.trim_end_matches('/');
     let last = text.rsplit(['/', ':']).next().unwrap_or_default().trim_end_matches(".git");
-    let readable: String = last
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
-        .take(32)
-        .collect();
+    let readable: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(32).collect();
     format!("{readable}-{}.git", &hex::encode(Sha256::digest(text.as_bytes()))[..16])
 }
 
@@ -90,8 +87,9 @@ impl Mirror {
         }
         let mut options = RepositoryInitOptions::new();
         options.bare(true).external_template(false).no_reinit(true);
-        let repo = Repository::init_opts(path, &options)
-            .map_err(|error| Trouble::Failed(format!("cannot create the mirror {}: {}", path.display(), error.message())))?;
+        let repo = Repository::init_opts(path, &options).map_err(|error| {
+            Trouble::Failed(format!("cannot create the mirror {}: {}", path.display(), error.message()))
+        })?;
         Ok(Self { repo })
     }
 

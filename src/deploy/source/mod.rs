@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::limits::Timeouts;
 use self::limits::{Limits, Trouble, blocking};
 use self::local::LocalOrigin;
-use self::mirror::{Mirror, Survey};
 pub(crate) use self::mirror::mark_damaged;
+use self::mirror::{Mirror, Survey};
 use self::pack::{PackSink, Received};
 use self::session::{Session, Wire};
 use crate::config::{App, Credential, RepoUrl};
@@ -301,8 +301,7 @@ impl Mirrors {
         let (wire, reader, host) = match &origin.url {
             RepoUrl::Local(path) => return Ok(Remote::Local(LocalOrigin::new(path))),
             RepoUrl::Http { url, .. } => {
-                let (wire, reader) =
-                    http::HttpWire::connect(self.client()?, url, &origin.credential, limits).await?;
+                let (wire, reader) = http::HttpWire::connect(self.client()?, url, &origin.credential, limits).await?;
                 let host = wire.host().to_owned();
                 (Wire::Http(wire), reader, host)
             }
@@ -371,11 +370,7 @@ impl Mirrors {
 impl Origin {
     fn of(app: &App) -> Result<Self, SourceError> {
         let branch = GitRef::of_branch(&app.branch).map_err(|error| SourceError::Failed(error.to_string()))?;
-        Ok(Self {
-            url: app.repo.clone(),
-            credential: app.credential.clone(),
-            branch: branch.as_str().to_owned(),
-        })
+        Ok(Self { url: app.repo.clone(), credential: app.credential.clone(), branch: branch.as_str().to_owned() })
     }
 }
 
@@ -498,7 +493,10 @@ fn empty_submodules(survey: &Survey) -> Option<String> {
 
 fn oid(commit: &CommitSha) -> Result<Oid, Trouble> {
     if commit.as_str().len() != 40 {
-        return Err(Trouble::failed(format!("commit {}… is a SHA-256 object name, which is not supported", commit.short())));
+        return Err(Trouble::failed(format!(
+            "commit {}… is a SHA-256 object name, which is not supported",
+            commit.short()
+        )));
     }
     Oid::from_str(commit.as_str()).map_err(|error| Trouble::failed(error.message()))
 }

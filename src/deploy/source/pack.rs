@@ -122,13 +122,8 @@ pub(super) fn index_local(
     pack.install(indexer, limits)
 }
 
-fn new_indexer<'odb>(
-    odb: &git2::Odb<'odb>,
-    pack: &IncomingPack,
-    limits: &Limits,
-) -> Result<Indexer<'odb>, Trouble> {
-    let mut indexer =
-        Indexer::new(Some(odb), &pack.dir, 0, false).map_err(|error| Trouble::failed(error.message()))?;
+fn new_indexer<'odb>(odb: &git2::Odb<'odb>, pack: &IncomingPack, limits: &Limits) -> Result<Indexer<'odb>, Trouble> {
+    let mut indexer = Indexer::new(Some(odb), &pack.dir, 0, false).map_err(|error| Trouble::failed(error.message()))?;
     let (limits, mut checked) = (limits.clone(), Instant::now());
     indexer.progress(move |_| {
         if checked.elapsed().as_millis() < 50 {

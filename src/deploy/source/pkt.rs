@@ -74,7 +74,10 @@ impl PktReader {
                 Trouble::Failed(format!("the connection to {} broke: {}", self.host, root_cause(&error)))
             })?;
             if there.is_empty() {
-                return Err(Trouble::Failed(format!("{} closed the connection in the middle of its answer", self.host)));
+                return Err(Trouble::Failed(format!(
+                    "{} closed the connection in the middle of its answer",
+                    self.host
+                )));
             }
             let taken = there.len().min(wanted.len());
             let (now, later) = wanted.split_at_mut(taken);

@@ -150,9 +150,7 @@ impl Session {
     pub async fn fetch(mut self, want: Oid, haves: &[Oid], sink: &mut PackSink) -> Result<(), Trouble> {
         let request = match &self.greeting {
             Greeting::V2 => v2_request(want, haves),
-            Greeting::V0 { capabilities, .. } => {
-                v0_request(want, haves, capabilities).ok_or_else(|| self.too_old())?
-            }
+            Greeting::V0 { capabilities, .. } => v0_request(want, haves, capabilities).ok_or_else(|| self.too_old())?,
         };
         self.ask(request).await?;
         let v2 = matches!(self.greeting, Greeting::V2);
@@ -238,7 +236,8 @@ fn v2_request(want: Oid, haves: &[Oid]) -> Vec<u8> {
 fn v0_request(want: Oid, haves: &[Oid], capabilities: &[String]) -> Option<Vec<u8>> {
     let known = |name: &&str| capabilities.iter().any(|c| c == name);
     known(&"side-band-64k").then_some(())?;
-    let mut asked: Vec<&str> = ["side-band-64k", "thin-pack", "no-progress", "ofs-delta"].into_iter().filter(known).collect();
+    let mut asked: Vec<&str> =
+        ["side-band-64k", "thin-pack", "no-progress", "ofs-delta"].into_iter().filter(known).collect();
     asked.push(AGENT);
     let mut request = Vec::new();
     push_line(&mut request, &format!("want {want} {}", asked.join(" ")));

@@ -249,9 +249,14 @@ mod tests {
     fn what_ssh_says_becomes_what_to_do() {
         let told = |said: &str| explain(said.as_bytes(), "h", "git", Some("/k"), Some("/kh")).unwrap();
         assert!(told("@@@@\n@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n").contains("host key changed"));
-        assert!(told("No ED25519 host key is known for h\nHost key verification failed.\n").contains("host key unknown"));
+        assert!(
+            told("No ED25519 host key is known for h\nHost key verification failed.\n").contains("host key unknown")
+        );
         assert!(told("git@h: Permission denied (publickey).\n").contains("permission denied"));
-        assert_eq!(told("ssh: connect to host h port 22: Connection refused\n"), "h: connect to host h port 22: Connection refused");
+        assert_eq!(
+            told("ssh: connect to host h port 22: Connection refused\n"),
+            "h: connect to host h port 22: Connection refused"
+        );
         assert_eq!(
             told("ERROR: Repository not found.\nfatal: Could not read from remote repository.\n"),
             "h: ERROR: Repository not found."

@@ -176,9 +176,8 @@ mod tests {
     fn the_credential_stays_with_its_server() {
         let own = Credential::Token { username: "x".into(), token: "t".to_owned().into() };
         let parent = plain("https://h:8443/a/shop.git", false).unwrap();
-        let sent = |child: &str| {
-            matches!(credential(&parent, &own, &plain(child, true).unwrap()), Credential::Token { .. })
-        };
+        let sent =
+            |child: &str| matches!(credential(&parent, &own, &plain(child, true).unwrap()), Credential::Token { .. });
         assert!(sent("https://H:8443/b/x"));
         assert!(!sent("https://h/b/x") && !sent("https://evil/b/x") && !sent("git@h:b/x") && !sent("/b/x"));
     }
