@@ -42,8 +42,8 @@ pub enum Admission {
     },
     /// The same delivery was here before.
     Duplicate {
-        /// What it became then; `None` when it was ignored then.
-        of: Option<DeploymentId>,
+        /// What it became then.
+        of: DeploymentId,
     },
     /// The same commit failed before and is held.
     Held {
@@ -281,14 +281,15 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
             .prepare_cached("SELECT deployment FROM deliveries WHERE app = ? AND delivery = ?")?
             .query_row(params![new.app.as_str(), delivery], |row| row.get(0))
             .optional()?;
-        if let Some(of) = known {
-            return Ok(Admission::Duplicate { of: of.map(DeploymentId) });
+        // One that was ignored then may be redelivered on purpose after the configuration was mended.
+        if let Some(Some(of)) = known {
+            return Ok(Admission::Duplicate { of: DeploymentId(of) });
         }
     }
     let now = now_ms();
     if let Some(reason) = held(c, new)? {
         if let Some(delivery) = &new.delivery {
-            c.prepare_cached("INSERT INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?)")?
+            c.prepare_cached("INSERT OR REPLACE INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?)")?
                 .execute(params![new.app.as_str(), delivery, "held", now])?;
         }
         return Ok(Admission::Held { reason });
@@ -316,7 +317,7 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
     let id = DeploymentId(c.last_insert_rowid());
     enter_phase(c, id, Some(Status::Queued), now)?;
     if let Some(delivery) = &new.delivery {
-        c.prepare_cached("INSERT INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)")?
+        c.prepare_cached("INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)")?
             .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
     }
     for old in &replaced {

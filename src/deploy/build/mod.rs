@@ -22,8 +22,10 @@ use crate::journal::DeployLog;
 use crate::model::{AppName, DeploymentId, ImageId};
 use crate::runtime::docker::Docker;
 
-mod context;
+pub mod context;
+mod context_tree;
 mod dockerfile;
+pub mod dockerignore;
 mod failure;
 mod images;
 mod key;
