@@ -101,10 +101,7 @@ pub(super) async fn submit(
         delivery: None,
     };
     let id = match api.agent.submit(new).await? {
-        Admission::Queued { id, .. } | Admission::Duplicate { of: Some(id) } => id,
-        Admission::Duplicate { of: None } => {
-            return Err(Problem::new(StatusCode::CONFLICT, "this request was answered before"));
-        }
+        Admission::Queued { id, .. } | Admission::Duplicate { of: id } => id,
         Admission::Held { reason } => {
             return Err(Problem::new(StatusCode::CONFLICT, format!("this commit is held: {reason}")));
         }

@@ -317,8 +317,10 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
     let id = DeploymentId(c.last_insert_rowid());
     enter_phase(c, id, Some(Status::Queued), now)?;
     if let Some(delivery) = &new.delivery {
-        c.prepare_cached("INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)")?
-            .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
+        c.prepare_cached(
+            "INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)",
+        )?
+        .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
     }
     for old in &replaced {
         let finish = Finish {

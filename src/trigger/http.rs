@@ -120,11 +120,7 @@ impl From<Admission> for Answer {
     fn from(admission: Admission) -> Self {
         match admission {
             Admission::Queued { id, .. } => Self { decision: "queued", deployment: Some(id), reason: None },
-            Admission::Duplicate { of: Some(id) } => Self { decision: "duplicate", deployment: Some(id), reason: None },
-            Admission::Duplicate { of: None } => {
-                let reason = "this delivery was here before and led to no deployment".into();
-                Self { decision: "duplicate", deployment: None, reason: Some(reason) }
-            }
+            Admission::Duplicate { of } => Self { decision: "duplicate", deployment: Some(of), reason: None },
             Admission::Held { reason } => Self { decision: "held", deployment: None, reason: Some(reason) },
         }
     }
@@ -192,8 +188,7 @@ async fn from_git(
             Ok(plain_text(follow(&state.journal, app.name.clone(), id, said)))
         }
         Admission::Duplicate { of } => {
-            let of = of.map_or_else(String::new, |id| format!(" as deployment {id}"));
-            said.push_str(&format!("longshore: duplicate: {what} was here before{of}\n"));
+            said.push_str(&format!("longshore: duplicate: {what} was here before as deployment {of}\n"));
             Ok(plain_text(Body::from(said)))
         }
         Admission::Held { reason } => {
