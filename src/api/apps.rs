@@ -39,7 +39,7 @@ pub(super) fn find<'a>(config: &'a Config, name: &str) -> Result<&'a App, Proble
         (None, []) => format!("there is no app {name:?}; none are configured"),
         (None, _) => format!("there is no app {name:?}; apps: {}", names.join(", ")),
     };
-    Err(Problem::new(StatusCode::NOT_FOUND, detail).at("app"))
+    Err(Problem::new(StatusCode::NOT_FOUND, detail).field("app"))
 }
 
 async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Problem> {

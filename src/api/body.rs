@@ -40,7 +40,7 @@ impl Fields {
         let plain = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default().to_ascii_lowercase());
         if plain(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             let detail = "compressed bodies are not accepted";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).at("Content-Encoding"));
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("Content-Encoding"));
         }
         let content_type = plain(header::CONTENT_TYPE);
         let media_type = content_type.as_deref().map(|text| text.split(';').next().unwrap_or_default().trim());
@@ -49,7 +49,7 @@ impl Fields {
             None if bytes.is_empty() => {}
             _ => {
                 let detail = "the body must be JSON, with the header Content-Type: application/json";
-                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).at("Content-Type"));
+                return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).field("Content-Type"));
             }
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -73,7 +73,7 @@ impl Fields {
         };
         let unknown = shorten(unknown, 80);
         let detail = format!("unknown field {unknown:?}; {hint}");
-        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).at(unknown))
+        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).field(unknown))
     }
 
     /// A field's value where it is given and not null.
@@ -97,7 +97,7 @@ impl Fields {
 
 /// A field whose value cannot be taken.
 pub(super) fn wrong(field: &str, why: impl Display) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{field}: {why}")).at(field)
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{field}: {why}")).field(field)
 }
 
 /// Which of `known` may have been meant.
@@ -137,7 +137,7 @@ mod tests {
 
     fn refused(content_type: Option<&str>, body: &str) -> (u16, Option<String>, String) {
         let problem = read(content_type, body).unwrap_err();
-        (problem.status, problem.field, problem.detail)
+        (problem.status.as_u16(), problem.field, problem.detail)
     }
 
     #[test]

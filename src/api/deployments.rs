@@ -199,7 +199,7 @@ async fn find(store: &Store, id: &str) -> Result<Deployment, Problem> {
         None => None,
     };
     found.ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, format!("there is no deployment {:?}", shorten(id, 40))).at("id")
+        Problem::new(StatusCode::NOT_FOUND, format!("there is no deployment {:?}", shorten(id, 40))).field("id")
     })
 }
 

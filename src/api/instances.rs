@@ -40,7 +40,7 @@ pub(super) async fn logs(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let LogsQuery { follow, tail } = query(&uri)?;
-    let no_such = |why: String| Problem::new(StatusCode::NOT_FOUND, why).at("id");
+    let no_such = |why: String| Problem::new(StatusCode::NOT_FOUND, why).field("id");
     let id = InstanceId::parse(&id).map_err(|err| no_such(err.to_string()))?;
     let output = api.agent.instance_logs(&id, tail.min(MOST_LINES), follow).await?;
     let output = output.ok_or_else(|| no_such(format!("there is no instance {id}")))?;

@@ -29,19 +29,21 @@ fn refuse(method: &Method, uri: &Uri, headers: &HeaderMap, public_host: Option<&
     let (host, second) = (hosts.next().and_then(|value| value.to_str().ok()), hosts.next());
     let asked = uri.authority().map(|authority| authority.as_str()).or(host);
     let (Some(asked), None) = (asked, second) else {
-        return Some(Problem::new(StatusCode::BAD_REQUEST, "exactly one Host header is needed").at("Host"));
+        return Some(Problem::new(StatusCode::BAD_REQUEST, "exactly one Host header is needed").field("Host"));
     };
     if !is_ours(asked, public_host) || host.is_some_and(|host| !is_ours(host, public_host)) {
         let detail = "the agent does not answer under this name; use its address, localhost, or the host of \
                       agent.public_url";
-        return Some(Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).at("Host"));
+        return Some(Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).field("Host"));
     }
     let origin = headers.get(header::ORIGIN).map(|value| value.to_str().unwrap_or("null"));
     let foreign_page = origin.is_some_and(|origin| !same_host(origin, asked));
     let fetch_site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
     let foreign_call = !method.is_safe() && matches!(fetch_site, Some("cross-site" | "same-site"));
     if foreign_page || foreign_call {
-        return Some(Problem::new(StatusCode::FORBIDDEN, "pages of other sites may not call the agent").at("Origin"));
+        return Some(
+            Problem::new(StatusCode::FORBIDDEN, "pages of other sites may not call the agent").field("Origin"),
+        );
     }
     None
 }
@@ -85,7 +87,7 @@ mod tests {
             headers.append(*name, value.parse().unwrap());
         }
         refuse(&Method::POST, &Uri::from_static("/api/v1/apps"), &headers, Some("deploy.example.com"))
-            .map_or(200, |problem| problem.status)
+            .map_or(200, |problem| problem.status.as_u16())
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) async fn rollback(
     let under_way = store.unfinished(&app.name).await?.is_some() || !store.waiting(&app.name).await?.is_empty();
     let target = match (to, asked) {
         (Some(number), _) if live == Some(number) => {
-            return Err(Problem::new(StatusCode::CONFLICT, format!("{number} is live already")).at("to"));
+            return Err(Problem::new(StatusCode::CONFLICT, format!("{number} is live already")).field("to"));
         }
         (Some(_), Some(release)) => Some(release),
         (Some(number), None) => return Err(no_such(&app.name, &format!("no release {number}"), &releases, live)),
@@ -63,7 +63,7 @@ pub(super) async fn rollback(
     {
         let detail =
             format!("the image of {} is not on this machine any more; deploy its commit again", release.number);
-        return Err(Problem::new(StatusCode::GONE, detail).at("to"));
+        return Err(Problem::new(StatusCode::GONE, detail).field("to"));
     }
     deployments::submit(&api, &app.name, Trigger::Rollback, Request::Rollback { to }, None, caller.name).await
 }
@@ -95,5 +95,5 @@ fn no_such(app: &AppName, what: &str, releases: &[Release], live: Option<Release
         [] => "it has no releases yet".to_owned(),
         some => format!("available: {}", some.iter().map(word).collect::<Vec<_>>().join(", ")),
     };
-    Problem::new(StatusCode::NOT_FOUND, format!("{app} has {what}; {available}")).at("to")
+    Problem::new(StatusCode::NOT_FOUND, format!("{app} has {what}; {available}")).field("to")
 }

@@ -6,7 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::problem::Problem;
+use super::problem::{Problem, new_request_id};
 use crate::runtime::RuntimeError;
 use crate::store::StoreError;
 
@@ -18,54 +18,32 @@ const PLAIN_LIMIT: usize = 4096;
 
 /// The outermost layer.
 pub(super) async fn finish(request: Request, next: Next) -> Response {
-    let id = request_id();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = next.run(request).await;
-    if response.status().is_client_error() || response.status().is_server_error() {
-        response = with_problem(response, &id).await;
-    }
-    if response.status().is_server_error() {
-        tracing::warn!(request_id = %id, %method, path, status = response.status().as_u16(), "a request failed");
-    }
+    let mut response = as_problem(next.run(request).await).await;
     let headers = response.headers_mut();
     headers.insert(header::SERVER, HeaderValue::from_static(SERVER));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    if let Ok(id) = HeaderValue::from_str(&id) {
+    if !headers.contains_key(REQUEST_ID)
+        && let Ok(id) = HeaderValue::from_str(&new_request_id())
+    {
         headers.insert(REQUEST_ID, id);
     }
     response
 }
 
-/// 64 random bits; without randomness an id that says nothing rather than no answer.
-fn request_id() -> String {
-    let mut random = [0u8; 8];
-    match getrandom::fill(&mut random) {
-        Ok(()) => hex::encode(random),
-        Err(_) => "unknown".into(),
+/// The framework's own refusals (a body too long, a path that is no UTF-8) as problem documents.
+async fn as_problem(response: Response) -> Response {
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    if !is_error || content_type.is_some_and(|value| value.as_bytes().ends_with(b"json")) {
+        return response;
     }
-}
-
-/// The same answer as a problem document with the request id; the framework's plain refusals become its detail.
-async fn with_problem(response: Response, id: &str) -> Response {
     let (mut parts, body) = response.into_parts();
-    let mut problem = match parts.extensions.remove::<Problem>() {
-        Some(problem) => problem,
-        None => {
-            let text = to_bytes(body, PLAIN_LIMIT).await.unwrap_or_default();
-            Problem::new(parts.status, String::from_utf8_lossy(&text))
-        }
-    };
-    problem.request_id = Some(id.to_owned());
-    let mut answer = problem.into_response();
-    *answer.status_mut() = parts.status;
-    for (name, value) in &parts.headers {
-        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
-            answer.headers_mut().append(name, value.clone());
-        }
-    }
-    answer
+    let text = to_bytes(body, PLAIN_LIMIT).await.unwrap_or_default();
+    parts.headers.remove(header::CONTENT_TYPE);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    (parts.headers, Problem::new(parts.status, String::from_utf8_lossy(&text))).into_response()
 }
 
 /// Answers paths that are not there.

@@ -26,7 +26,7 @@ pub(super) async fn scale(
         let known: Vec<&str> = app.services.keys().map(|known| known.as_str()).collect();
         let service = shorten(&service, 60);
         let detail = format!("{} has no service {service:?}; services: {}", app.name, known.join(", "));
-        return Err(Problem::new(StatusCode::NOT_FOUND, detail).at("service"));
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail).field("service"));
     };
     let fields = fields.only(&["instances"])?;
     let asked = fields.get("instances").ok_or_else(|| wrong("instances", "is missing; give a number from 0 to 64"))?;

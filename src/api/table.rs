@@ -17,6 +17,7 @@ pub(super) enum Access {
 
 /// One method on one path.
 pub(super) struct Route {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the tests that walk the table"))]
     pub method: &'static str,
     pub path: &'static str,
     pub access: Access,

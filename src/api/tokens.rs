@@ -73,7 +73,7 @@ pub(super) async fn revoke(State(api): State<ApiState>, Path(id): Path<String>) 
         true => Ok(StatusCode::NO_CONTENT),
         false => {
             let detail = format!("there is no token {:?}; longshore token list shows their numbers", shorten(&id, 40));
-            Err(Problem::new(StatusCode::NOT_FOUND, detail).at("id"))
+            Err(Problem::new(StatusCode::NOT_FOUND, detail).field("id"))
         }
     }
 }
