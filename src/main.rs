@@ -1,1 +1,7 @@
-fn main() {}
+//! See `longshore --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    longshore::cli::main()
+}

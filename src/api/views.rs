@@ -8,7 +8,7 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
-use crate::store::{Deployment, Release};
+use crate::store::{Deployment, Release, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -218,6 +218,26 @@ pub struct ReleasedServiceView {
     pub image: String,
 }
 
+/// A token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its number, for revoking.
+    pub id: i64,
+    /// Whose or what for.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Until when it is valid; null = no end.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+    /// Only in the answer that makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
 /// Everything that [`AppView`] is made of.
 pub(super) struct AppFacts<'a> {
     pub app: &'a App,
@@ -359,6 +379,13 @@ impl ReleaseView {
                 })
                 .collect(),
         }
+    }
+}
+
+impl TokenView {
+    pub(super) fn of(token: Token, secret: Option<String>) -> Self {
+        let Token { id, name, scope, created_at, expires_at, last_used_at } = token;
+        Self { id, name, scope, created_at, expires_at, last_used_at, token: secret }
     }
 }
 
