@@ -253,6 +253,8 @@ pub(super) struct AppFacts<'a> {
 impl AppView {
     pub(super) fn of(facts: AppFacts<'_>) -> Self {
         let live = facts.live.as_ref();
+        let mut instances: Vec<InstanceView> = facts.instances.iter().map(InstanceView::of).collect();
+        instances.sort_by(|a, b| (&a.service, a.slot, a.release).cmp(&(&b.service, b.slot, b.release)));
         let services = facts
             .services
             .iter()
@@ -266,7 +268,7 @@ impl AppView {
             live: live.map(LiveView::of),
             held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
             services,
-            instances: facts.instances.iter().map(InstanceView::of).collect(),
+            instances,
             deployment: facts.deployment,
             queued: facts.queued,
         }

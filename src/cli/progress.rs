@@ -101,6 +101,7 @@ fn instance_box(instance: &InstanceView, paint: Paint) -> String {
     let (mark, look, word) = match (instance.duty, instance.health) {
         (Duty::Serving, Health::Ready) => ("■", Look::Good, ""),
         (Duty::Serving, Health::Starting) => ("■", Look::Busy, " unproven"),
+        (Duty::Serving, Health::Unready) => ("■", Look::Bad, " unready"),
         (Duty::Draining, _) => ("◇", Look::Faint, " draining"),
         (_, Health::Unready) => ("✗", Look::Bad, " unready"),
         (_, Health::Starting) => ("□", Look::Busy, " starting"),
@@ -133,7 +134,7 @@ pub(super) fn summary(deployment: &DeploymentView, app: Option<&AppView>, paint:
             )
         }
         Status::Superseded => match deployment.superseded_by {
-            Some(by) => format!("superseded by #{by}: {}", reason()),
+            Some(by) => format!("superseded by #{by}"),
             None => format!("superseded: {}", reason()),
         },
         Status::Failed | Status::RolledBack | Status::Cancelled => {

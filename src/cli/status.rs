@@ -114,7 +114,7 @@ impl Seen {
     }
 }
 
-fn overview(apps: &[AppView], now: Timestamp) -> String {
+pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
     let row = |app: &AppView| {
         let live = app.live.as_ref();
         let serving: usize = app.services.iter().map(|service| service.instances.serving).sum();
@@ -139,7 +139,7 @@ fn overview(apps: &[AppView], now: Timestamp) -> String {
     table(&["APP", "LIVE", "COMMIT", "SINCE", "SERVING", "NOW", "DOMAINS"], &rows)
 }
 
-fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestamp, paint: Paint) -> Vec<String> {
+pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestamp, paint: Paint) -> Vec<String> {
     let mut lines = vec![format!(
         "{}  {} of {}",
         paint.paint(Look::Strong, &clean(&app.name)),

@@ -52,11 +52,6 @@ impl Term {
         Self { out: Box::new(io::stdout()), live, colour: live && !set("NO_COLOR"), block: 0 }
     }
 
-    #[cfg(test)]
-    pub fn to(out: impl Write + Send + 'static, live: bool) -> Self {
-        Self { out: Box::new(out), live, colour: false, block: 0 }
-    }
-
     /// Whether somebody looks at it.
     pub fn is_live(&self) -> bool {
         self.live

@@ -169,7 +169,7 @@ mod tests {
             ["0.0 s", "12.3 s", "59.9 s", "1 min 1 s", "1 h 1 min"]
         );
         let then = Timestamp::from_second(1_000_000).unwrap();
-        let after = |s| ago(then, Timestamp::from_second(1_000_000 + s).unwrap());
+        let after = |s: i64| ago(then, Timestamp::from_second(1_000_000 + s).unwrap());
         assert_eq!(
             [-5, 1, 30, 200, 7200, 900_000].map(after),
             ["just now", "just now", "30 s ago", "3 min ago", "2 h ago", "10 days ago"]

@@ -212,7 +212,11 @@ impl Watcher<'_> {
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{words}\n"));
             return Ok(());
         }
-        Ok(self.term.print(&format!("\n{words}"))?)
+        if self.term.is_live() {
+            let block = self.progress.block(Timestamp::now(), self.term.paint());
+            self.term.print(&block.join("\n"))?;
+        }
+        Ok(self.term.print(words)?)
     }
 }
 
