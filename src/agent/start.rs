@@ -83,6 +83,9 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
     // Set once, here.
     let _ = agent.parts.set(parts);
 
+    if let Err(err) = sweep_release_commands(&agent).await {
+        tracing::warn!("what is left of release commands could not be removed: {err:#}");
+    }
     let events = tokio::spawn(hand_on_events(agent.clone()));
     for app in agent.config().apps.values() {
         start_app(&agent, app).await;
@@ -205,6 +208,16 @@ pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
     let handle = AppHandle { driver, deployer, wake, end: end.clone() };
     agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
     tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
+}
+
+/// Removes the containers of release commands whose deployments have ended.
+async fn sweep_release_commands(agent: &Arc<Agent>) -> Result<()> {
+    let mut unfinished = Vec::new();
+    for name in agent.config().apps.keys() {
+        unfinished.extend(agent.store.unfinished(name).await?.map(|deployment| deployment.id));
+    }
+    agent.parts()?.docker.remove_orphans(&|observed| unfinished.contains(&observed.deployment)).await?;
+    Ok(())
 }
 
 /// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.

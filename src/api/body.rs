@@ -137,7 +137,7 @@ mod tests {
 
     fn refused(content_type: Option<&str>, body: &str) -> (u16, Option<String>, String) {
         let problem = read(content_type, body).unwrap_err();
-        (problem.status, problem.field, problem.detail)
+        (problem.status.as_u16(), problem.field, problem.detail)
     }
 
     #[test]

@@ -87,7 +87,7 @@ mod tests {
             headers.append(*name, value.parse().unwrap());
         }
         refuse(&Method::POST, &Uri::from_static("/api/v1/apps"), &headers, Some("deploy.example.com"))
-            .map_or(200, |problem| problem.status)
+            .map_or(200, |problem| problem.status.as_u16())
     }
 
     #[test]

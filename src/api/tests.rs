@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use super::table::Access;
 use super::*;
 use crate::config::*;
-use crate::journal::{DeployEvent, Journal};
+use crate::journal::DeployEvent;
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ServiceName, Status};
 use crate::store::{Finish, ReleaseBody, ReleasedService, Scope, Store};
 
@@ -48,7 +48,7 @@ impl Api {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("journal.db")).unwrap();
-        let agent = Arc::new(Agent::new_detached(store.clone(), Journal::new(store), config(dir.path())));
+        let agent = Arc::new(Agent::detached("test".into(), store, std::path::PathBuf::new(), config(dir.path())));
         Self { router: routes(agent.clone()), agent, _dir: dir }
     }
 

@@ -5,34 +5,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
 
 use super::ApiState;
 use super::body::{Fields, wrong};
 use super::problem::Problem;
+use super::views::TokenView;
 use crate::model::shorten;
-use crate::store::{Scope, Token};
-
-/// A token as it is listed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct TokenView {
-    pub id: i64,
-    pub name: String,
-    pub scope: Scope,
-    pub created_at: Timestamp,
-    pub expires_at: Option<Timestamp>,
-    pub last_used_at: Option<Timestamp>,
-    /// Only in the answer that makes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
-}
-
-impl TokenView {
-    fn of(token: Token, secret: Option<String>) -> Self {
-        let Token { id, name, scope, created_at, expires_at, last_used_at } = token;
-        Self { id, name, scope, created_at, expires_at, last_used_at, token: secret }
-    }
-}
+use crate::store::Scope;
 
 pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<Vec<TokenView>>, Problem> {
     let tokens = api.agent.store.tokens().await?;

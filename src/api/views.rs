@@ -8,7 +8,7 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
-use crate::store::{Deployment, Release};
+use crate::store::{Deployment, Release, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -218,6 +218,26 @@ pub struct ReleasedServiceView {
     pub image: String,
 }
 
+/// A token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// Its number, for revoking.
+    pub id: i64,
+    /// Whose or what for.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Until when it is valid; null = no end.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+    /// Only in the answer that makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
 /// Everything that [`AppView`] is made of.
 pub(super) struct AppFacts<'a> {
     pub app: &'a App,
@@ -233,6 +253,8 @@ pub(super) struct AppFacts<'a> {
 impl AppView {
     pub(super) fn of(facts: AppFacts<'_>) -> Self {
         let live = facts.live.as_ref();
+        let mut instances: Vec<InstanceView> = facts.instances.iter().map(InstanceView::of).collect();
+        instances.sort_by(|a, b| (&a.service, a.slot, a.release).cmp(&(&b.service, b.slot, b.release)));
         let services = facts
             .services
             .iter()
@@ -246,7 +268,7 @@ impl AppView {
             live: live.map(LiveView::of),
             held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
             services,
-            instances: facts.instances.iter().map(InstanceView::of).collect(),
+            instances,
             deployment: facts.deployment,
             queued: facts.queued,
         }
@@ -359,6 +381,13 @@ impl ReleaseView {
                 })
                 .collect(),
         }
+    }
+}
+
+impl TokenView {
+    pub(super) fn of(token: Token, secret: Option<String>) -> Self {
+        let Token { id, name, scope, created_at, expires_at, last_used_at } = token;
+        Self { id, name, scope, created_at, expires_at, last_used_at, token: secret }
     }
 }
 

@@ -10,6 +10,10 @@ use super::logging;
 use crate::config;
 use crate::proxy::{self, ProxyOptions};
 
+pub(super) const EXAMPLES: &str = "Examples:
+  longshore proxy
+  longshore proxy --config /etc/longshore/deploy.toml";
+
 /// Runs the proxy until it is told to end.
 pub fn run(config_path: &Path) -> ExitCode {
     let config = match config::load(config_path) {

@@ -7,6 +7,10 @@ use super::logging;
 use crate::agent::start;
 use crate::config;
 
+pub(super) const EXAMPLES: &str = "Examples:
+  longshore serve
+  longshore serve --config /etc/longshore/deploy.toml";
+
 /// Runs the agent until it is told to end.
 pub fn run(config_path: &Path) -> ExitCode {
     let config = match config::load(config_path) {

@@ -7,20 +7,60 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
 mod image;
 mod load;
 mod remove;
-pub mod site;
+mod site;
 
 use load::Load;
 use site::Site;
 
-pub use remove::remove;
+use super::logging;
+use remove::remove;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  longshore demo
+  longshore demo --once
+  longshore demo --remove";
+
+/// What the command takes.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Where the demo lives. It must not exist.
+    #[arg(long, value_name = "DIR", default_value = "/tmp/longshore-demo")]
+    dir: PathBuf,
+    /// Remove everything at the end instead of leaving it to be looked at.
+    #[arg(long)]
+    once: bool,
+    /// Remove a demo that was left.
+    #[arg(long, conflicts_with = "once")]
+    remove: bool,
+}
+
+/// Runs the demo, or removes one.
+pub(super) fn run(options: Options) -> ExitCode {
+    logging::finish(logging::runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            if options.remove {
+                remove(&options.dir).await?;
+                println!("Everything the demo made is removed.");
+                return Ok(());
+            }
+            show(&options.dir, options.once).await
+        })
+    }))
+}
+
+/// Serves the demo's site.
+pub(super) fn run_site() -> ExitCode {
+    logging::finish(logging::runtime().and_then(|runtime| runtime.block_on(site::serve(Path::new("/site.conf")))))
+}
 
 /// The app's name and host.
 const APP: &str = "demo";
@@ -37,8 +77,8 @@ struct Demo {
     began: Instant,
 }
 
-/// Runs the demo in `dir`; with `once` everything is removed at the end.
-pub async fn run(dir: &Path, once: bool) -> Result<()> {
+/// Tells the demo in `dir`; with `once` everything is removed at the end.
+async fn show(dir: &Path, once: bool) -> Result<()> {
     ensure!(
         !dir.exists(),
         "{} exists: a demo is there already. Remove it with: longshore demo --remove --dir {}",

@@ -15,7 +15,7 @@ use crate::runtime::docker::Docker;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Removes the demo in `dir`.
-pub async fn remove(dir: &Path) -> Result<()> {
+pub(super) async fn remove(dir: &Path) -> Result<()> {
     let config_path = dir.join("deploy.toml");
     ensure!(config_path.exists(), "{} holds no demo", dir.display());
     for pid_file in ["agent.pid", "data/proxy.lock"] {

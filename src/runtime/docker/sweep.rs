@@ -1,14 +1,20 @@
 //! What is left behind, found by its labels and removed on demand.
 
+use std::time::Duration;
+
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions, RemoveVolumeOptions,
+    ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptions,
+    RemoveImageOptions, RemoveVolumeOptions,
 };
 use futures_util::FutureExt;
 
 use super::{CALL, Docker, explain, observe, within};
 use crate::model::AppName;
 use crate::runtime::{Observed, RuntimeError, labels};
+
+/// For the removal of all that an agent has on the engine.
+const EVERYTHING: Duration = Duration::from_secs(120);
 
 impl Docker {
     /// Stops and removes what is left of release commands, except those that `keep` wants.
@@ -64,6 +70,33 @@ impl Docker {
             .map(|names: Result<_, Error>| names.map_err(explain::runtime_error)),
         )
         .await
+    }
+
+    /// Removes every container, network, volume and image of this agent, running or not, with all data.
+    pub async fn remove_everything(&self) -> Result<(), RuntimeError> {
+        within(EVERYTHING, async { self.remove_all().await.map_err(explain::runtime_error) }).await
+    }
+
+    async fn remove_all(&self) -> Result<(), Error> {
+        let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id)]));
+        let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
+        for container in self.client.list_containers(Some(containers)).await? {
+            let force = RemoveContainerOptions { force: true, v: true, ..Default::default() };
+            self.client.remove_container(&container.id.unwrap_or_default(), Some(force)).await?;
+        }
+        for network in self.client.list_networks(Some(ListNetworksOptions { filters: filters.clone() })).await? {
+            self.client.remove_network(&network.id.unwrap_or_default()).await?;
+        }
+        let volumes = self.client.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await?;
+        for volume in volumes.volumes.unwrap_or_default() {
+            self.client.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await?;
+        }
+        let images = ListImagesOptions { filters, ..Default::default() };
+        for image in self.client.list_images(Some(images)).await? {
+            let force = RemoveImageOptions { force: true, ..Default::default() };
+            self.client.remove_image(&image.id, Some(force), None).await?;
+        }
+        Ok(())
     }
 
     /// Removes an app's volume with all that is in it. Never called by a deployment.

@@ -1,0 +1,264 @@
+//! Asking the agent: HTTP over its Unix socket, or over the network with a token.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use http_body_util::{BodyExt, Full};
+use hyper::header;
+use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::error::CliError;
+use super::sse::{Event, Parser};
+use super::target::Target;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const USER_AGENT: &str = concat!("longshore-cli/", env!("CARGO_PKG_VERSION"));
+const CONNECT: Duration = Duration::from_secs(5);
+/// Until the head of an answer; plans may have to fetch a commit first.
+const ANSWER: Duration = Duration::from_secs(120);
+/// Streams are kept alive every 15 s.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Of an answer that is no stream.
+const LONGEST: usize = 32 << 20;
+
+/// A way to the agent.
+pub(super) struct Client {
+    target: Target,
+    http: reqwest::Client,
+}
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug)]
+pub(super) enum AskError {
+    /// It cannot be reached, or was lost on the way.
+    Lost(String),
+    /// It says no.
+    Refused(String),
+}
+
+impl From<AskError> for CliError {
+    fn from(err: AskError) -> Self {
+        match err {
+            AskError::Lost(why) | AskError::Refused(why) => CliError::Failed(why),
+        }
+    }
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: BoxStream<'static, Result<Bytes, String>>,
+}
+
+/// The parts of a problem document that are shown.
+#[derive(Deserialize)]
+struct ProblemBody {
+    detail: String,
+}
+
+impl Client {
+    /// Nothing is sent before the first question.
+    pub fn new(target: Target) -> Result<Self, CliError> {
+        let http = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT);
+        // A token must not follow a redirect to somewhere else.
+        let http = http.redirect(reqwest::redirect::Policy::none()).build();
+        Ok(Self { target, http: http.map_err(|err| CliError::Failed(format!("cannot start: {}", chain(&err))))? })
+    }
+
+    /// GET of JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AskError> {
+        self.ask(Method::GET, path, None).await
+    }
+
+    /// Any call with a JSON answer; no content reads as null.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<T, AskError> {
+        let answer = self.send(method, path, body, None).await?;
+        let version = other_version(&answer.headers);
+        let status = answer.status;
+        let bytes = collect(answer.body).await?;
+        let json: &[u8] = if status == StatusCode::NO_CONTENT { b"null" } else { &bytes };
+        serde_json::from_slice(json)
+            .map_err(|err| AskError::Refused(format!("the agent's answer to {path} cannot be read: {err}{version}")))
+    }
+
+    /// GET of text, as it comes.
+    pub async fn text(&self, path: &str) -> Result<BoxStream<'static, Result<Bytes, String>>, AskError> {
+        Ok(self.send(Method::GET, path, None, None).await?.body)
+    }
+
+    /// GET of events. A stream that ends or is silent for a minute ends here as well.
+    pub async fn events(
+        &self,
+        path: &str,
+        after: Option<u64>,
+    ) -> Result<BoxStream<'static, Result<Event, String>>, AskError> {
+        let body = self.send(Method::GET, path, None, after).await?.body;
+        let events = stream::try_unfold((body, Parser::default()), |(mut body, mut parser)| async move {
+            let next = timeout(SILENCE, body.next()).await.map_err(|_| "the agent is silent".to_owned())?;
+            let Some(chunk) = next.transpose()? else { return Ok::<_, String>(None) };
+            let events = parser.push(&chunk)?;
+            Ok(Some((stream::iter(events.into_iter().map(Ok)), (body, parser))))
+        });
+        Ok(events.try_flatten().boxed())
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        after: Option<u64>,
+    ) -> Result<Answer, AskError> {
+        let answer = match &self.target {
+            Target::Socket { path: socket, config } => {
+                let request = self.request(method, path, body, after)?;
+                let sent = timeout(ANSWER, over_socket(socket, request)).await;
+                let answer = sent.unwrap_or_else(|_| Err("no answer within 120 s".into()));
+                answer.map_err(|why| {
+                    AskError::Lost(format!(
+                        "cannot reach the agent at {}: {why}\nstart it with: longshore serve --config {}",
+                        socket.display(),
+                        config.display()
+                    ))
+                })?
+            }
+            Target::Http { url, token } => {
+                let mut request = self.http.request(method, format!("{url}{path}")).bearer_auth(token.expose_secret());
+                if let Some(body) = &body {
+                    request = request.json(body);
+                }
+                if let Some(after) = after {
+                    request = request.header("Last-Event-ID", after);
+                }
+                let sent = timeout(ANSWER, request.send()).await;
+                let answer = sent.map(|sent| sent.map_err(|err| chain(&err)));
+                let answer = answer.unwrap_or_else(|_| Err("no answer within 120 s".into()));
+                let answer = answer.map_err(|why| {
+                    AskError::Lost(format!("cannot reach the agent at {url}: {why}\nis LONGSHORE_URL right?"))
+                })?;
+                Answer {
+                    status: answer.status(),
+                    headers: answer.headers().clone(),
+                    body: answer.bytes_stream().map_err(|err| chain(&err)).boxed(),
+                }
+            }
+        };
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        Err(refusal(answer).await)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        after: Option<u64>,
+    ) -> Result<Request<Full<Bytes>>, AskError> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        request = request.header(header::USER_AGENT, USER_AGENT);
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
+        let bytes = match body {
+            Some(json) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Bytes::from(json.to_string())
+            }
+            None => Bytes::new(),
+        };
+        request.body(Full::new(bytes)).map_err(|err| AskError::Refused(format!("{path} cannot be asked for: {err}")))
+    }
+}
+
+async fn over_socket(socket: &Path, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    let stream = timeout(CONNECT, UnixStream::connect(socket)).await;
+    let stream = stream.map_err(|_| "it does not accept connections".to_owned())?.map_err(|err| match err.kind() {
+        std::io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+        std::io::ErrorKind::ConnectionRefused => "nobody listens there any more".to_owned(),
+        std::io::ErrorKind::PermissionDenied => {
+            "permission denied: be root or the agent's user, or use LONGSHORE_URL with LONGSHORE_TOKEN".to_owned()
+        }
+        _ => err.to_string(),
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|err| chain(&err))?;
+    // Ends with the answer; its errors are the answer's.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(|err| chain(&err))?;
+    let (parts, body) = answer.into_parts();
+    // Dropping the sender would end the connection: it is kept with the body.
+    let body = body.into_data_stream().map_err(|err| chain(&err)).map(move |chunk| {
+        let _ = &sender;
+        chunk
+    });
+    Ok(Answer { status: parts.status, headers: parts.headers, body: body.boxed() })
+}
+
+async fn refusal(answer: Answer) -> AskError {
+    let version = other_version(&answer.headers);
+    let status = answer.status;
+    let bytes = match collect(answer.body).await {
+        Ok(bytes) => bytes,
+        Err(err) => return err,
+    };
+    match serde_json::from_slice::<ProblemBody>(&bytes) {
+        Ok(problem) => AskError::Refused(format!("{}{version}", problem.detail)),
+        Err(_) => AskError::Refused(format!("the agent answered {status}{version}")),
+    }
+}
+
+async fn collect(mut body: BoxStream<'static, Result<Bytes, String>>) -> Result<Vec<u8>, AskError> {
+    let lost = |why: String| AskError::Lost(format!("the agent's answer broke off: {why}"));
+    let mut bytes = Vec::new();
+    loop {
+        let next = timeout(SILENCE, body.next()).await.map_err(|_| lost("it is silent".into()))?;
+        let Some(chunk) = next else { return Ok(bytes) };
+        bytes.extend_from_slice(&chunk.map_err(lost)?);
+        if bytes.len() > LONGEST {
+            return Err(lost("it is longer than 32 MiB".into()));
+        }
+    }
+}
+
+/// A word about the versions where they differ: then a misunderstanding has its reason there.
+fn other_version(headers: &HeaderMap) -> String {
+    let server = headers.get(header::SERVER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match server.strip_prefix("longshore/") {
+        Some(theirs) if theirs != VERSION => {
+            format!("\nthis is longshore {VERSION}, the agent is {theirs}: use the same version of both")
+        }
+        // A reverse proxy may have put its own name there.
+        _ => String::new(),
+    }
+}
+
+/// An error with its causes; the outermost alone often says nothing.
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(&format!(": {inner_text}"));
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! What a deployment looks like while it runs and when it has ended. Pure: facts and the time in, lines out.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+
+use super::term::{Look, Paint};
+use super::text::{clean, count, took};
+use crate::api::views::{AppView, DeploymentView, InstanceView, seconds_between};
+use crate::model::{Duty, Health, ReleaseNumber, Status, shorten};
+
+/// The newest log lines stay in view.
+const LINES: usize = 5;
+
+/// What is known of a deployment that is being watched.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub deployment: DeploymentView,
+    pub app: Option<AppView>,
+    lines: VecDeque<String>,
+}
+
+impl Progress {
+    pub fn new(deployment: DeploymentView) -> Self {
+        Self { deployment, app: None, lines: VecDeque::new() }
+    }
+
+    /// A line of its log.
+    pub fn line(&mut self, line: &str) {
+        if self.lines.len() == LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(shorten(&clean(line), 400));
+    }
+
+    /// The block that is drawn while it runs.
+    pub fn block(&self, now: Timestamp, paint: Paint) -> Vec<String> {
+        let mut lines = vec![title(&self.deployment, paint), phases(&self.deployment, now, paint)];
+        if let Some(app) = &self.app {
+            lines.extend(services(app, paint));
+        }
+        lines.extend(self.lines.iter().map(|line| paint.paint(Look::Faint, &format!("  | {line}"))));
+        lines
+    }
+}
+
+/// `shop #12  deploy 1a2b3c4 Fix the cart (Ada)`
+pub(super) fn title(deployment: &DeploymentView, paint: Paint) -> String {
+    let id = format!("{} #{}", clean(&deployment.app), deployment.id);
+    let mut rest = clean(&deployment.kind);
+    if let Some(commit) = &deployment.commit {
+        rest.push_str(&format!(" {}", commit.short()));
+    }
+    if let Some(subject) = &deployment.subject {
+        rest.push_str(&format!(" {}", shorten(&clean(subject), 60)));
+    }
+    if let Some(author) = deployment.author.as_ref().or(deployment.pusher.as_ref()) {
+        rest.push_str(&format!(" ({})", shorten(&clean(author), 30)));
+    }
+    format!("{}  {rest}", paint.paint(Look::Strong, &id))
+}
+
+fn phases(deployment: &DeploymentView, now: Timestamp, paint: Paint) -> String {
+    let mut line = String::from(" ");
+    for phase in &deployment.phases {
+        let seconds = seconds_between(phase.started_at, phase.finished_at.unwrap_or(now));
+        let text = format!("{} {}", words(phase.name), took(seconds));
+        let (mark, look) = match phase.finished_at {
+            Some(_) => ("✓", Look::Good),
+            None => ("▸", Look::Busy),
+        };
+        line.push_str(&format!(" {} {text} ", paint.paint(look, mark)));
+    }
+    line.trim_end().to_owned()
+}
+
+fn words(status: Status) -> String {
+    status.as_str().replace('_', " ")
+}
+
+/// One line per service: each instance as a box with its release, then those that are not simply serving in words.
+pub(super) fn services(app: &AppView, paint: Paint) -> Vec<String> {
+    let width = app.services.iter().map(|service| service.name.chars().count()).max().unwrap_or(0);
+    let line = |name: &str, desired: u32| {
+        let mut own: Vec<&InstanceView> = app
+            .instances
+            .iter()
+            .filter(|instance| instance.service == name && instance.duty != Duty::Retired)
+            .collect();
+        own.sort_by_key(|instance| (instance.slot, instance.release));
+        let boxes: Vec<String> = own.iter().map(|instance| instance_box(instance, paint)).collect();
+        let serving = own.iter().filter(|instance| instance.duty == Duty::Serving).count();
+        let name = clean(name);
+        format!("  {name:<width$}  {serving}/{desired}  {}", boxes.join(" ")).trim_end().to_owned()
+    };
+    app.services.iter().map(|service| line(&service.name, service.instances.desired)).collect()
+}
+
+fn instance_box(instance: &InstanceView, paint: Paint) -> String {
+    let release = ReleaseNumber(instance.release);
+    let (mark, look, word) = match (instance.duty, instance.health) {
+        (Duty::Serving, Health::Ready) => ("■", Look::Good, ""),
+        (Duty::Serving, Health::Starting) => ("■", Look::Busy, " unproven"),
+        (Duty::Serving, Health::Unready) => ("■", Look::Bad, " unready"),
+        (Duty::Draining, _) => ("◇", Look::Faint, " draining"),
+        (_, Health::Unready) => ("✗", Look::Bad, " unready"),
+        (_, Health::Starting) => ("□", Look::Busy, " starting"),
+        (_, Health::Ready) => ("▣", Look::Busy, " ready"),
+    };
+    format!("{}{release}{word}", paint.paint(look, mark))
+}
+
+/// `succeeded v7 in 12.3 s (5 instances, 1,234 requests, 0 failed)`
+pub(super) fn summary(deployment: &DeploymentView, app: Option<&AppView>, paint: Paint) -> String {
+    let seconds = deployment
+        .finished_at
+        .map(|finished| seconds_between(deployment.started_at.unwrap_or(deployment.queued_at), finished));
+    let time = seconds.map(|seconds| format!(" in {}", took(seconds))).unwrap_or_default();
+    let status = words(deployment.status);
+    let reason = || clean(deployment.reason.as_deref().unwrap_or("no reason was recorded"));
+    match deployment.status {
+        Status::Succeeded => {
+            let release = deployment.release.map(|number| format!(" {}", ReleaseNumber(number))).unwrap_or_default();
+            let instances = app.map(|app| {
+                let live = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).count();
+                format!("{}, ", count(live as u64, "instance"))
+            });
+            format!(
+                "{}{release}{time} ({}{}, {} failed)",
+                paint.paint(Look::Good, &status),
+                instances.unwrap_or_default(),
+                count(deployment.requests.served + deployment.requests.failed, "request"),
+                super::text::thousands(deployment.requests.failed),
+            )
+        }
+        Status::Superseded => match deployment.superseded_by {
+            Some(by) => format!("superseded by #{by}"),
+            None => format!("superseded: {}", reason()),
+        },
+        Status::Failed | Status::RolledBack | Status::Cancelled => {
+            let kept = app.and_then(|app| app.live.as_ref());
+            let kept = kept.map(|live| format!("; {} is live", ReleaseNumber(live.release))).unwrap_or_default();
+            format!("{}{time}: {}{kept}", paint.paint(Look::Bad, &status), reason())
+        }
+        _ => status,
+    }
+}

@@ -1,0 +1,204 @@
+//! `longshore status [APP]`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::client::Client;
+use super::error::CliError;
+use super::progress::{Progress, services, summary, title};
+use super::term::{Look, Paint, Term};
+use super::text::{ago, clean, span, table};
+use super::{Json, text};
+use crate::api::views::{AppView, DeploymentView, InstanceView};
+use crate::model::{AppName, Duty, ReleaseNumber, shorten};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  longshore status
+  longshore status shop
+  longshore status shop --watch
+
+--watch shows every change until Ctrl-C.";
+
+/// For the times that are shown ("3 min ago").
+const TICK: Duration = Duration::from_secs(1);
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// The app. Default: all of them.
+    app: Option<AppName>,
+    /// Go on showing what changes.
+    #[arg(short, long, conflicts_with = "json")]
+    watch: bool,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// What is shown.
+enum Seen {
+    All(Vec<AppView>),
+    One { app: Box<AppView>, last: Option<Box<DeploymentView>> },
+}
+
+pub(super) async fn run(client: &Client, term: &mut Term, args: StatusArgs) -> Result<ExitCode, CliError> {
+    if args.watch {
+        return tokio::select! {
+            ended = watch(client, term, args.app.as_ref()) => ended,
+            pressed = tokio::signal::ctrl_c() => Ok(pressed.map(|()| ExitCode::SUCCESS)?),
+        };
+    }
+    let seen = look(client, args.app.as_ref()).await?;
+    let shown = match (&seen, args.json.json) {
+        (Seen::All(apps), true) => text::json(apps),
+        (Seen::One { app, .. }, true) => text::json(app),
+        (seen, false) => seen.lines(Timestamp::now(), term.paint()).join("\n"),
+    };
+    term.print(&shown)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn look(client: &Client, app: Option<&AppName>) -> Result<Seen, CliError> {
+    let Some(app) = app else { return Ok(Seen::All(client.get("/api/v1/apps").await?)) };
+    let view = client.get(&format!("/api/v1/apps/{app}")).await?;
+    let newest: Vec<DeploymentView> = client.get(&format!("/api/v1/apps/{app}/deployments?limit=20")).await?;
+    let last = newest.into_iter().find(|deployment| deployment.status.is_terminal());
+    Ok(Seen::One { app: Box::new(view), last: last.map(Box::new) })
+}
+
+async fn watch(client: &Client, term: &mut Term, app: Option<&AppName>) -> Result<ExitCode, CliError> {
+    let path = app.map_or_else(|| "/api/v1/events".to_owned(), |app| format!("/api/v1/events?app={app}"));
+    let mut events = client.events(&path, None).await?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = look(client, app).await?;
+    let mut changed = false;
+    let mut printed = String::new();
+    loop {
+        let lines = seen.lines(Timestamp::now(), term.paint());
+        if term.is_live() {
+            term.draw(&lines)?;
+        } else if printed.is_empty() || changed {
+            // Times alone are no news.
+            let now = lines.join("\n");
+            if now != printed {
+                term.print(&now)?;
+                printed = now;
+            }
+        }
+        changed = false;
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(event)) if event.name == "log" => continue,
+                Some(Ok(_)) => changed = true,
+                Some(Err(why)) => return Err(CliError::Failed(why)),
+                None => return Err(CliError::Failed("the agent closed the connection".into())),
+            },
+            _ = tick.tick(), if term.is_live() => continue,
+        }
+        seen = look(client, app).await?;
+    }
+}
+
+impl Seen {
+    fn lines(&self, now: Timestamp, paint: Paint) -> Vec<String> {
+        match self {
+            Self::All(apps) if apps.is_empty() => vec!["no apps are configured".into()],
+            Self::All(apps) => overview(apps, now).lines().map(str::to_owned).collect(),
+            Self::One { app, last } => detail(app, last.as_deref(), now, paint),
+        }
+    }
+}
+
+pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
+    let row = |app: &AppView| {
+        let live = app.live.as_ref();
+        let serving: usize = app.services.iter().map(|service| service.instances.serving).sum();
+        let desired: u32 = app.services.iter().map(|service| service.instances.desired).sum();
+        let going_on = match (&app.deployment, app.queued, &app.held) {
+            (Some(running), _, _) => format!("#{} {}", running.id, running.status.as_str().replace('_', " ")),
+            (None, 0, None) => "-".into(),
+            (None, 0, Some(held)) => format!("{} is held", held.commit.short()),
+            (None, queued, _) => format!("{queued} queued"),
+        };
+        vec![
+            app.name.clone(),
+            live.map_or("-".into(), |live| ReleaseNumber(live.release).to_string()),
+            live.map_or("-".into(), |live| live.commit.short().to_owned()),
+            live.and_then(|live| live.since).map_or("-".into(), |since| ago(since, now)),
+            format!("{serving}/{desired}"),
+            going_on,
+            app.domains.join(" "),
+        ]
+    };
+    let rows: Vec<Vec<String>> = apps.iter().map(row).collect();
+    table(&["APP", "LIVE", "COMMIT", "SINCE", "SERVING", "NOW", "DOMAINS"], &rows)
+}
+
+pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestamp, paint: Paint) -> Vec<String> {
+    let mut lines = vec![format!(
+        "{}  {} of {}",
+        paint.paint(Look::Strong, &clean(&app.name)),
+        clean(&app.branch),
+        clean(&app.repo)
+    )];
+    let mut fact = |name: &str, text: String| lines.push(format!("  {name:<8} {text}"));
+    match &app.live {
+        Some(live) => {
+            let since = live.since.map(|since| format!(", {}", ago(since, now))).unwrap_or_default();
+            let (subject, author) = (shorten(&clean(&live.subject), 60), shorten(&clean(&live.author), 30));
+            let release = ReleaseNumber(live.release);
+            fact("live", format!("{release} {} {subject} ({author}){since}", live.commit.short()));
+        }
+        None => fact("live", format!("nothing yet; start with: longshore deploy {}", clean(&app.name))),
+    }
+    if let Some(held) = &app.held {
+        fact(
+            "held",
+            format!("{} failed and is not tried again by itself: {}", held.commit.short(), clean(&held.reason)),
+        );
+    }
+    if let Some(last) = last {
+        let when = last.finished_at.map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
+        fact("last", format!("#{} {}{when}", last.id, summary(last, None, paint)));
+    }
+    if app.queued > 0 {
+        fact("queued", app.queued.to_string());
+    }
+    if !app.domains.is_empty() {
+        fact("domains", clean(&app.domains.join(" ")));
+    }
+    if let Some(running) = &app.deployment {
+        let progress = Progress::new(running.clone());
+        fact("now", title(running, paint));
+        lines.extend(progress.block(now, paint).into_iter().skip(1));
+    }
+    lines.extend(services(app, paint));
+    let shown: Vec<&InstanceView> = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).collect();
+    if !shown.is_empty() {
+        lines.push(String::new());
+        lines.extend(instances(&shown, now).lines().map(str::to_owned));
+    }
+    lines
+}
+
+fn instances(instances: &[&InstanceView], now: Timestamp) -> String {
+    let row = |instance: &&InstanceView| {
+        vec![
+            instance.id.clone(),
+            ReleaseNumber(instance.release).to_string(),
+            instance.health.to_string(),
+            instance.duty.to_string(),
+            instance.started_at.map_or("-".into(), |at| span(now.as_second() - at.as_second())),
+            instance.restarts.to_string(),
+            instance.address.clone().unwrap_or_else(|| "-".into()),
+            shorten(instance.last_check.as_deref().unwrap_or("-"), 60),
+        ]
+    };
+    let rows: Vec<Vec<String>> = instances.iter().map(row).collect();
+    table(&["INSTANCE", "RELEASE", "HEALTH", "DUTY", "UP", "RESTARTS", "ADDRESS", "LAST CHECK"], &rows)
+}

@@ -1,0 +1,186 @@
+//! The command line as it is typed, and what is shown for it.
+
+use clap::CommandFactory;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::progress::{Progress, summary};
+use super::term::Paint;
+use super::*;
+use crate::api::views::{AppView, DeploymentView, HeldView};
+
+fn parse(line: &str) -> Result<Cli, String> {
+    Cli::try_parse_from(line.split(' ')).map_err(|err| {
+        assert_eq!(err.exit_code(), 2, "{line}");
+        err.to_string()
+    })
+}
+
+#[test]
+fn the_command_line_is_sound_and_every_command_has_examples() {
+    let mut command = Cli::command();
+    command.clone().debug_assert();
+    command.build();
+    for sub in command.get_subcommands() {
+        let own = sub.get_after_help().map(ToString::to_string);
+        let below = sub.get_subcommands().filter_map(|sub| sub.get_after_help()).map(ToString::to_string).next();
+        let examples = own.or(below).unwrap_or_default();
+        let shown = examples.lines().filter(|line| line.starts_with("  longshore ")).count();
+        // The hook's are written with the hook.
+        assert!(shown >= 1 || sub.get_name() == "hook", "{} has no examples", sub.get_name());
+    }
+}
+
+#[test]
+fn examples_in_help_can_be_typed() {
+    let mut command = Cli::command();
+    command.build();
+    for sub in command.get_subcommands() {
+        let examples = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in examples.lines().filter_map(|line| line.strip_prefix("  ")) {
+            let typed = line.split(" > ").next().unwrap_or_default().replace('\'', "");
+            assert!(Cli::try_parse_from(typed.split(' ')).is_ok(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_say_what_is_allowed() {
+    for line in [
+        "longshore rollback shop --to ;rm",
+        "longshore deploy shop --commit abc1234",
+        "longshore deploy shop --commit 0 --ref main",
+        "longshore scale shop web",
+        "longshore scale shop web=65",
+        "longshore scale shop ../x=1",
+        "longshore status ../../etc",
+        "longshore logs",
+        "longshore logs shop --deployment 12",
+        "longshore cancel -1",
+        "longshore token create ci",
+        "longshore token create ci --scope root",
+        "longshore depoly shop",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+    assert!(parse("longshore rollback shop --to ;rm").unwrap_err().contains("is not a release (write v7 or 7)"));
+    assert!(parse("longshore status My_App").unwrap_err().contains("lower-case letters, digits or hyphens"));
+}
+
+fn deployment(change: Value) -> DeploymentView {
+    let mut json = json!({
+        "id": 12, "app": "shop", "kind": "deploy", "status": "rolling_out", "trigger": "push",
+        "commit": "1a2b3c4d5e6f708192a3b4c5d6e7f80912345678", "ref": "refs/heads/main", "release": 8, "reason": null,
+        "author": "Ada", "subject": "Fix the \u{1b}[31mcart\u{202e}", "pusher": "ada",
+        "queued_at": "2026-11-21T04:00:00Z", "started_at": "2026-11-21T04:00:00.1Z", "finished_at": null,
+        "phases": [
+            { "name": "preparing", "started_at": "2026-11-21T04:00:00.1Z", "finished_at": "2026-11-21T04:00:01.3Z", "seconds": 1.2 },
+            { "name": "rolling_out", "started_at": "2026-11-21T04:00:01.3Z", "finished_at": null, "seconds": 1.0 },
+        ],
+        "requests": { "served": 0, "failed": 0 }, "superseded_by": null, "cancel_asked": false, "url": "",
+    });
+    for (key, value) in change.as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    serde_json::from_value(json).unwrap()
+}
+
+fn app() -> AppView {
+    let instance = |service: &str, slot: u32, release: u32, health: &str, duty: &str| {
+        json!({
+            "id": format!("d{release}-{service}-{slot}"), "service": service, "slot": slot, "health": health,
+            "duty": duty, "weight": 1, "release": release, "commit": "1a2b3c4d5e6f708192a3b4c5d6e7f80912345678",
+            "started_at": "2026-11-21T03:57:00Z", "restarts": 0, "address": "172.18.0.4:8000", "last_check": "200 in 3 ms",
+        })
+    };
+    let service = |name: &str, desired: u32| {
+        let instances = json!({ "desired": desired, "ready": 0, "serving": 0 });
+        json!({ "name": name, "port": 8000, "instances": instances, "image": null, "command": null })
+    };
+    serde_json::from_value(json!({
+        "name": "shop", "repo": "https://github.com/example/shop.git", "branch": "main", "domains": ["shop.example.com"],
+        "live": { "release": 7, "commit": "0a0b0c0d0e0f000102030405060708090a0b0c0d", "author": "Bo", "subject": "Before", "deployment": 11, "since": "2026-11-21T03:57:00Z" },
+        "held": null, "services": [service("web", 3), service("worker", 1)],
+        "instances": [
+            instance("web", 1, 8, "ready", "serving"), instance("web", 1, 7, "ready", "draining"),
+            instance("web", 2, 8, "starting", "idle"), instance("web", 2, 7, "ready", "serving"),
+            instance("web", 3, 7, "unready", "serving"), instance("worker", 1, 7, "ready", "serving"),
+        ],
+        "deployment": null, "queued": 1,
+    }))
+    .unwrap()
+}
+
+fn now() -> Timestamp {
+    "2026-11-21T04:00:10Z".parse().unwrap()
+}
+
+#[test]
+fn a_running_deployment_shows_its_phases_and_instances() {
+    let mut progress = Progress::new(deployment(json!({})));
+    progress.app = Some(app());
+    for n in 1..=7 {
+        progress.line(&format!("line {n}\u{7}\u{1b}]0;title\u{7}"));
+    }
+    insta::assert_snapshot!(progress.block(now(), Paint(false)).join("\n"), @r"
+    shop #12  deploy 1a2b3c4 Fix the cart (Ada)
+      ✓ preparing 1.2 s  ▸ rolling out 8.7 s
+      web     3/3  ◇v7 draining ■v8 ■v7 □v8 starting ■v7 unready
+      worker  1/1  ■v7
+      | line 3
+      | line 4
+      | line 5
+      | line 6
+      | line 7
+    ");
+}
+
+#[test]
+fn the_end_is_one_line() {
+    let say = |change: Value| summary(&deployment(change), Some(&app()), Paint(false));
+    let end = "2026-11-21T04:00:12.4Z";
+    insta::assert_snapshot!(say(json!({ "status": "succeeded", "finished_at": end, "requests": { "served": 1234, "failed": 0 } })),
+        @"succeeded v8 in 12.3 s (6 instances, 1,234 requests, 0 failed)");
+    insta::assert_snapshot!(say(json!({ "status": "rolled_back", "finished_at": end, "reason": "web 2 did not \u{1b}[2Jbecome ready" })),
+        @"rolled back in 12.3 s: web 2 did not become ready; v7 is live");
+    insta::assert_snapshot!(say(json!({ "status": "superseded", "finished_at": end, "reason": "replaced by #13", "superseded_by": 13 })),
+        @"superseded by #13");
+}
+
+#[test]
+fn a_status_shows_what_is_live_and_each_instance() {
+    let last =
+        deployment(json!({ "status": "failed", "finished_at": "2026-11-21T04:00:05Z", "reason": "no Dockerfile" }));
+    insta::assert_snapshot!(status::detail(&app(), Some(&last), now(), Paint(false)).join("\n"), @r"
+    shop  main of https://github.com/example/shop.git
+      live     v7 0a0b0c0 Before (Bo), 3 min ago
+      last     #12 failed in 4.9 s: no Dockerfile, 5 s ago
+      queued   1
+      domains  shop.example.com
+      web     3/3  ◇v7 draining ■v8 ■v7 □v8 starting ■v7 unready
+      worker  1/1  ■v7
+
+    INSTANCE     RELEASE  HEALTH    DUTY      UP     RESTARTS  ADDRESS          LAST CHECK
+    d8-web-1     v8       ready     serving   3 min  0         172.18.0.4:8000  200 in 3 ms
+    d7-web-1     v7       ready     draining  3 min  0         172.18.0.4:8000  200 in 3 ms
+    d8-web-2     v8       starting  idle      3 min  0         172.18.0.4:8000  200 in 3 ms
+    d7-web-2     v7       ready     serving   3 min  0         172.18.0.4:8000  200 in 3 ms
+    d7-web-3     v7       unready   serving   3 min  0         172.18.0.4:8000  200 in 3 ms
+    d7-worker-1  v7       ready     serving   3 min  0         172.18.0.4:8000  200 in 3 ms
+    ");
+    let mut held = app();
+    held.queued = 0;
+    held.held = Some(HeldView { commit: "f".repeat(40).parse().unwrap(), reason: "web 1 exited".into() });
+    insta::assert_snapshot!(status::overview(&[app(), held], now()), @r"
+    APP   LIVE  COMMIT   SINCE      SERVING  NOW              DOMAINS
+    shop  v7    0a0b0c0  3 min ago  0/4      1 queued         shop.example.com
+    shop  v7    0a0b0c0  3 min ago  0/4      fffffff is held  shop.example.com
+    ");
+}
+
+#[test]
+fn colours_are_only_there_when_wanted() {
+    let plain = summary(&deployment(json!({ "status": "succeeded" })), None, Paint(false));
+    let painted = summary(&deployment(json!({ "status": "succeeded" })), None, Paint(true));
+    assert!(!plain.contains('\u{1b}') && painted.contains("\u{1b}[32msucceeded\u{1b}[0m"));
+}

@@ -1,0 +1,234 @@
+//! Following a deployment to its end. It belongs to the agent: whoever watches may leave, and the agent may be
+//! replaced meanwhile.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+
+use super::client::{AskError, Client};
+use super::error::CliError;
+use super::progress::{Progress, summary, title};
+use super::sse::Event;
+use super::term::Term;
+use super::text::{clean, json};
+use crate::api::views::{AppView, DeploymentView};
+use crate::model::Status;
+
+/// How long a lost agent is waited for: a restart or an upgrade.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(500);
+/// The clock in the block.
+const TICK: Duration = Duration::from_secs(1);
+/// By convention 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// What is shown while a deployment runs and at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    /// Progress and a summary.
+    Progress,
+    /// Only the final record.
+    Json,
+}
+
+/// Follows `deployment` until it ends, Ctrl-C, or the agent is lost for good. The exit code says how it ended.
+pub(super) async fn follow(
+    client: &Client,
+    term: &mut Term,
+    deployment: DeploymentView,
+    show: Show,
+) -> Result<ExitCode, CliError> {
+    let (id, app) = (deployment.id, deployment.app.clone());
+    let mut watcher = Watcher { client, term, show, last_line: 0, shown: None, progress: Progress::new(deployment) };
+    let ended = tokio::select! {
+        ended = watcher.run() => ended?,
+        pressed = tokio::signal::ctrl_c() => {
+            // The deployment is not touched. From here on there is nothing left that a second Ctrl-C could break.
+            pressed?;
+            watcher.leave(&format!("deployment #{id} goes on; watch it with: longshore status {app} --watch"))?;
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    };
+    watcher.conclude(&ended).await?;
+    Ok(match ended.status {
+        Status::Succeeded => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+struct Watcher<'a> {
+    client: &'a Client,
+    term: &'a mut Term,
+    show: Show,
+    /// Of the log; reading goes on after it.
+    last_line: u64,
+    /// The state that was printed last, where nothing is drawn.
+    shown: Option<Status>,
+    progress: Progress,
+}
+
+/// Why a connection's streams are no longer read.
+enum Left {
+    Ended(Box<DeploymentView>),
+    Lost(String),
+}
+
+struct Streams {
+    log: BoxStream<'static, Result<Event, String>>,
+    events: BoxStream<'static, Result<Event, String>>,
+}
+
+impl Watcher<'_> {
+    async fn run(&mut self) -> Result<DeploymentView, CliError> {
+        if self.show == Show::Progress && !self.term.is_live() {
+            self.term.print(&title(&self.progress.deployment, self.term.paint()))?;
+        }
+        let mut lost_since: Option<Instant> = None;
+        loop {
+            let why = match self.connect().await {
+                Ok(streams) => {
+                    lost_since = None;
+                    match self.read(streams).await? {
+                        Left::Ended(record) => return Ok(*record),
+                        Left::Lost(why) => why,
+                    }
+                }
+                Err(AskError::Refused(why)) => return Err(CliError::Failed(why)),
+                Err(AskError::Lost(why)) => why,
+            };
+            let since = *lost_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE {
+                let (id, app) = (self.progress.deployment.id, &self.progress.deployment.app);
+                return Err(CliError::Failed(format!(
+                    "{why}\nthe agent takes deployment #{id} up again when it is back; see: longshore status {app}"
+                )));
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Subscribes first and reads the state after it, so that nothing falls between the two.
+    async fn connect(&mut self) -> Result<Streams, AskError> {
+        let (id, app) = (self.progress.deployment.id, &self.progress.deployment.app);
+        let events = self.client.events(&format!("/api/v1/events?app={app}"), None).await?;
+        let log = self.client.events(&format!("/api/v1/deployments/{id}/log?follow=1"), Some(self.last_line)).await?;
+        self.refresh().await?;
+        Ok(Streams { log, events })
+    }
+
+    async fn refresh(&mut self) -> Result<(), AskError> {
+        let (id, app) = (self.progress.deployment.id, self.progress.deployment.app.clone());
+        self.progress.deployment = self.client.get(&format!("/api/v1/deployments/{id}")).await?;
+        self.progress.app = Some(self.client.get::<AppView>(&format!("/api/v1/apps/{app}")).await?);
+        Ok(())
+    }
+
+    async fn read(&mut self, mut streams: Streams) -> Result<Left, CliError> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stale = false;
+        loop {
+            self.show_state()?;
+            tokio::select! {
+                // The log first: it ends with the deployment, after everything that it has to tell.
+                biased;
+                line = streams.log.next() => match line {
+                    Some(Ok(event)) if event.name == "end" => {
+                        let record = serde_json::from_str(&event.data)
+                            .map_err(|err| CliError::Failed(format!("the agent's record cannot be read: {err}")))?;
+                        return Ok(Left::Ended(Box::new(record)));
+                    }
+                    Some(Ok(event)) if event.name == "error" => return Ok(Left::Lost(event.data)),
+                    Some(Ok(event)) => self.log_line(&event)?,
+                    Some(Err(why)) => return Ok(Left::Lost(why)),
+                    None => return Ok(Left::Lost("the agent closed the connection".into())),
+                },
+                event = streams.events.next() => match event {
+                    Some(Ok(event)) => stale |= event.name != "log",
+                    Some(Err(why)) => return Ok(Left::Lost(why)),
+                    None => return Ok(Left::Lost("the agent closed the connection".into())),
+                },
+                _ = tick.tick(), if self.term.is_live() => {}
+            }
+            // Several events at once need one look only.
+            if stale && drained(&mut streams.events).await {
+                stale = false;
+                match self.refresh().await {
+                    Ok(()) => {}
+                    Err(AskError::Lost(why)) => return Ok(Left::Lost(why)),
+                    Err(AskError::Refused(why)) => return Err(CliError::Failed(why)),
+                }
+            }
+        }
+    }
+
+    fn log_line(&mut self, event: &Event) -> Result<(), CliError> {
+        if let Some(seq) = event.id.as_ref().and_then(|id| id.parse().ok()) {
+            self.last_line = seq;
+        }
+        self.progress.line(&event.data);
+        if self.show == Show::Progress && !self.term.is_live() {
+            self.term.print(&format!("  {}", clean(&event.data)))?;
+        }
+        Ok(())
+    }
+
+    fn show_state(&mut self) -> Result<(), CliError> {
+        if self.show == Show::Json {
+            return Ok(());
+        }
+        if self.term.is_live() {
+            let block = self.progress.block(Timestamp::now(), self.term.paint());
+            return Ok(self.term.draw(&block)?);
+        }
+        let status = self.progress.deployment.status;
+        if !status.is_terminal() && self.shown.replace(status) != Some(status) {
+            self.term.print(&status.as_str().replace('_', " "))?;
+        }
+        Ok(())
+    }
+
+    async fn conclude(&mut self, ended: &DeploymentView) -> Result<(), CliError> {
+        if self.show == Show::Json {
+            return Ok(self.term.print(&json(ended))?);
+        }
+        // The summary is worth having without it.
+        let _ = self.refresh().await;
+        self.progress.deployment = ended.clone();
+        if self.term.is_live() {
+            let block = self.progress.block(Timestamp::now(), self.term.paint());
+            self.term.print(&block.join("\n"))?;
+        }
+        Ok(self.term.print(&summary(ended, self.progress.app.as_ref(), self.term.paint()))?)
+    }
+
+    fn leave(&mut self, words: &str) -> Result<(), CliError> {
+        if self.show == Show::Json {
+            // The output stays JSON or empty.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{words}\n"));
+            return Ok(());
+        }
+        if self.term.is_live() {
+            let block = self.progress.block(Timestamp::now(), self.term.paint());
+            self.term.print(&block.join("\n"))?;
+        }
+        Ok(self.term.print(words)?)
+    }
+}
+
+/// Takes what waits in the stream; false when one of its ends is to be seen by the next look.
+async fn drained(events: &mut BoxStream<'static, Result<Event, String>>) -> bool {
+    // A moment for what comes together.
+    let until = Instant::now() + Duration::from_millis(50);
+    loop {
+        match timeout_at(until, events.next()).await {
+            Err(_) => return true,
+            Ok(Some(Ok(_))) => {}
+            Ok(Some(Err(_)) | None) => return false,
+        }
+    }
+}

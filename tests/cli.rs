@@ -1,0 +1,270 @@
+//! The binary as a person or a script runs it, against an agent's API on its own socket and over TCP.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longshore::agent::Agent;
+use longshore::api;
+use longshore::config;
+use longshore::journal::Journal;
+use longshore::model::{AppName, DeploymentId, Status};
+use longshore::store::{Finish, Scope, Store};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// An agent without drivers behind its API: what deployments do is written by the test.
+struct Bench {
+    dir: tempfile::TempDir,
+    agent: Arc<Agent>,
+    runtime: tokio::runtime::Runtime,
+    url: String,
+    shutdown: CancellationToken,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[agent]\ndata_dir = \"data\"\n[apps.shop]\nrepo = \"https://git.example/shop.git\"\nport = 8000\n\
+                    [apps.blog]\nrepo = \"https://git.example/blog.git\"\nport = 8000\n";
+        std::fs::write(dir.path().join("deploy.toml"), text).unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let config = config::parse(text, "deploy.toml", dir.path()).unwrap();
+        let store = Store::open(&data.join("journal.db")).unwrap();
+        let agent = Arc::new(Agent::detached("test".into(), store, std::path::PathBuf::new(), config));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let shutdown = CancellationToken::new();
+        let url = runtime.block_on(async {
+            let unix = UnixListener::bind(data.join("longshore.sock")).unwrap();
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", tcp.local_addr().unwrap());
+            tokio::spawn(api::serve_unix(unix, api::routes(agent.clone()), shutdown.clone()));
+            tokio::spawn(api::serve_tcp(tcp, api::routes(agent.clone()), shutdown.clone()));
+            url
+        });
+        Self { dir, agent, runtime, url, shutdown }
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = longshore(self.dir.path());
+        command.args(line.split(' '));
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// Waits for the newest deployment to be another than before.
+    fn deployment_after(&self, before: i64) -> DeploymentId {
+        let app: AppName = "shop".parse().unwrap();
+        until("a new deployment", || {
+            let newest = self.runtime.block_on(self.agent.store.deployments(&app, 1)).unwrap();
+            newest.first().map(|deployment| deployment.id).filter(|id| id.0 > before)
+        })
+    }
+
+    fn log(&self, id: DeploymentId, line: &str) {
+        let app = "shop".parse().unwrap();
+        self.runtime.block_on(self.agent.journal.log(&app, id)).unwrap().line(line);
+    }
+
+    fn advance(&self, id: DeploymentId, status: Status) {
+        let app = "shop".parse().unwrap();
+        self.runtime.block_on(self.agent.journal.advance(&app, id, status)).unwrap();
+    }
+
+    fn finish(&self, id: DeploymentId, status: Status, reason: Option<&str>) {
+        let app = "shop".parse().unwrap();
+        let finish = Finish { status, reason: reason.map(Into::into), superseded_by: None, hold: false };
+        self.runtime.block_on(self.agent.journal.finish(&app, id, finish)).unwrap();
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn longshore(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_longshore"));
+    command.current_dir(dir).env_remove("LONGSHORE_URL").env_remove("LONGSHORE_TOKEN").env_remove("LONGSHORE_CONFIG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < LIMIT, "no {what} within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Reads until `needle` has come.
+fn read_until(child: &mut Child, needle: &str) -> String {
+    let mut text = String::new();
+    let out = child.stdout.as_mut().unwrap();
+    let mut byte = [0];
+    while !text.contains(needle) {
+        assert_eq!(out.read(&mut byte).unwrap(), 1, "the output ended after {text:?}");
+        text.push(char::from(byte[0]));
+    }
+    text
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+#[test]
+fn deploy_tells_the_story_and_ends_with_the_deployment() {
+    let bench = Bench::new();
+    let mut child = bench.command("deploy shop").spawn().unwrap();
+    let id = bench.deployment_after(0);
+    let mut seen = read_until(&mut child, "queued\n");
+    bench.advance(id, Status::Building);
+    seen += &read_until(&mut child, "building\n");
+    bench.log(id, "step 1/2 \u{1b}[31mred\u{1b}[0m");
+    seen += &read_until(&mut child, "step 1/2");
+    bench.finish(id, Status::Succeeded, None);
+    let output = child.wait_with_output().unwrap();
+    seen += &text(&output.stdout);
+    assert!(output.status.success(), "{seen}");
+    assert!(seen.starts_with("shop #1  deploy ("), "{seen}");
+    assert!(seen.contains("\n  step 1/2 red\n"), "{seen}");
+    let last = seen.lines().last().unwrap();
+    assert!(last.starts_with("succeeded in ") && last.ends_with("s (0 instances, 0 requests, 0 failed)"), "{last}");
+    assert!(!seen.contains('\u{1b}'), "escape sequences in a pipe: {seen:?}");
+}
+
+#[test]
+fn a_deployment_that_fails_is_exit_code_1_with_the_reason() {
+    let bench = Bench::new();
+    let child = bench.command("deploy shop --json").spawn().unwrap();
+    let id = bench.deployment_after(0);
+    bench.finish(id, Status::Failed, Some("the build ended with 1"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 1);
+    let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&record["status"], &record["reason"]), (&"failed".into(), &"the build ended with 1".into()));
+    let log = bench.run("logs --deployment 1 -f");
+    assert!(text(&log.stdout).contains("the build ended with 1"));
+}
+
+#[test]
+fn ctrl_c_stops_watching_and_not_the_deployment() {
+    let bench = Bench::new();
+    let mut child = bench.command("deploy shop").spawn().unwrap();
+    let id = bench.deployment_after(0);
+    read_until(&mut child, "queued\n");
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 130);
+    let said = text(&output.stdout);
+    assert!(said.contains("deployment #1 goes on; watch it with: longshore status shop --watch"), "{said}");
+    let record = bench.runtime.block_on(bench.agent.store.deployment(id)).unwrap().unwrap();
+    assert_eq!((record.status, record.cancel_asked), (Status::Queued, false));
+}
+
+#[test]
+fn the_socket_and_a_token_lead_to_the_same_agent() {
+    let bench = Bench::new();
+    assert_eq!(code(&bench.run("deploy shop --no-wait")), 0);
+    let (_, token) = bench.runtime.block_on(bench.agent.store.create_token("ci", Scope::Read, None)).unwrap();
+    let over = |line: &str, token: &str| {
+        let mut command = bench.command(line);
+        command.env("LONGSHORE_URL", &bench.url).env("LONGSHORE_TOKEN", token).output().unwrap()
+    };
+    let remote = over("deployments shop --json", token.expose_secret());
+    let local = bench.run("deployments shop --json");
+    assert_eq!(code(&remote), 0, "{}", text(&remote.stderr));
+    let id = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap()[0]["id"].clone();
+    assert_eq!((id(&remote), id(&local)), (1.into(), 1.into()));
+    let refused = over("deploy shop", token.expose_secret());
+    assert_eq!(
+        (code(&refused), text(&refused.stderr).as_str()),
+        (1, "error: this needs deploy scope; the token has read\n")
+    );
+    let unknown = over("status", "lsh_wrong");
+    assert_eq!((code(&unknown), text(&unknown.stderr).as_str()), (1, "error: this token is unknown or revoked\n"));
+}
+
+#[test]
+fn what_goes_wrong_is_said_with_the_way_out() {
+    let bench = Bench::new();
+    let unknown = bench.run("deploy shpo");
+    assert_eq!(code(&unknown), 1);
+    assert_eq!(text(&unknown.stderr), "error: there is no app \"shpo\"; did you mean \"shop\"? apps: blog, shop\n");
+    let rollback = bench.run("rollback shop --to v9");
+    assert_eq!(text(&rollback.stderr), "error: shop has no release v9; it has no releases yet\n");
+    assert_eq!(code(&bench.run("rollback shop --to ;rm")), 2);
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("deploy.toml"), "[agent]\ndata_dir = \"data\"\n").unwrap();
+    let down = longshore(elsewhere.path()).arg("status").output().unwrap();
+    assert_eq!(code(&down), 1);
+    assert_eq!(
+        text(&down.stderr),
+        "error: cannot reach the agent at data/longshore.sock: there is no such socket\n\
+         start it with: longshore serve --config deploy.toml\n"
+    );
+    let missing = longshore(elsewhere.path()).args(["status", "--config", "none.toml"]).output().unwrap();
+    assert_eq!(code(&missing), 2, "{}", text(&missing.stderr));
+}
+
+#[test]
+fn tokens_are_made_alone_on_a_line_and_revoked() {
+    let bench = Bench::new();
+    let made = bench.run("token create ci --scope read --expires-in-days 30");
+    let token = text(&made.stdout).trim_end().to_owned();
+    assert!(token.starts_with("lsh_") && !token.contains('\n'), "{token}");
+    let list = text(&bench.run("token list").stdout);
+    assert!(list.contains("ci") && list.contains("in 30 days") || list.contains("in 29 days"), "{list}");
+    assert!(!list.contains(&token));
+    assert_eq!(code(&bench.run("token revoke 1")), 0);
+    assert_eq!(code(&bench.run("token revoke 1")), 1);
+}
+
+#[test]
+fn watching_survives_a_lost_connection() {
+    let bench = Bench::new();
+    let mut child = bench.command("deploy shop").spawn().unwrap();
+    let id = bench.deployment_after(0);
+    read_until(&mut child, "queued\n");
+    // Another agent on the same journal would do the same: all streams end, new ones are accepted.
+    bench.shutdown.cancel();
+    let socket = bench.dir.path().join("data/longshore.sock");
+    std::fs::remove_file(&socket).unwrap();
+    bench.log(id, "written meanwhile");
+    let (agent, again) = (bench.agent.clone(), CancellationToken::new());
+    bench.runtime.block_on(async {
+        let unix = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(api::serve_unix(unix, api::routes(agent), again.clone()));
+    });
+    read_until(&mut child, "written meanwhile\n");
+    bench.finish(id, Status::Cancelled, Some("cancelled by ada"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(text(&output.stdout).contains("cancelled by ada"), "{}", text(&output.stdout));
+}
