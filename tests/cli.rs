@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use longshore::agent::Agent;
 use longshore::api;
 use longshore::config;
-use longshore::journal::Journal;
 use longshore::model::{AppName, DeploymentId, Status};
 use longshore::store::{Finish, Scope, Store};
 use nix::sys::signal::{Signal, kill};

@@ -21,7 +21,8 @@
 //! finished in the background.
 //!
 //! Undoing runs through the same slots the other way round: what was switched gets a fresh instance of the old release
-//! (or the old instance itself, where it still runs), what was not is only stopped. A revert never starts a revert.
+//! (or the old instance itself, where it still runs), what was not is only stopped; all places at once. A revert never
+//! starts a revert.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -454,14 +455,21 @@ impl Rollout {
         self.places = begun.into_iter().rev().filter_map(|place| reversed(place, deployment)).collect();
     }
 
-    /// Performs every step that needs no further event. One place at a time: the first that does not let the next begin.
+    /// Performs every step that needs no further event. Rolling takes one place at a time: the first that does not let
+    /// the next begin. Undoing takes all at once, for what is being put back is known to work, and what is there is
+    /// known to fail; only where the old must stop first, one place waits for the other.
     fn go_on(&mut self, now: Now, actions: &mut Vec<Action>) {
         let restore = self.is_reverting();
-        while let Some(place) = self.places.iter_mut().find(|p| !p.lets_next_begin()) {
+        let mut index = 0;
+        while let Some(place) = self.places.get_mut(index) {
             let before = place.phase;
             advance(place, &mut self.switches, restore, actions);
-            if place.phase == before {
-                break;
+            let moved = place.phase != before;
+            let next_may_begin = place.lets_next_begin() || (restore && place.slot.order == Order::StartFirst);
+            match (moved, next_may_begin) {
+                (true, _) => {}
+                (false, true) => index += 1,
+                (false, false) => break,
             }
         }
         self.settle(now, actions);
