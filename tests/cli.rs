@@ -267,3 +267,17 @@ fn watching_survives_a_lost_connection() {
     assert_eq!(code(&output), 1);
     assert!(text(&output.stdout).contains("cancelled by ada"), "{}", text(&output.stdout));
 }
+
+#[test]
+fn a_watched_status_shows_each_change_until_ctrl_c() {
+    let bench = Bench::new();
+    let mut child = bench.command("status shop --watch").spawn().unwrap();
+    read_until(&mut child, "nothing yet");
+    assert_eq!(code(&bench.run("deploy shop --no-wait")), 0);
+    bench.advance(DeploymentId(1), Status::Preparing);
+    read_until(&mut child, "preparing");
+    bench.finish(DeploymentId(1), Status::Failed, Some("no Dockerfile"));
+    read_until(&mut child, "no Dockerfile");
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(code(&child.wait_with_output().unwrap()), 0);
+}

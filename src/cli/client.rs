@@ -46,6 +46,16 @@ pub(super) enum AskError {
     Refused(String),
 }
 
+impl AskError {
+    /// Why the agent was lost, for whoever tries again; an answer that says no stays an error.
+    pub fn lost(self) -> Result<String, CliError> {
+        match self {
+            Self::Lost(why) => Ok(why),
+            Self::Refused(why) => Err(CliError::Failed(why)),
+        }
+    }
+}
+
 impl From<AskError> for CliError {
     fn from(err: AskError) -> Self {
         match err {
@@ -218,9 +228,15 @@ async fn refusal(answer: Answer) -> AskError {
         Ok(bytes) => bytes,
         Err(err) => return err,
     };
-    match serde_json::from_slice::<ProblemBody>(&bytes) {
-        Ok(problem) => AskError::Refused(format!("{}{version}", problem.detail)),
-        Err(_) => AskError::Refused(format!("the agent answered {status}{version}")),
+    let detail = match serde_json::from_slice::<ProblemBody>(&bytes) {
+        Ok(problem) => problem.detail,
+        Err(_) => format!("the agent answered {status}"),
+    };
+    let why = format!("{detail}{version}");
+    match status {
+        // It, or the reverse proxy before it, is not up again yet.
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => AskError::Lost(why),
+        _ => AskError::Refused(why),
     }
 }
 

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::client::Client;
+use super::client::{AskError, Client};
 use super::error::CliError;
 use super::progress::{Progress, services, summary, title};
+use super::sse::Event;
 use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
+use super::watch::{PATIENCE, RETRY};
 use super::{Json, text};
 use crate::api::views::{AppView, DeploymentView, InstanceView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
@@ -62,7 +65,7 @@ pub(super) async fn run(client: &Client, term: &mut Term, args: StatusArgs) -> R
     Ok(ExitCode::SUCCESS)
 }
 
-async fn look(client: &Client, app: Option<&AppName>) -> Result<Seen, CliError> {
+async fn look(client: &Client, app: Option<&AppName>) -> Result<Seen, AskError> {
     let Some(app) = app else { return Ok(Seen::All(client.get("/api/v1/apps").await?)) };
     let view = client.get(&format!("/api/v1/apps/{app}")).await?;
     let newest: Vec<DeploymentView> = client.get(&format!("/api/v1/apps/{app}/deployments?limit=20")).await?;
@@ -70,37 +73,74 @@ async fn look(client: &Client, app: Option<&AppName>) -> Result<Seen, CliError> 
     Ok(Seen::One { app: Box::new(view), last: last.map(Box::new) })
 }
 
+/// Shows what changes, also across a restart of the agent; ends with an error only.
 async fn watch(client: &Client, term: &mut Term, app: Option<&AppName>) -> Result<ExitCode, CliError> {
+    let mut printed = String::new();
+    let mut lost_since: Option<Instant> = None;
+    loop {
+        let why = match connect(client, app).await {
+            Ok((seen, events)) => {
+                lost_since = None;
+                show_changes(client, term, app, seen, events, &mut printed).await?
+            }
+            Err(err) => err.lost()?,
+        };
+        if lost_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+            return Err(CliError::Failed(why));
+        }
+        sleep(RETRY).await;
+    }
+}
+
+type Events = BoxStream<'static, Result<Event, String>>;
+
+/// Subscribes first and reads the state after it, so that nothing falls between the two.
+async fn connect(client: &Client, app: Option<&AppName>) -> Result<(Seen, Events), AskError> {
     let path = app.map_or_else(|| "/api/v1/events".to_owned(), |app| format!("/api/v1/events?app={app}"));
-    let mut events = client.events(&path, None).await?;
+    let events = client.events(&path, None).await?;
+    Ok((look(client, app).await?, events))
+}
+
+/// Until the connection ends; says why it did.
+async fn show_changes(
+    client: &Client,
+    term: &mut Term,
+    app: Option<&AppName>,
+    mut seen: Seen,
+    mut events: Events,
+    printed: &mut String,
+) -> Result<String, CliError> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = look(client, app).await?;
-    let mut changed = false;
-    let mut printed = String::new();
     loop {
         let lines = seen.lines(Timestamp::now(), term.paint());
         if term.is_live() {
             term.draw(&lines)?;
-        } else if printed.is_empty() || changed {
-            // Times alone are no news.
+        } else {
             let now = lines.join("\n");
-            if now != printed {
+            if now != *printed {
                 term.print(&now)?;
-                printed = now;
+                *printed = now;
             }
         }
-        changed = false;
-        tokio::select! {
-            event = events.next() => match event {
-                Some(Ok(event)) if event.name == "log" => continue,
-                Some(Ok(_)) => changed = true,
-                Some(Err(why)) => return Err(CliError::Failed(why)),
-                None => return Err(CliError::Failed("the agent closed the connection".into())),
-            },
-            _ = tick.tick(), if term.is_live() => continue,
+        let changed = loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) if event.name == "log" => {}
+                    Some(Ok(_)) => break true,
+                    Some(Err(why)) => return Ok(why),
+                    None => return Ok("the agent closed the connection".into()),
+                },
+                // Times alone are news only to those who look.
+                _ = tick.tick(), if term.is_live() => break false,
+            }
+        };
+        if changed {
+            match look(client, app).await {
+                Ok(now) => seen = now,
+                Err(err) => return err.lost(),
+            }
         }
-        seen = look(client, app).await?;
     }
 }
 

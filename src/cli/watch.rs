@@ -19,10 +19,10 @@ use crate::api::views::{AppView, DeploymentView};
 use crate::model::Status;
 
 /// How long a lost agent is waited for: a restart or an upgrade.
-const PATIENCE: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_millis(500);
-/// The clock in the block.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
+/// How often the block is drawn: its clock and the newest log lines.
+const TICK: Duration = Duration::from_millis(200);
 /// By convention 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -97,8 +97,7 @@ impl Watcher<'_> {
                         Left::Lost(why) => why,
                     }
                 }
-                Err(AskError::Refused(why)) => return Err(CliError::Failed(why)),
-                Err(AskError::Lost(why)) => why,
+                Err(err) => err.lost()?,
             };
             let since = *lost_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= PATIENCE {
@@ -130,9 +129,12 @@ impl Watcher<'_> {
     async fn read(&mut self, mut streams: Streams) -> Result<Left, CliError> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stale = false;
+        let (mut stale, mut news) = (false, true);
         loop {
-            self.show_state()?;
+            // A build may write a thousand lines a second: nobody reads so many blocks.
+            if std::mem::take(&mut news) {
+                self.show_state()?;
+            }
             tokio::select! {
                 // The log first: it ends with the deployment, after everything that it has to tell.
                 biased;
@@ -152,16 +154,15 @@ impl Watcher<'_> {
                     Some(Err(why)) => return Ok(Left::Lost(why)),
                     None => return Ok(Left::Lost("the agent closed the connection".into())),
                 },
-                _ = tick.tick(), if self.term.is_live() => {}
+                _ = tick.tick(), if self.term.is_live() => news = true,
             }
             // Several events at once need one look only.
             if stale && drained(&mut streams.events).await {
                 stale = false;
-                match self.refresh().await {
-                    Ok(()) => {}
-                    Err(AskError::Lost(why)) => return Ok(Left::Lost(why)),
-                    Err(AskError::Refused(why)) => return Err(CliError::Failed(why)),
+                if let Err(err) = self.refresh().await {
+                    return Ok(Left::Lost(err.lost()?));
                 }
+                news = true;
             }
         }
     }
