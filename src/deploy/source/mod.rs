@@ -308,7 +308,7 @@ impl Mirrors {
             RepoUrl::Ssh { user, host, port, path } => {
                 let address = ssh::SshAddress { user, host, port: *port, path };
                 let (wire, reader) = ssh::SshWire::connect(address, &origin.credential, limits).await?;
-                (Wire::Ssh(wire), reader, host.clone())
+                (Wire::Ssh(Box::new(wire)), reader, host.clone())
             }
         };
         Ok(Remote::Server(Box::new(Session::open(wire, reader, host, limits).await?)))
