@@ -92,29 +92,20 @@ async fn a_damaged_mirror_is_cloned_anew() {
         let entries = std::fs::read_dir(mirror.join("objects/pack")).unwrap();
         entries.map(|entry| entry.unwrap().path()).find(|path| path.extension().unwrap() == "pack").unwrap()
     };
-    type Damage<'a> = (&'a str, Box<dyn Fn() + 'a>);
-    let damages: [Damage<'_>; 4] = [
-        ("the pack is gone", Box::new(|| std::fs::remove_file(pack()).unwrap())),
-        (
-            "the pack is cut",
-            Box::new(|| {
-                let bytes = std::fs::read(pack()).unwrap();
-                std::fs::remove_file(pack()).unwrap();
-                std::fs::write(pack().with_file_name("x.pack"), &bytes[..20]).ok();
-            }),
-        ),
-        ("HEAD is gone", Box::new(|| std::fs::remove_file(mirror.join("HEAD")).unwrap())),
-        ("the objects are gone", Box::new(|| std::fs::remove_dir_all(mirror.join("objects")).unwrap())),
-    ];
-    for (what, damage) in damages {
-        if what == "the pack is cut" {
+    let damage = |what: &str| match what {
+        "the pack is gone" => std::fs::remove_file(pack()).unwrap(),
+        "the pack is cut" => {
             let path = pack();
-            let bytes = std::fs::read(&path).unwrap();
+            let start = std::fs::read(&path).unwrap()[..20].to_vec();
+            // A new file: the old one may be mapped into memory.
             std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, &bytes[..20]).unwrap();
-        } else {
-            damage();
+            std::fs::write(&path, start).unwrap();
         }
+        "HEAD is gone" => std::fs::remove_file(mirror.join("HEAD")).unwrap(),
+        _ => std::fs::remove_dir_all(mirror.join("objects")).unwrap(),
+    };
+    for what in ["the pack is gone", "the pack is cut", "HEAD is gone", "the objects are gone"] {
+        damage(what);
         bench.take_log();
         let source = bench.fetch_commit(&app, &commit).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(bench.take_log().contains("cloning it anew"), "{what}");

@@ -1,5 +1,12 @@
 //! From a push's commit to its build context, with real git at the other end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, outside of test functions"
+)]
+
 #[path = "../support/git.rs"]
 mod git;
 #[path = "../support/git_server.rs"]

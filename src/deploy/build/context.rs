@@ -207,7 +207,8 @@ impl Walk<'_> {
             let verdict = self.ignore.verdict(parent, &String::from_utf8_lossy(&path));
             let directory = node.kind == Kind::Directory;
             let kept = !verdict.excluded() || (self.keep_ignore_file && path == b".dockerignore");
-            if !kept && !(directory && self.ignore.has_exceptions()) {
+            let looked_into = directory && self.ignore.has_exceptions();
+            if !kept && !looked_into {
                 continue;
             }
             if let Some(why) = unsafe_name(&name) {

@@ -32,6 +32,8 @@ pub(super) enum Trouble {
     Cancelled,
     /// The server has no such object, or does not give it out by id.
     NotGiven,
+    /// The connection ended before the answer did.
+    Closed(String),
     /// Our own mirror is at fault: cloning it anew helps.
     Damaged(String),
     /// Anything else, in one line.
@@ -50,7 +52,7 @@ impl From<Trouble> for SourceError {
             Trouble::Cancelled => Self::Cancelled,
             Trouble::NotGiven => Self::NoSuchCommit("the server does not give out this commit".to_owned()),
             Trouble::Damaged(why) => Self::Failed(format!("the mirror is damaged: {why}")),
-            Trouble::Failed(why) => Self::Failed(why),
+            Trouble::Failed(why) | Trouble::Closed(why) => Self::Failed(why),
         }
     }
 }

@@ -12,6 +12,7 @@ mod pkt;
 mod session;
 mod ssh;
 mod submodules;
+mod tidy;
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -292,6 +293,7 @@ impl Mirrors {
             let commit = mirror.peel(wanted)?;
             let survey = mirror.check_whole(commit, &limits)?;
             mirror.pin(commit)?;
+            tidy::tidy(&path, &limits);
             Ok(Fetched { mirror: path, commit, survey })
         })
         .await
@@ -308,7 +310,7 @@ impl Mirrors {
             RepoUrl::Ssh { user, host, port, path } => {
                 let address = ssh::SshAddress { user, host, port: *port, path };
                 let (wire, reader) = ssh::SshWire::connect(address, &origin.credential, limits).await?;
-                (Wire::Ssh(wire), reader, host.clone())
+                (Wire::Ssh(Box::new(wire)), reader, host.clone())
             }
         };
         Ok(Remote::Server(Box::new(Session::open(wire, reader, host, limits).await?)))
@@ -429,7 +431,7 @@ impl Remote {
                 blocking(move || local.fetch(wanted, &haves, &path, &limits)).await?
             }
         };
-        log.line(told(received, began));
+        log.line(told(&received, began));
         Ok(())
     }
 }
@@ -471,7 +473,7 @@ fn gone(wanted: Oid, why: &str) -> Unfetched {
     Unfetched::NoSuchCommit(format!("commit {} is not on the server{why}", short(wanted)))
 }
 
-fn told(received: Received, began: Instant) -> String {
+fn told(received: &Received, began: Instant) -> String {
     let (amount, unit) = match received.bytes {
         bytes if bytes < 1 << 20 => (bytes as f64 / 1024.0, "KiB"),
         bytes => (bytes as f64 / f64::from(1 << 20), "MiB"),

@@ -21,8 +21,10 @@ const QUEUE: usize = 64;
 const INCOMING: &str = "longshore-incoming";
 
 /// What a fetch brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Received {
+    /// The pack's index in the mirror.
+    pub index: PathBuf,
     pub objects: usize,
     pub bytes: u64,
 }
@@ -174,7 +176,7 @@ impl IncomingPack {
             fs::rename(&from, target.join(&file)).map_err(|error| disk(&from, &error))?;
         }
         let index = target.join(format!("pack-{name}.idx"));
-        Ok(Received { objects: objects_in(&index).unwrap_or(0), bytes: self.bytes })
+        Ok(Received { objects: objects_in(&index).unwrap_or(0), bytes: self.bytes, index })
     }
 }
 

@@ -71,10 +71,10 @@ impl PktReader {
         while !wanted.is_empty() {
             let read = self.limits.io(&self.host, self.reply.fill_buf()).await?;
             let there = read.map_err(|error| {
-                Trouble::Failed(format!("the connection to {} broke: {}", self.host, root_cause(&error)))
+                Trouble::Closed(format!("the connection to {} broke: {}", self.host, root_cause(&error)))
             })?;
             if there.is_empty() {
-                return Err(Trouble::Failed(format!(
+                return Err(Trouble::Closed(format!(
                     "{} closed the connection in the middle of its answer",
                     self.host
                 )));

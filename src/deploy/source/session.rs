@@ -21,7 +21,7 @@ pub(super) enum Wire {
     /// Each request is a POST, its answer the body.
     Http(HttpWire),
     /// One pipe for all.
-    Ssh(SshWire),
+    Ssh(Box<SshWire>),
 }
 
 /// What the server said on connecting.
@@ -197,7 +197,7 @@ impl Session {
                 }
                 Err(Trouble::Failed(format!("{} says: {text}", self.host)))
             }
-            Err(Trouble::Failed(seen)) => match &mut self.wire {
+            Err(Trouble::Closed(seen)) => match &mut self.wire {
                 Wire::Ssh(ssh) => Err(Trouble::Failed(ssh.explain().await.unwrap_or(seen))),
                 Wire::Http(_) => Err(Trouble::Failed(seen)),
             },
