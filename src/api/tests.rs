@@ -497,8 +497,11 @@ async fn a_token_is_shown_once_and_ends_when_revoked() {
 async fn probes_answer_without_a_token() {
     let api = Api::new();
     assert_eq!(api.call("GET", "/livez", None, None).await.status, 200);
-    let ready = api.call("GET", "/readyz", None, None).await.json();
-    assert_eq!((&ready["status"], &ready["problems"]), (&json!("ready"), &json!([])));
+    let answer = api.call("GET", "/readyz", None, None).await;
+    assert_eq!(answer.status, 503, "an agent without an engine is not ready");
+    let ready = answer.json();
+    assert_eq!(ready["status"], "unready");
+    assert!(ready["problems"][0].as_str().unwrap().contains("still starting"), "{ready}");
     assert_eq!(ready["agent"], api.call("GET", "/readyz", None, None).await.json()["agent"]);
 }
 

@@ -21,7 +21,7 @@ fn the_command_line_is_sound_and_every_command_has_examples() {
     let mut command = Cli::command();
     command.clone().debug_assert();
     command.build();
-    for sub in command.get_subcommands() {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let own = sub.get_after_help().map(ToString::to_string);
         let below = sub.get_subcommands().filter_map(|sub| sub.get_after_help()).map(ToString::to_string).next();
         let examples = own.or(below).unwrap_or_default();

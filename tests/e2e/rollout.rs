@@ -67,10 +67,7 @@ fn assert_old_release_serves(app: &Value) {
     assert_eq!(app["live"]["release"], 1, "{app:#}");
     let instances = app["instances"].as_array().unwrap();
     assert_eq!(instances.len(), 2, "{app:#}");
-    assert!(
-        instances.iter().all(|i| i["release"] == 1 && i["duty"] == "serving" && i["health"] == "ready"),
-        "{app:#}"
-    );
+    assert!(instances.iter().all(|i| i["release"] == 1 && i["duty"] == "serving" && i["health"] == "ready"), "{app:#}");
 }
 
 #[tokio::test]
