@@ -388,7 +388,12 @@ impl Story<'_> {
                     artifact
                 }
             };
-            services.push(ReleasedService { service: service.clone(), image: artifact.image, artifact: artifact.key });
+            services.push(ReleasedService {
+                service: service.clone(),
+                image: artifact.image,
+                artifact: artifact.key,
+                base: artifact.base,
+            });
         }
         drop(slot);
         Ok(ReleaseBody {
