@@ -393,11 +393,17 @@ impl DriverTask {
                 self.feed(Event::Started(id.clone())).await;
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
+                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
+                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
                     _ => {}
                 }
             }
             Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
         }
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
     }
 
     fn start_probe(&mut self, id: &InstanceId) {
