@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Config, Problems};
 use crate::deploy::plan_view::{self, PlanView};
@@ -35,6 +36,8 @@ pub struct Agent {
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, AppHandle>>,
     parts: OnceLock<start::Shared>,
+    /// The apps' workers: at the end what they do now is finished or left in order.
+    workers: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -66,6 +69,7 @@ impl Agent {
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
             parts: OnceLock::new(),
+            workers: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }
     }

@@ -101,12 +101,13 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
     obey_signals(&agent).await?;
     tracing::info!("ending: what is under way goes on at the next start");
     shutdown.cancel();
+    agent.workers.close();
     let ended = async {
         // Each ends by the token; an error here is a task that had ended before.
-        let _ = tokio::join!(tcp, unix, notices, keeper);
+        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers.wait());
     };
     if tokio::time::timeout(END_GRACE, ended).await.is_err() {
-        tracing::warn!("some connections did not end in time and are cut");
+        tracing::warn!("some of what is under way did not end in time and is cut");
     }
     events.abort();
     Ok(())
@@ -204,7 +205,7 @@ pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
         shutdown: end.clone(),
     };
     let wake = Arc::new(Notify::new());
-    tokio::spawn(deployer.clone().work(wake.clone()));
+    agent.workers.spawn(deployer.clone().work(wake.clone()));
     let handle = AppHandle { driver, deployer, wake, end: end.clone() };
     agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
     tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
