@@ -148,7 +148,7 @@ impl Deployer {
         }
         *lock(&self.running) = Some(running.clone());
         let deadline = tokio::spawn(enforce_deadline(app.deadline, running.clone()));
-        let redactor = Redactor::of(&app);
+        let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 
         let story = Story { deployer: self, app: &app, deployment: &deployment, running: &running, log: &log };
@@ -522,7 +522,9 @@ impl Story<'_> {
             services: new.iter().map(|(name, spec)| (name.clone(), policy_of(spec))).collect(),
             default_start_deadline: Duration::from_secs(60),
         };
-        let order = Order { deployment: id, plan, policy, new, old, reverting, log: self.log.clone() };
+        let redactor = Redactor::of(self.app, &target.release);
+        let redact = Arc::new(move |text: &str| redactor.clean(text));
+        let order = Order { deployment: id, plan, policy, new, old, reverting, redact, log: self.log.clone() };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {

@@ -42,6 +42,8 @@ pub struct Order {
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// An earlier life of the agent had begun to undo it.
     pub reverting: Option<Failure>,
+    /// Takes the app's secrets out of what instances print.
+    pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -605,6 +607,7 @@ impl DriverTask {
         }
         let Some(active) = &mut self.rollout else { return };
         let id = active.order.deployment;
+        failure.why = (active.order.redact)(&failure.why);
         active.order.log.line(format!("undoing: {}", failure.why));
         active.failure = Some(failure.clone());
         let recorded = async {
