@@ -528,6 +528,8 @@ impl Story<'_> {
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
+            // In this order: the driver has the order before it may hear that it is cancelled.
+            biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             outcome = &mut rolled => outcome,
             () = self.running.stop.cancelled() => {
