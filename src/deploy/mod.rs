@@ -20,7 +20,7 @@ use crate::model::{
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Plan, Wanted};
+use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::{Driver, Order, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::store::{Deployment, Finish, Release, ReleaseBody, ReleasedService, Step, Store, StoreError};
@@ -277,14 +277,7 @@ impl Story<'_> {
                 return Ok(Target { release: made, renew: false, run_command: true });
             }
             Request::Rollback { to } => (self.rollback_target(*to, live).await?, false),
-            Request::Scale { service, instances } => {
-                let live = live.ok_or_else(nothing_live)?;
-                let configured = self.app.services.get(service).map(|service| service.instances);
-                let released = live.body.service(service).map(|released| released.service.instances);
-                let configured = configured.or(released).unwrap_or(*instances);
-                self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?;
-                (live.clone(), false)
-            }
+            Request::Scale { .. } => (live.cloned().ok_or_else(nothing_live)?, false),
             Request::Restart => (live.cloned().ok_or_else(nothing_live)?, true),
         };
         self.deployer.store.set_release(id, release.number).await?;
@@ -505,8 +498,12 @@ impl Story<'_> {
             None => BTreeMap::new(),
         };
         let towards = if reverting.is_some() { &old } else { &new };
-        let renew = target.renew && reverting.is_none();
-        let plan = self.plan(towards, &target.release, renew).await?;
+        let way = match (&reverting, target.renew) {
+            (Some(_), _) => Way::Back,
+            (None, true) => Way::Renew,
+            (None, false) => Way::Forward,
+        };
+        let plan = self.plan(towards, &target.release, way).await?;
         if plan.slots.is_empty() && reverting.is_none() {
             self.log.line(format!("{}: nothing to replace, {} instances stay", target.release.number, plan.kept.len()));
         } else {
@@ -544,6 +541,7 @@ impl Story<'_> {
         match outcome {
             None => Err(Halt::AgentEnds),
             Some(Outcome::Succeeded) => {
+                self.keep_scale(target).await?;
                 self.deployer.store.set_live(&self.app.name, target.release.number).await?;
                 let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
@@ -556,12 +554,15 @@ impl Story<'_> {
         &self,
         specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
         release: &Release,
-        renew: bool,
+        way: Way,
     ) -> Result<Plan, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
-            let configured = self.app.services.get(name).map_or(spec.service.instances, |service| service.instances);
-            let instances = self.deployer.store.scale(&self.app.name, name, configured).await?;
+            let configured = self.configured(name, spec.service.instances);
+            let instances = match &self.deployment.request {
+                Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
+                _ => self.deployer.store.scale(&self.app.name, name, configured).await?,
+            };
             wanted.push(Wanted {
                 service: name.clone(),
                 settings: spec.settings.clone(),
@@ -571,7 +572,20 @@ impl Story<'_> {
             });
         }
         let current = self.deployer.driver.current().await;
-        Ok(plan::plan(&current, &wanted, self.deployment.id, renew))
+        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+    }
+
+    /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
+    fn configured(&self, service: &ServiceName, released: u32) -> u32 {
+        self.app.services.get(service).map_or(released, |service| service.instances)
+    }
+
+    /// A scale counts from when it has gone well: one that is undone leaves the number that was.
+    async fn keep_scale(&self, target: &Target) -> Result<(), Halt> {
+        let Request::Scale { service, instances } = &self.deployment.request else { return Ok(()) };
+        let released = target.release.body.service(service).map_or(*instances, |r| r.service.instances);
+        let configured = self.configured(service, released);
+        Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
     }
 
     async fn counts_before(&self) -> Result<Option<CountsBefore>, Halt> {
