@@ -83,10 +83,10 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     shutdown.cancel();
     let ended = async {
         // Each ends by the token; an error here is a task that had ended before.
-        let _ = tokio::join!(tcp, unix, notices, keeper);
+        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers_ended());
     };
     if tokio::time::timeout(END_GRACE, ended).await.is_err() {
-        tracing::warn!("some connections did not end in time and are cut");
+        tracing::warn!("some of what is under way did not end in time and is cut");
     }
     events.abort();
     Ok(())

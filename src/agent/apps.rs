@@ -84,7 +84,7 @@ pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
         shutdown: end.clone(),
     };
     let wake = Arc::new(Notify::new());
-    tokio::spawn(deployer.clone().work(wake.clone()));
+    agent.workers.spawn(deployer.clone().work(wake.clone()));
     let handle = AppHandle { driver, deployer, wake, end: end.clone() };
     agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
     tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));

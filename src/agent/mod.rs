@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Config, Problems};
 use crate::deploy::Running;
@@ -35,6 +36,8 @@ pub struct Agent {
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, AppHandle>>,
     parts: OnceLock<apps::Shared>,
+    /// The apps' workers: at the end what they do now is finished or left in order.
+    workers: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -56,6 +59,7 @@ impl Agent {
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
             parts: OnceLock::new(),
+            workers: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }
     }
@@ -65,7 +69,13 @@ impl Agent {
         let _ = self.parts.set(parts);
     }
 
-    /// Starts an app's tasks, after adopting its instances.
+    /// Waits until every app's worker has ended; they do after the shutdown was cancelled.
+    pub async fn workers_ended(&self) {
+        self.workers.close();
+        self.workers.wait().await;
+    }
+
+    /// Starts every app's tasks, after adopting its instances.
     pub async fn start_apps(self: &Arc<Self>) {
         for app in self.config().apps.values() {
             apps::start(self, app).await;

@@ -21,7 +21,7 @@ pub fn run(config_path: &Path) -> ExitCode {
     };
     logging::init();
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.render(&config_path.display().to_string(), "warning"));
+        tracing::warn!("{}", warning.render(&config_path.display().to_string(), ""));
     }
     logging::finish(logging::runtime().and_then(|runtime| {
         let served = runtime.block_on(serve::run(config_path.to_path_buf(), config));

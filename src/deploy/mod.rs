@@ -20,7 +20,7 @@ use crate::model::{
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Plan, Wanted};
+use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::{Driver, Order, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::store::{Deployment, Finish, Release, ReleaseBody, ReleasedService, Step, Store, StoreError};
@@ -170,7 +170,7 @@ impl Deployer {
         }
         *lock(&self.running) = Some(running.clone());
         let deadline = tokio::spawn(enforce_deadline(app.deadline, running.clone()));
-        let redactor = Redactor::of(&app);
+        let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 
         let story = Story { deployer: self, app: &app, deployment: &deployment, running: &running, log: &log };
@@ -299,14 +299,7 @@ impl Story<'_> {
                 return Ok(Target { release: made, renew: false, run_command: true });
             }
             Request::Rollback { to } => (self.rollback_target(*to, live).await?, false),
-            Request::Scale { service, instances } => {
-                let live = live.ok_or_else(nothing_live)?;
-                let configured = self.app.services.get(service).map(|service| service.instances);
-                let released = live.body.service(service).map(|released| released.service.instances);
-                let configured = configured.or(released).unwrap_or(*instances);
-                self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?;
-                (live.clone(), false)
-            }
+            Request::Scale { .. } => (live.cloned().ok_or_else(nothing_live)?, false),
             Request::Restart => (live.cloned().ok_or_else(nothing_live)?, true),
         };
         self.deployer.store.set_release(id, release.number).await?;
@@ -536,8 +529,12 @@ impl Story<'_> {
             None => BTreeMap::new(),
         };
         let towards = if reverting.is_some() { &old } else { &new };
-        let renew = target.renew && reverting.is_none();
-        let plan = self.plan(towards, &target.release, renew).await?;
+        let way = match (&reverting, target.renew) {
+            (Some(_), _) => Way::Back,
+            (None, true) => Way::Renew,
+            (None, false) => Way::Forward,
+        };
+        let plan = self.plan(towards, &target.release, way).await?;
         if plan.slots.is_empty() && reverting.is_none() {
             self.log.line(format!("{}: nothing to replace, {} instances stay", target.release.number, plan.kept.len()));
         } else {
@@ -553,10 +550,14 @@ impl Story<'_> {
             services: new.iter().map(|(name, spec)| (name.clone(), policy_of(spec))).collect(),
             default_start_deadline: Duration::from_secs(60),
         };
-        let order = Order { deployment: id, plan, policy, new, old, reverting, log: self.log.clone() };
+        let redactor = Redactor::of(self.app, &target.release);
+        let redact = Arc::new(move |text: &str| redactor.clean(text));
+        let order = Order { deployment: id, plan, policy, new, old, reverting, redact, log: self.log.clone() };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
+            // In this order: the driver has the order before it may hear that it is cancelled.
+            biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             outcome = &mut rolled => outcome,
             () = self.running.stop.cancelled() => {
@@ -571,6 +572,7 @@ impl Story<'_> {
         match outcome {
             None => Err(Halt::AgentEnds),
             Some(Outcome::Succeeded) => {
+                self.keep_scale(target).await?;
                 self.deployer.store.set_live(&self.app.name, target.release.number).await?;
                 let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
@@ -586,12 +588,15 @@ impl Story<'_> {
         &self,
         specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
         release: &Release,
-        renew: bool,
+        way: Way,
     ) -> Result<Plan, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
-            let configured = self.app.services.get(name).map_or(spec.service.instances, |service| service.instances);
-            let instances = self.deployer.store.scale(&self.app.name, name, configured).await?;
+            let configured = self.configured(name, spec.service.instances);
+            let instances = match &self.deployment.request {
+                Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
+                _ => self.deployer.store.scale(&self.app.name, name, configured).await?,
+            };
             wanted.push(Wanted {
                 service: name.clone(),
                 settings: spec.settings.clone(),
@@ -601,7 +606,20 @@ impl Story<'_> {
             });
         }
         let current = self.deployer.driver.current().await;
-        Ok(plan::plan(&current, &wanted, self.deployment.id, renew))
+        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+    }
+
+    /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
+    fn configured(&self, service: &ServiceName, released: u32) -> u32 {
+        self.app.services.get(service).map_or(released, |service| service.instances)
+    }
+
+    /// A scale counts from when it has gone well: one that is undone leaves the number that was.
+    async fn keep_scale(&self, target: &Target) -> Result<(), Halt> {
+        let Request::Scale { service, instances } = &self.deployment.request else { return Ok(()) };
+        let released = target.release.body.service(service).map_or(*instances, |r| r.service.instances);
+        let configured = self.configured(service, released);
+        Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
     }
 
     async fn counts_before(&self) -> Result<Option<CountsBefore>, Halt> {

@@ -42,6 +42,8 @@ pub struct Order {
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// An earlier life of the agent had begun to undo it.
     pub reverting: Option<Failure>,
+    /// Takes the app's secrets out of what instances print.
+    pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -393,11 +395,17 @@ impl DriverTask {
                 self.feed(Event::Started(id.clone())).await;
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
+                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
+                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
                     _ => {}
                 }
             }
             Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
         }
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
     }
 
     fn start_probe(&mut self, id: &InstanceId) {
@@ -605,6 +613,7 @@ impl DriverTask {
         }
         let Some(active) = &mut self.rollout else { return };
         let id = active.order.deployment;
+        failure.why = (active.order.redact)(&failure.why);
         active.order.log.line(format!("undoing: {}", failure.why));
         active.failure = Some(failure.clone());
         let recorded = async {

@@ -5,6 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_versions;
+mod cancel;
+mod gates;
+mod operations;
+mod recovery;
 mod rollout;
+mod secrets;
 mod shop;
 mod support_selftest;
