@@ -5,6 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
+mod commands;
+mod deliveries;
+mod pushing;
+mod queueing;
+mod reconciling;
 mod rollout;
 mod shop;
 mod support_selftest;

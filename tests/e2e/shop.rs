@@ -10,6 +10,7 @@ use crate::support::engine::Engine;
 use crate::support::github;
 use crate::support::repo::{Pushed, Repo};
 use crate::support::site::Behaviour;
+use crate::support::wait::eventually;
 
 /// For one deployment, builds on a loaded machine included.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -44,14 +45,39 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// For tests of what comes before the rollout: one instance, and no watch.
+    pub fn quick() -> Self {
+        let keys = "port = 8000\nhealth = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"\n";
+        Self { keys: keys.into(), watch: "0s", ..Self::default() }
+    }
+
+    /// With further keys of `[apps.shop]`.
+    pub fn keys(mut self, keys: &str) -> Self {
+        self.keys.push_str(keys);
+        self
+    }
+
+    /// With further tables.
+    pub fn tables(mut self, tables: &str) -> Self {
+        self.tables.push_str(tables);
+        self
+    }
+}
+
 impl Shop {
     /// A shop whose branch has one version and which has not been deployed: nothing is reconciled.
     pub async fn start(engine: &Engine, behaviour: &Behaviour, options: Options) -> Self {
         let (repo, _) = Repo::with_site(behaviour);
+        Self::start_on(engine, repo, options, "0s").await
+    }
+
+    /// A shop on a repository of the test's own, reconciled so often.
+    pub async fn start_on(engine: &Engine, repo: Repo, options: Options, reconcile: &str) -> Self {
         let discord = Discord::start().await;
         let config = Self::config(&repo, &options);
         let agent = Setup::new(&config)
-            .agent_line("reconcile = \"0s\"")
+            .agent_line(&format!("reconcile = \"{reconcile}\""))
             .env("SHOP_SECRET", SECRET)
             .env("DISCORD_URL", discord.url())
             .start(engine)
@@ -102,6 +128,44 @@ impl Shop {
         let deployment = self.agent.deployment_ended(id, LIMIT).await;
         assert_eq!(deployment["status"], "succeeded", "{deployment:#}");
         deployment
+    }
+
+    /// Asks for a deployment as the API's users do; its number.
+    pub async fn ask(&self, method: &str, path: &str, body: Value) -> u64 {
+        let answer = self.agent.api(method, path, Some(body)).await.expect(202).json();
+        answer["id"].as_u64().expect("a deployment's number")
+    }
+
+    /// The same, waiting for its end.
+    pub async fn asked(&self, method: &str, path: &str, body: Value) -> Value {
+        let id = self.ask(method, path, body).await;
+        self.agent.deployment_ended(id, LIMIT).await
+    }
+
+    /// A deployment as it is now.
+    pub async fn deployment(&self, id: u64) -> Value {
+        self.agent.get(&format!("/api/v1/deployments/{id}")).await
+    }
+
+    /// The app's deployments, newest first.
+    pub async fn deployments(&self) -> Vec<Value> {
+        let all = self.agent.get("/api/v1/apps/shop/deployments?limit=200").await;
+        all.as_array().expect("a list").clone()
+    }
+
+    /// Waits until a deployment is in a state.
+    pub async fn reaches(&self, id: u64, status: &str) {
+        eventually(&format!("deployment {id} is {status}"), LIMIT, async || {
+            let now = self.deployment(id).await;
+            if now["status"] == status { Ok(()) } else { Err(format!("{now:#}")) }
+        })
+        .await;
+    }
+
+    /// The commits that the app's containers were started for.
+    pub async fn running_commits(&self) -> Vec<String> {
+        let containers = self.agent.engine().instances(&self.agent.id(), "shop", "web").await;
+        containers.iter().map(|container| container.label("longshore.commit").to_owned()).collect()
     }
 
     /// What the site answers through the proxy.
