@@ -23,8 +23,13 @@ async fn call(shop: &Shop, token: &str, method: &str, path: &str, body: Option<V
         headers.push(("content-type", "application/json"));
     }
     let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-    let request = http::request(method, "agent", path, &headers, body);
+    let request = http::request(method, &shop.agent.listen.to_string(), path, &headers, body);
     http::send(shop.agent.listen, request).await.expect("an answer")
+}
+
+/// A request over TCP without a token.
+async fn anonymous(shop: &Shop, path: &str) -> Response {
+    http::get(shop.agent.listen, &shop.agent.listen.to_string(), path).await.expect("an answer")
 }
 
 /// Makes a token with the command line.
@@ -69,10 +74,15 @@ async fn tokens_open_what_their_scope_says() {
 
     refused(call(&shop, expired.expose_secret(), "GET", apps, None).await, 401, "expired on ");
     refused(call(&shop, "lsh_0000", "GET", apps, None).await, 401, "unknown or revoked");
-    let none = http::get(shop.agent.listen, "agent", apps).await.unwrap();
+    let none = anonymous(&shop, apps).await;
     assert!(none.header("www-authenticate").starts_with("Bearer"));
     refused(none, 401, "no token");
-    refused(http::get(shop.agent.listen, "agent", &format!("{apps}?token={read}")).await.unwrap(), 400, "not accepted in URLs");
+    refused(anonymous(&shop, &format!("{apps}?token={read}")).await, 400, "not accepted in URLs");
+    refused(
+        http::get(shop.agent.listen, "evil.example", "/livez").await.unwrap(),
+        421,
+        "does not answer under this name",
+    );
 
     // The command line over the network, and the end of a token.
     let remote = async |arguments: &[&str]| {
@@ -101,7 +111,7 @@ async fn tokens_open_what_their_scope_says() {
 #[tokio::test]
 async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
     let Some(engine) = engine::or_skip("a_commit_a_branch_and_a_tag").await else { return };
-    let command = "[apps.shop.release]\ncommand = [\"/site\", \"migrate\"]\n";
+    let command = "[apps.shop.release]\ncommand = [\"migrate\"]\n";
     let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().tables(command)).await;
     let commit = |version: &str| {
         shop.repo.write_site(&Behaviour::version(version));
@@ -120,7 +130,7 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
         dry["services"],
         json!([{ "name": "web", "image": "build", "instances": 1, "replaced": 1, "stopped": 0, "order": "start_first" }])
     );
-    assert_eq!((&dry["live"], &dry["release_command"]), (&Value::Null, &json!(["/site", "migrate"])), "{dry:#}");
+    assert_eq!((&dry["live"], &dry["release_command"]), (&Value::Null, &json!(["migrate"])), "{dry:#}");
 
     for (body, commit, version) in [
         (json!({}), &first, "v1"),
@@ -130,7 +140,11 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
         (json!({ "commit": tagged }), &tagged, "tagged"),
     ] {
         let ended = shop.asked("POST", path, body.clone()).await;
-        assert_eq!((&ended["status"], &ended["commit"]), (&"succeeded".into(), &commit.as_str().into()), "{body}: {ended:#}");
+        assert_eq!(
+            (&ended["status"], &ended["commit"]),
+            (&"succeeded".into(), &commit.as_str().into()),
+            "{body}: {ended:#}"
+        );
         assert_eq!(ended["trigger"], "api");
         assert_eq!(shop.version().await, version);
         assert_eq!(shop.running_commits().await, [commit.as_str()]);
@@ -186,7 +200,8 @@ async fn read_until(stream: &mut TcpStream, part: &str) -> String {
 
 async fn open_stream(shop: &Shop, token: &str, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(shop.agent.listen).await.unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: agent\r\nauthorization: Bearer {token}\r\n\r\n");
+    let host = shop.agent.listen;
+    let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     read_until(&mut stream, "\r\n\r\n").await;
     stream
@@ -216,7 +231,8 @@ async fn logs_and_events_are_followed_live_and_taken_up_again() {
     let lines: Vec<String> = text.text().lines().map(str::to_owned).collect();
     let bearer = format!("Bearer {token}");
     let headers = [("authorization", bearer.as_str()), ("last-event-id", "2")];
-    let request = http::request("GET", "agent", &format!("{path}?follow=1"), &headers, Bytes::new());
+    let host = shop.agent.listen.to_string();
+    let request = http::request("GET", &host, &format!("{path}?follow=1"), &headers, Bytes::new());
     let rest = http::send(shop.agent.listen, request).await.unwrap().expect(200);
     assert_eq!(rest.header("content-type"), "text/event-stream");
     let rest = rest.text();
@@ -244,7 +260,7 @@ async fn logs_and_events_are_followed_live_and_taken_up_again() {
 async fn what_is_open_to_all_tells_no_secrets() {
     let Some(engine) = engine::or_skip("what_is_open_to_all").await else { return };
     let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick()).await;
-    let get = async |path: &str| http::get(shop.agent.listen, "agent", path).await.unwrap();
+    let get = async |path: &str| anonymous(&shop, path).await;
     get("/livez").await.expect(200);
     let ready = get("/readyz").await.expect(200).json();
     assert_eq!((&ready["status"], &ready["problems"]), (&"ready".into(), &json!([])), "{ready}");

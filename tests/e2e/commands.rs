@@ -104,17 +104,17 @@ async fn a_watcher_outlives_a_restart_of_the_agent() {
 #[tokio::test]
 async fn every_command_does_and_says_what_it_should() {
     let Some(engine) = engine::or_skip("every_command").await else { return };
-    let command = "[apps.shop.release]\ncommand = [\"/site\", \"migrate\"]\n";
+    let command = "[apps.shop.release]\ncommand = [\"migrate\"]\n";
     let mut shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().tables(command)).await;
 
     let plan = ok(&shop, "plan shop").await;
     assert!(plan.contains("; nothing is live yet\n"), "{plan}");
     assert!(plan.contains("web      build  1          1         0        start first\n"), "{plan}");
-    assert!(plan.contains("release command: /site migrate\n"), "{plan}");
+    assert!(plan.contains("release command: migrate\n"), "{plan}");
     assert_eq!(json_of(&ok(&shop, "plan shop --json").await)["services"][0]["image"], "build");
     assert!(ok(&shop, "status").await.contains("shop  -"));
     assert!(ok(&shop, "status shop").await.contains("nothing yet; start with: longshore deploy shop"));
-    fails(&shop, "restart shop", 1, &["no release is live yet"]).await;
+    fails(&shop, "restart shop", 1, &["nothing of shop is live yet"]).await;
     fails(&shop, "rollback shop", 1, &["release"]).await;
 
     ok(&shop, "deploy shop").await;

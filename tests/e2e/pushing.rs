@@ -68,7 +68,10 @@ async fn the_pusher_sees_the_deployment_as_it_happens() {
     let held = pushed(&shop, "HEAD:refs/heads/main").await;
     let lines = remote(&held);
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].starts_with("longshore: held: main at") && lines[0].contains("longshore deploy shop"), "{lines:#?}");
+    assert!(
+        lines[0].starts_with("longshore: held: main at") && lines[0].contains("longshore deploy shop"),
+        "{lines:#?}"
+    );
 
     // A build that fails is read by the pusher as well, and nothing is switched.
     shop.repo.write("Dockerfile", "FROM scratch\nCOPY nowhere /x\n");
@@ -106,7 +109,10 @@ async fn a_push_that_deploys_nothing_says_so_in_one_line() {
 
     shop.agent.stop().await;
     let down = pushed(&shop, &format!("{main}:refs/heads/main")).await;
-    let line = format!("longshore: nothing was deployed: nobody answers at http://{}: is the agent running?", shop.agent.listen);
+    let line = format!(
+        "longshore: nothing was deployed: nobody answers at http://{}: is the agent running?",
+        shop.agent.listen
+    );
     assert_eq!(remote(&down), [line]);
     shop.finish().await;
 }

@@ -173,7 +173,17 @@ fn many_commits(repo: &Repo, count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn a_thousand_deliveries_at_once_are_accepted_and_a_few_run() {
-    let Some(engine) = engine::or_skip("a_thousand_deliveries").await else { return };
+    a_thousand_deliveries("in_order", 1).await;
+}
+
+#[tokio::test]
+async fn a_thousand_deliveries_far_out_of_order_end_at_the_newest() {
+    // A stride without a common divisor visits each once.
+    a_thousand_deliveries("out_of_order", 617).await;
+}
+
+async fn a_thousand_deliveries(name: &str, stride: usize) {
+    let Some(engine) = engine::or_skip(name).await else { return };
     const DELIVERIES: usize = 1000;
     const CONNECTIONS: usize = 64;
     let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick()).await;
@@ -183,8 +193,7 @@ async fn a_thousand_deliveries_at_once_are_accepted_and_a_few_run() {
     let parents: Vec<String> = std::iter::once(before).chain(commits.iter().cloned()).collect();
     let mut deliveries: Vec<_> =
         parents.windows(2).map(|pair| Push::branch("main", &pair[0], &pair[1]).delivery()).collect();
-    // Far out of order: a fixed stride visits each once.
-    deliveries = (0..DELIVERIES).map(|n| deliveries[n * 617 % DELIVERIES].clone()).collect();
+    deliveries = (0..DELIVERIES).map(|n| deliveries[n * stride % DELIVERIES].clone()).collect();
 
     let deliveries = Arc::new(deliveries);
     let next = Arc::new(AtomicUsize::new(0));
@@ -210,7 +219,7 @@ async fn a_thousand_deliveries_at_once_are_accepted_and_a_few_run() {
     let accepted: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
     let took = began.elapsed();
     let slowest = accepted.iter().map(|(_, took)| *took).max().unwrap();
-    println!("{DELIVERIES} deliveries in {took:?}, the slowest answer after {slowest:?}");
+    println!("{name}: {DELIVERIES} deliveries in {took:?}, the slowest answer after {slowest:?}");
     let ids: BTreeSet<u64> = accepted.iter().map(|(id, _)| *id).collect();
     assert_eq!(ids.len(), DELIVERIES);
     assert!(slowest.as_secs() < 10, "GitHub gives up after 10 s");
@@ -220,7 +229,7 @@ async fn a_thousand_deliveries_at_once_are_accepted_and_a_few_run() {
         let ended = shop.agent.deployment_ended(id, LIMIT).await;
         *statuses.entry(ended["status"].as_str().unwrap().to_owned()).or_default() += 1;
     }
-    println!("{statuses:?} after {:?}", began.elapsed());
+    println!("{name}: {statuses:?} after {:?}", began.elapsed());
     assert_eq!(shop.version().await, format!("push {DELIVERIES}"));
     assert_eq!(shop.running_commits().await, [commits.last().unwrap().as_str()]);
     assert!(statuses["succeeded"] <= 5, "{statuses:?}");

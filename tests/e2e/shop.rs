@@ -156,8 +156,8 @@ impl Shop {
     /// Waits until a deployment is in a state.
     pub async fn reaches(&self, id: u64, status: &str) {
         eventually(&format!("deployment {id} is {status}"), LIMIT, async || {
-            let now = self.deployment(id).await;
-            if now["status"] == status { Ok(()) } else { Err(format!("{now:#}")) }
+            let now = self.agent.api("GET", &format!("/api/v1/deployments/{id}"), None).await;
+            if now.status == 200 && now.json()["status"] == status { Ok(()) } else { Err(now.text()) }
         })
         .await;
     }
