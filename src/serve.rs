@@ -22,8 +22,8 @@ use crate::deploy::source::Mirrors;
 use crate::proxy::client::ProxyClient;
 use crate::proxy::spawn::spawn_proxy;
 use crate::rollout::routes::Routes;
-use crate::runtime::docker::Docker;
 use crate::runtime::Happened;
+use crate::runtime::docker::Docker;
 use crate::store::Store;
 use crate::{api, notify, trigger};
 
