@@ -126,7 +126,7 @@ impl Agent {
         let admission = self.store.admit(new).await?;
         if let Admission::Queued { id, replaced } = &admission {
             for old in replaced {
-                self.journal.publish_end(&name, *old).await?;
+                self.journal.publish_replaced(&name, *old, *id);
             }
             self.journal.publish_queued(&name, *id);
             if let Some(app) = self.app(&name) {
