@@ -33,7 +33,7 @@ const BOUNDARIES: &[Boundary] = &[
     },
     Boundary {
         library: "axum",
-        only_in: &["trigger/", "api/", "agent/start.rs", "cli/demo/site.rs", "notify/stand_in.rs"],
+        only_in: &["trigger/", "api/", "serve.rs", "cli/demo/site.rs", "notify/stand_in.rs"],
         invariant: "HTTP handlers translate between the wire and the domain; no domain type knows the web framework",
     },
 ];
