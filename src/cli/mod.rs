@@ -1,4 +1,4 @@
-//! What a person types. One file per command; [`client`] reaches the agent, [`watch`] follows a deployment.
+//! What a person types. One file per command; `client` reaches the agent, `watch` follows a deployment.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

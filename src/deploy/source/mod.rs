@@ -1,6 +1,6 @@
 //! The source: a kept bare mirror per repository, and exactly the commit that was pushed.
 //!
-//! libgit2 keeps the objects; the conversation with a git server is our own ([`session`] over [`http`] or [`ssh`]),
+//! libgit2 keeps the objects; the conversation with a git server is our own (`session` over `http` or `ssh`),
 //! because a transport of our own cannot be registered with libgit2 without `unsafe`, and its https brings OpenSSL.
 
 mod http;
