@@ -78,23 +78,49 @@ pub struct Running {
     /// Which.
     pub id: DeploymentId,
     stop: CancellationToken,
-    why: Arc<OnceLock<String>>,
+    cause: Arc<OnceLock<StopCause>>,
+}
+
+/// Why a deployment is to end before its time.
+#[derive(Debug, Clone)]
+enum StopCause {
+    /// Somebody cancelled it.
+    Cancelled(String),
+    /// Its deadline has passed.
+    Deadline(String),
 }
 
 impl Running {
     fn new(id: DeploymentId) -> Self {
-        Self { id, stop: CancellationToken::new(), why: Arc::new(OnceLock::new()) }
+        Self { id, stop: CancellationToken::new(), cause: Arc::new(OnceLock::new()) }
     }
 
     /// Asks for its end; the first reason counts.
     pub fn cancel(&self, why: String) {
-        // A second reason changes nothing.
-        let _ = self.why.set(why);
+        self.end_early(StopCause::Cancelled(why));
+    }
+
+    fn end_early(&self, cause: StopCause) {
+        // A second cause changes nothing.
+        let _ = self.cause.set(cause);
         self.stop.cancel();
     }
 
     fn why(&self) -> String {
-        self.why.get().cloned().unwrap_or_else(|| "cancelled".into())
+        match self.cause.get() {
+            Some(StopCause::Cancelled(why) | StopCause::Deadline(why)) => why.clone(),
+            None => "cancelled".into(),
+        }
+    }
+
+    fn by_deadline(&self) -> bool {
+        matches!(self.cause.get(), Some(StopCause::Deadline(_)))
+    }
+
+    /// The end of a deployment that was stopped before anything was switched.
+    fn halt(&self) -> Halt {
+        let status = if self.by_deadline() { Status::Failed } else { Status::Cancelled };
+        Halt::End(Finish { status, reason: Some(self.why()), superseded_by: None, hold: false })
     }
 }
 
@@ -114,10 +140,6 @@ impl From<StoreError> for Halt {
 
 fn failed(reason: String, hold: bool) -> Halt {
     Halt::End(Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold })
-}
-
-fn cancelled(reason: String) -> Halt {
-    Halt::End(Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false })
 }
 
 /// The release that a deployment brings live, and how.
@@ -193,7 +215,7 @@ impl Deployer {
 
 async fn enforce_deadline(limit: Duration, running: Running) {
     tokio::time::sleep(limit).await;
-    running.cancel(format!("it took longer than its deadline of {limit:?}"));
+    running.end_early(StopCause::Deadline(format!("it took longer than its deadline of {limit:?}")));
 }
 
 fn lock(running: &Mutex<Option<Running>>) -> std::sync::MutexGuard<'_, Option<Running>> {
@@ -233,7 +255,7 @@ impl Story<'_> {
             return Err(Halt::AgentEnds);
         }
         if self.running.stop.is_cancelled() {
-            return Err(cancelled(self.running.why()));
+            return Err(self.running.halt());
         }
         Ok(())
     }
@@ -317,7 +339,7 @@ impl Story<'_> {
         let began = Instant::now();
         let fetched = self.deployer.mirrors.fetch(self.app, &want, self.log, &self.running.stop);
         let source = self.unless_stopped(fetched).await?.map_err(|err| match err {
-            SourceError::Cancelled => cancelled(self.running.why()),
+            SourceError::Cancelled => self.running.halt(),
             other => failed(other.to_string(), false),
         })?;
         let (id, commit) = (self.deployment.id, &source.commit);
@@ -353,12 +375,16 @@ impl Story<'_> {
     ) -> Result<(), Halt> {
         let by_itself = matches!(self.deployment.trigger, Trigger::Push | Trigger::PostReceive | Trigger::Reconcile);
         let Some(live) = live.filter(|_| by_itself && !forced) else { return Ok(()) };
-        let rewound_from_live = before == Some(&live.commit);
-        if rewound_from_live {
+        let is_in = |other: CommitSha| async move {
+            self.deployer.mirrors.ancestry(self.app, &source.commit, &other).await == Ancestry::Ancestor
+        };
+        if !is_in(live.commit.clone()).await {
             return Ok(());
         }
-        let ancestry = self.deployer.mirrors.ancestry(self.app, &source.commit, &live.commit).await;
-        if ancestry != Ancestry::Ancestor {
+        // The push itself went back on the branch: that is on purpose.
+        if let Some(before) = before
+            && is_in(before.clone()).await
+        {
             return Ok(());
         }
         let reason = format!("{}, which is live, already contains {}", live.number, source.commit.short());
@@ -381,7 +407,12 @@ impl Story<'_> {
                     artifact
                 }
             };
-            services.push(ReleasedService { service: service.clone(), image: artifact.image, artifact: artifact.key });
+            services.push(ReleasedService {
+                service: service.clone(),
+                image: artifact.image,
+                artifact: artifact.key,
+                base: artifact.base,
+            });
         }
         drop(slot);
         Ok(ReleaseBody {
@@ -407,7 +438,7 @@ impl Story<'_> {
             ));
         };
         let artifact = result.map_err(|err| match err {
-            BuildError::Cancelled => cancelled(self.running.why()),
+            BuildError::Cancelled => self.running.halt(),
             BuildError::Failed(why) => failed(format!("the build of {} failed: {why}", service.name), true),
             other @ BuildError::Unavailable(_) => failed(other.to_string(), false),
         })?;
@@ -469,7 +500,7 @@ impl Story<'_> {
                 if let Err(err) = stopped {
                     self.log.line(format!("the release command could not be stopped: {err}"));
                 }
-                return Err(cancelled(self.running.why()));
+                return Err(self.running.halt());
             }
             ended = run => ended,
         };
@@ -546,7 +577,10 @@ impl Story<'_> {
                 let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
             }
-            Some(Outcome::Undone { failure, left }) => Ok(undone(failure, &left, &self.deployment.request)),
+            Some(Outcome::Undone { mut failure, left }) => {
+                failure.cancelled &= !self.running.by_deadline();
+                Ok(undone(failure, &left, &self.deployment.request))
+            }
         }
     }
 

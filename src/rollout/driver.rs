@@ -435,6 +435,11 @@ impl DriverTask {
         let passed = result.is_ok();
         member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
         let change = member.gate.observe(passed, member.up_since.elapsed());
+        let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
+        if member.trusted && spoken {
+            member.trusted = false;
+            self.push_routes();
+        }
         self.health_changed(id, change).await;
     }
 
@@ -536,6 +541,7 @@ impl DriverTask {
         member.address = None;
         member.probe = None;
         member.last_check = Some(why.clone());
+        member.trusted = false;
         member.gate.restarted();
         self.push_routes();
         self.feed(Event::Exited(id, why)).await;
@@ -638,6 +644,7 @@ impl DriverTask {
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
+        self.push_routes();
     }
 
     fn current(&self) -> Vec<Current> {
@@ -652,15 +659,8 @@ impl DriverTask {
         self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
     }
 
-    /// Sends the routes when they differ from what was sent last. Right after a start nothing is sent until every
-    /// adopted instance that serves has had its first verdict: the proxy goes on with what it has.
+    /// Sends the routes when they differ from what was sent last.
     fn push_routes(&mut self) {
-        let undecided = |m: &Member| {
-            m.running && m.duty == Duty::Serving && m.gate.health() == Health::Starting && m.last_check.is_none()
-        };
-        if self.pushed.is_none() && self.members.values().any(undecided) {
-            return;
-        }
         let routes = fleet::routes(&self.app, &self.domains, &self.members);
         if self.pushed.as_ref() == Some(&routes) {
             return;

@@ -1,34 +1,30 @@
 //! The composition root: opens the journal, finds or starts the proxy, adopts what runs, serves, and ends in order.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
-use super::{Agent, AppHandle, reconcile};
-use crate::config::{App, Config};
+use crate::agent::Agent;
+use crate::agent::apps::Shared;
+use crate::config::Config;
 use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
-use crate::deploy::{Deployer, spec};
-use crate::model::{DeploymentId, Duty};
 use crate::proxy::client::ProxyClient;
 use crate::proxy::spawn::spawn_proxy;
-use crate::rollout::driver::Parts;
-use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Driver, ServiceSpec};
+use crate::runtime::Happened;
 use crate::runtime::docker::Docker;
-use crate::runtime::{Observed, RunState, Runtime};
-use crate::store::{Deployment, Store};
+use crate::store::Store;
 use crate::{api, notify, trigger};
 
 /// Builds at a time, over all apps.
@@ -38,21 +34,8 @@ const PROXY_START: Duration = Duration::from_secs(5);
 /// What is still under way at the end (answers, streams) gets so long.
 const END_GRACE: Duration = Duration::from_secs(5);
 
-/// What all apps share.
-#[derive(Clone)]
-pub struct Shared {
-    pub(super) runtime: Arc<dyn Runtime>,
-    pub(super) docker: Docker,
-    pub(super) builder: Builder,
-    pub(super) mirrors: Mirrors,
-    pub(super) proxy: ProxyClient,
-    pub(super) routes: Arc<Routes>,
-    pub(super) build_slots: Arc<Semaphore>,
-    pub(super) settings_key: String,
-}
-
 /// Runs the agent until SIGTERM or SIGINT.
-pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
+pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let data_dir = config.agent.data_dir.clone();
     prepare_data_dir(&data_dir)?;
     let store = Store::open(&data_dir.join("journal.db"))?;
@@ -78,20 +61,17 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
         build_slots: Arc::new(Semaphore::new(BUILDS)),
         settings_key,
     };
-    let agent = Arc::new(Agent::detached(id, store, config_path, config));
-    let shutdown = agent.shutdown.clone();
-    // Set once, here.
-    let _ = agent.parts.set(parts);
+    let agent = Arc::new(Agent::detached(id, store, config_path.clone(), config));
+    let shutdown = agent.shutdown().clone();
+    agent.connect(parts.clone());
 
-    if let Err(err) = sweep_release_commands(&agent).await {
+    if let Err(err) = sweep_release_commands(&agent, &parts.docker).await {
         tracing::warn!("what is left of release commands could not be removed: {err:#}");
     }
-    let events = tokio::spawn(hand_on_events(agent.clone()));
-    for app in agent.config().apps.values() {
-        start_app(&agent, app).await;
-    }
+    let events = tokio::spawn(hand_on_events(agent.clone(), parts.runtime.watch()));
+    agent.start_apps().await;
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
-    let keeper = tokio::spawn(keep_proxy(agent.clone(), proxy, data_dir));
+    let keeper = tokio::spawn(keep_proxy(agent.clone(), config_path.clone(), proxy, data_dir));
 
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
@@ -101,10 +81,9 @@ pub async fn serve(config_path: PathBuf, config: Config) -> Result<()> {
     obey_signals(&agent).await?;
     tracing::info!("ending: what is under way goes on at the next start");
     shutdown.cancel();
-    agent.workers.close();
     let ended = async {
         // Each ends by the token; an error here is a task that had ended before.
-        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers.wait());
+        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers_ended());
     };
     if tokio::time::timeout(END_GRACE, ended).await.is_err() {
         tracing::warn!("some of what is under way did not end in time and is cut");
@@ -156,11 +135,11 @@ async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) 
 }
 
 /// Starts the proxy again when it is gone.
-async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, data_dir: PathBuf) {
+async fn keep_proxy(agent: Arc<Agent>, config_path: PathBuf, proxy: ProxyClient, data_dir: PathBuf) {
     let mut status = proxy.watch_status();
     loop {
         tokio::select! {
-            () = agent.shutdown.cancelled() => return,
+            () = agent.shutdown().cancelled() => return,
             gone = status.wait_for(|status| !status.connected) => {
                 if gone.is_err() {
                     return;
@@ -168,131 +147,27 @@ async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, data_dir: PathBuf) {
             }
         }
         tracing::error!("the proxy is gone");
-        if let Err(err) = ensure_proxy(&proxy, &agent.config_path, &data_dir).await {
+        if let Err(err) = ensure_proxy(&proxy, &config_path, &data_dir).await {
             tracing::error!("{err:#}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
 
-/// Starts an app's tasks and adopts its instances.
-pub(super) async fn start_app(agent: &Arc<Agent>, app: &App) {
-    let Some(shared) = agent.parts.get() else { return };
-    let parts = Parts {
-        runtime: shared.runtime.clone(),
-        routes: shared.routes.clone(),
-        journal: agent.journal.clone(),
-        store: agent.store.clone(),
-    };
-    let driver = Driver::start(app.name.clone(), app.domains.clone(), parts);
-    if let Err(err) = adopt(agent, app, &driver).await {
-        tracing::error!(app = %app.name, "its instances could not be adopted: {err:#}");
-    }
-    let end = agent.shutdown.child_token();
-    let deployer = Deployer {
-        app: app.name.clone(),
-        config: agent.watch_config(),
-        store: agent.store.clone(),
-        journal: agent.journal.clone(),
-        mirrors: shared.mirrors.clone(),
-        builder: shared.builder.clone(),
-        build_slots: shared.build_slots.clone(),
-        runtime: shared.runtime.clone(),
-        driver: driver.clone(),
-        proxy: shared.proxy.clone(),
-        settings_key: shared.settings_key.clone(),
-        running: Arc::new(Mutex::new(None)),
-        shutdown: end.clone(),
-    };
-    let wake = Arc::new(Notify::new());
-    agent.workers.spawn(deployer.clone().work(wake.clone()));
-    let handle = AppHandle { driver, deployer, wake, end: end.clone() };
-    agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
-    tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
-}
-
 /// Removes the containers of release commands whose deployments have ended.
-async fn sweep_release_commands(agent: &Arc<Agent>) -> Result<()> {
+async fn sweep_release_commands(agent: &Agent, docker: &Docker) -> Result<()> {
     let mut unfinished = Vec::new();
     for name in agent.config().apps.keys() {
         unfinished.extend(agent.store.unfinished(name).await?.map(|deployment| deployment.id));
     }
-    agent.parts()?.docker.remove_orphans(&|observed| unfinished.contains(&observed.deployment)).await?;
+    docker.remove_orphans(&|observed| unfinished.contains(&observed.deployment)).await?;
     Ok(())
 }
 
-/// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.
-async fn adopt(agent: &Arc<Agent>, app: &App, driver: &Driver) -> Result<()> {
-    let shared = agent.parts()?;
-    let observed = shared.runtime.list(Some(&app.name)).await?;
-    let mut records: BTreeMap<DeploymentId, Deployment> = BTreeMap::new();
-    for instance in &observed {
-        if let Some(record) = agent.store.deployment(instance.deployment).await? {
-            records.insert(record.id, record);
-        }
-    }
-    let current: Vec<Current> = observed.iter().map(current).collect();
-    let (live, left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
-    for id in &left {
-        tracing::warn!(app = %app.name, instance = %id, "left behind by a deployment that has ended; removing it");
-        if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
-            tracing::error!(app = %app.name, instance = %id, %err, "it could not be removed");
-        }
-    }
-    let mut adopted = Vec::new();
-    for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
-        let Some(spec) = spec_of(agent, app, &instance).await? else {
-            tracing::warn!(app = %app.name, instance = %instance.id, "its release is not on record; it is left alone");
-            continue;
-        };
-        let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
-        let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
-        adopted.push((instance, spec, duty));
-    }
-    if !adopted.is_empty() {
-        tracing::info!(app = %app.name, instances = adopted.len(), "adopted");
-    }
-    driver.adopt(adopted).await;
-    Ok(())
-}
-
-fn current(observed: &Observed) -> Current {
-    Current {
-        id: observed.id.clone(),
-        service: observed.service.clone(),
-        slot: observed.slot,
-        settings: observed.settings.clone(),
-        deployment: observed.deployment,
-        running: observed.state == RunState::Running,
-    }
-}
-
-async fn spec_of(agent: &Arc<Agent>, app: &App, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
-    let Some(release) = agent.store.release(&app.name, instance.release).await? else { return Ok(None) };
-    match spec::service_specs(app, &release, &agent.parts()?.settings_key) {
-        Ok(specs) => Ok(specs.get(&instance.service).cloned()),
-        Err(why) => bail!("{why}"),
-    }
-}
-
-/// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.
-async fn duty_of(routes: &Routes, app: &App, instance: &Observed, spec: &ServiceSpec, under_way: bool) -> Duty {
-    if !spec.routed || routes.holds(&app.name, &instance.id).await {
-        return Duty::Serving;
-    }
-    if under_way { Duty::Idle } else { Duty::Serving }
-}
-
-/// Hands the runtime's events to every app's driver, which know their own.
-async fn hand_on_events(agent: Arc<Agent>) {
-    let Some(parts) = agent.parts.get() else { return };
-    let mut events = parts.runtime.watch();
+/// Hands the runtime's events to every app.
+async fn hand_on_events(agent: Arc<Agent>, mut events: BoxStream<'static, Happened>) {
     while let Some(happened) = events.next().await {
-        for name in agent.app_names() {
-            if let Some(app) = agent.app(&name) {
-                app.driver.happened(happened.clone());
-            }
-        }
+        agent.happened(&happened);
     }
 }
 
