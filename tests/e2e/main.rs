@@ -4,6 +4,12 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+// Of what the tests of the source have, the end to end tests need the servers only.
+#[allow(dead_code)]
+#[path = "../support/git_server.rs"]
+mod git_server;
+#[path = "../support/sshd.rs"]
+mod sshd;
 
 mod api;
 mod commands;
@@ -13,4 +19,5 @@ mod queueing;
 mod reconciling;
 mod rollout;
 mod shop;
+mod sources;
 mod support_selftest;
