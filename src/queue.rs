@@ -128,7 +128,9 @@ pub fn choose(waiting: &[Waiting], mut ancestry: impl FnMut(&CommitSha, &CommitS
 fn contains(older: &Waiting, newer: &Waiting, ancestry: &mut impl FnMut(&CommitSha, &CommitSha) -> Ancestry) -> bool {
     let Request::Deploy { commit: Some(new), before, forced: false } = &newer.request else { return false };
     let Some(old) = older.request.commit() else { return false };
-    if before.as_ref() == Some(old) {
+    if let Some(before) = before
+        && (before == old || ancestry(new, before) == Ancestry::Ancestor)
+    {
         return false;
     }
     ancestry(new, old) == Ancestry::Ancestor
@@ -187,6 +189,8 @@ mod tests {
         assert_eq!(choose(&forced, linear).unwrap().run, DeploymentId(2));
         let from_it = waiting(vec![deploy(3, 2, false), deploy(2, 3, false)]);
         assert_eq!(choose(&from_it, linear).unwrap().run, DeploymentId(2));
+        let from_further_on = waiting(vec![deploy(3, 2, false), deploy(2, 4, false)]);
+        assert_eq!(choose(&from_further_on, linear).unwrap().run, DeploymentId(2));
     }
 
     #[test]

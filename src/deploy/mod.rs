@@ -365,12 +365,13 @@ impl Story<'_> {
     ) -> Result<(), Halt> {
         let by_itself = matches!(self.deployment.trigger, Trigger::Push | Trigger::PostReceive | Trigger::Reconcile);
         let Some(live) = live.filter(|_| by_itself && !forced) else { return Ok(()) };
-        let rewound_from_live = before == Some(&live.commit);
-        if rewound_from_live {
-            return Ok(());
-        }
-        let ancestry = self.deployer.mirrors.ancestry(self.app, &source.commit, &live.commit).await;
-        if ancestry != Ancestry::Ancestor {
+        let (new, old, before) = (source.commit.clone(), live.commit.clone(), before.cloned());
+        let late = self.deployer.mirrors.judge(self.app, move |ancestry| {
+            // A post-receive hook does not say whether the branch was rewound.
+            let rewound = before.is_some_and(|before| before == old || ancestry(&new, &before) == Ancestry::Ancestor);
+            !rewound && ancestry(&new, &old) == Ancestry::Ancestor
+        });
+        if !late.await.unwrap_or(false) {
             return Ok(());
         }
         let reason = format!("{}, which is live, already contains {}", live.number, source.commit.short());
