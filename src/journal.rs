@@ -121,6 +121,12 @@ impl Journal {
         self.publish(app, Some(id), DeployEvent::Status { status: Status::Queued, reason: None, release: None });
     }
 
+    /// Tells that a deployment gave way while it waited.
+    pub fn publish_replaced(&self, app: &AppName, id: DeploymentId, newer: DeploymentId) {
+        let Finish { status, reason, .. } = Finish::replaced_by(newer);
+        self.publish(app, Some(id), DeployEvent::Status { status, reason, release: None });
+    }
+
     /// Tells that a deployment has ended, from its record.
     pub async fn publish_end(&self, app: &AppName, id: DeploymentId) -> Result<(), StoreError> {
         if let Some(record) = self.store.deployment(id).await? {

@@ -20,7 +20,7 @@ use crate::model::{
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Plan, Wanted};
+use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::{Driver, Order, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::store::{Deployment, Finish, Release, ReleaseBody, ReleasedService, Step, Store, StoreError};
@@ -78,23 +78,49 @@ pub struct Running {
     /// Which.
     pub id: DeploymentId,
     stop: CancellationToken,
-    why: Arc<OnceLock<String>>,
+    cause: Arc<OnceLock<StopCause>>,
+}
+
+/// Why a deployment is to end before its time.
+#[derive(Debug, Clone)]
+enum StopCause {
+    /// Somebody cancelled it.
+    Cancelled(String),
+    /// Its deadline has passed.
+    Deadline(String),
 }
 
 impl Running {
     fn new(id: DeploymentId) -> Self {
-        Self { id, stop: CancellationToken::new(), why: Arc::new(OnceLock::new()) }
+        Self { id, stop: CancellationToken::new(), cause: Arc::new(OnceLock::new()) }
     }
 
     /// Asks for its end; the first reason counts.
     pub fn cancel(&self, why: String) {
-        // A second reason changes nothing.
-        let _ = self.why.set(why);
+        self.end_early(StopCause::Cancelled(why));
+    }
+
+    fn end_early(&self, cause: StopCause) {
+        // A second cause changes nothing.
+        let _ = self.cause.set(cause);
         self.stop.cancel();
     }
 
     fn why(&self) -> String {
-        self.why.get().cloned().unwrap_or_else(|| "cancelled".into())
+        match self.cause.get() {
+            Some(StopCause::Cancelled(why) | StopCause::Deadline(why)) => why.clone(),
+            None => "cancelled".into(),
+        }
+    }
+
+    fn by_deadline(&self) -> bool {
+        matches!(self.cause.get(), Some(StopCause::Deadline(_)))
+    }
+
+    /// The end of a deployment that was stopped before anything was switched.
+    fn halt(&self) -> Halt {
+        let status = if self.by_deadline() { Status::Failed } else { Status::Cancelled };
+        Halt::End(Finish { status, reason: Some(self.why()), superseded_by: None, hold: false })
     }
 }
 
@@ -116,10 +142,6 @@ impl From<StoreError> for Halt {
 
 fn failed(reason: String, hold: bool) -> Halt {
     Halt::End(Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold })
-}
-
-fn cancelled(reason: String) -> Halt {
-    Halt::End(Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false })
 }
 
 /// The release that a deployment brings live, and how.
@@ -150,7 +172,7 @@ impl Deployer {
         }
         *lock(&self.running) = Some(running.clone());
         let deadline = tokio::spawn(enforce_deadline(app.deadline, running.clone()));
-        let redactor = Redactor::of(&app);
+        let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 
         let story = Story { deployer: self, app: &app, deployment: &deployment, running: &running, log: &log };
@@ -195,7 +217,7 @@ impl Deployer {
 
 async fn enforce_deadline(limit: Duration, running: Running) {
     tokio::time::sleep(limit).await;
-    running.cancel(format!("it took longer than its deadline of {limit:?}"));
+    running.end_early(StopCause::Deadline(format!("it took longer than its deadline of {limit:?}")));
 }
 
 fn lock(running: &Mutex<Option<Running>>) -> std::sync::MutexGuard<'_, Option<Running>> {
@@ -238,7 +260,7 @@ impl Story<'_> {
             return Err(Halt::AgentEnds);
         }
         if self.running.stop.is_cancelled() {
-            return Err(cancelled(self.running.why()));
+            return Err(self.running.halt());
         }
         Ok(())
     }
@@ -282,14 +304,7 @@ impl Story<'_> {
                 return Ok(Target { release: made, renew: false, run_command: true });
             }
             Request::Rollback { to } => (self.rollback_target(*to, live).await?, false),
-            Request::Scale { service, instances } => {
-                let live = live.ok_or_else(nothing_live)?;
-                let configured = self.app.services.get(service).map(|service| service.instances);
-                let released = live.body.service(service).map(|released| released.service.instances);
-                let configured = configured.or(released).unwrap_or(*instances);
-                self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?;
-                (live.clone(), false)
-            }
+            Request::Scale { .. } => (live.cloned().ok_or_else(nothing_live)?, false),
             Request::Restart => (live.cloned().ok_or_else(nothing_live)?, true),
         };
         self.deployer.store.set_release(id, release.number).await?;
@@ -329,7 +344,7 @@ impl Story<'_> {
         let began = Instant::now();
         let fetched = self.deployer.mirrors.fetch(self.app, &want, self.log, &self.running.stop);
         let source = self.unless_stopped(fetched).await?.map_err(|err| match err {
-            SourceError::Cancelled => cancelled(self.running.why()),
+            SourceError::Cancelled => self.running.halt(),
             other => failed(other.to_string(), false),
         })?;
         let (id, commit) = (self.deployment.id, &source.commit);
@@ -365,13 +380,16 @@ impl Story<'_> {
     ) -> Result<(), Halt> {
         let by_itself = matches!(self.deployment.trigger, Trigger::Push | Trigger::PostReceive | Trigger::Reconcile);
         let Some(live) = live.filter(|_| by_itself && !forced) else { return Ok(()) };
-        let (new, old, before) = (source.commit.clone(), live.commit.clone(), before.cloned());
-        let late = self.deployer.mirrors.judge(self.app, move |ancestry| {
-            // A post-receive hook does not say whether the branch was rewound.
-            let rewound = before.is_some_and(|before| before == old || ancestry(&new, &before) == Ancestry::Ancestor);
-            !rewound && ancestry(&new, &old) == Ancestry::Ancestor
-        });
-        if !late.await.unwrap_or(false) {
+        let is_in = |other: CommitSha| async move {
+            self.deployer.mirrors.ancestry(self.app, &source.commit, &other).await == Ancestry::Ancestor
+        };
+        if !is_in(live.commit.clone()).await {
+            return Ok(());
+        }
+        // The push itself went back on the branch: that is on purpose.
+        if let Some(before) = before
+            && is_in(before.clone()).await
+        {
             return Ok(());
         }
         let reason = format!("{}, which is live, already contains {}", live.number, source.commit.short());
@@ -394,7 +412,12 @@ impl Story<'_> {
                     artifact
                 }
             };
-            services.push(ReleasedService { service: service.clone(), image: artifact.image, artifact: artifact.key });
+            services.push(ReleasedService {
+                service: service.clone(),
+                image: artifact.image,
+                artifact: artifact.key,
+                base: artifact.base,
+            });
         }
         drop(slot);
         Ok(ReleaseBody {
@@ -420,7 +443,7 @@ impl Story<'_> {
             ));
         };
         let artifact = result.map_err(|err| match err {
-            BuildError::Cancelled => cancelled(self.running.why()),
+            BuildError::Cancelled => self.running.halt(),
             BuildError::Failed(why) => failed(format!("the build of {} failed: {why}", service.name), true),
             other @ BuildError::Unavailable(_) => failed(other.to_string(), false),
         })?;
@@ -482,7 +505,7 @@ impl Story<'_> {
                 if let Err(err) = stopped {
                     self.log.line(format!("the release command could not be stopped: {err}"));
                 }
-                return Err(cancelled(self.running.why()));
+                return Err(self.running.halt());
             }
             ended = run => ended,
         };
@@ -511,8 +534,12 @@ impl Story<'_> {
             None => BTreeMap::new(),
         };
         let towards = if reverting.is_some() { &old } else { &new };
-        let renew = target.renew && reverting.is_none();
-        let plan = self.plan(towards, &target.release, renew).await?;
+        let way = match (&reverting, target.renew) {
+            (Some(_), _) => Way::Back,
+            (None, true) => Way::Renew,
+            (None, false) => Way::Forward,
+        };
+        let plan = self.plan(towards, &target.release, way).await?;
         if plan.slots.is_empty() && reverting.is_none() {
             self.log.line(format!("{}: nothing to replace, {} instances stay", target.release.number, plan.kept.len()));
         } else {
@@ -528,10 +555,14 @@ impl Story<'_> {
             services: new.iter().map(|(name, spec)| (name.clone(), policy_of(spec))).collect(),
             default_start_deadline: Duration::from_secs(60),
         };
-        let order = Order { deployment: id, plan, policy, new, old, reverting, log: self.log.clone() };
+        let redactor = Redactor::of(self.app, &target.release);
+        let redact = Arc::new(move |text: &str| redactor.clean(text));
+        let order = Order { deployment: id, plan, policy, new, old, reverting, redact, log: self.log.clone() };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
+            // In this order: the driver has the order before it may hear that it is cancelled.
+            biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             outcome = &mut rolled => outcome,
             () = self.running.stop.cancelled() => {
@@ -546,11 +577,15 @@ impl Story<'_> {
         match outcome {
             None => Err(Halt::AgentEnds),
             Some(Outcome::Succeeded) => {
+                self.keep_scale(target).await?;
                 self.deployer.store.set_live(&self.app.name, target.release.number).await?;
                 let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
             }
-            Some(Outcome::Undone { failure, left }) => Ok(undone(failure, &left, &self.deployment.request)),
+            Some(Outcome::Undone { mut failure, left }) => {
+                failure.cancelled &= !self.running.by_deadline();
+                Ok(undone(failure, &left, &self.deployment.request))
+            }
         }
     }
 
@@ -558,12 +593,15 @@ impl Story<'_> {
         &self,
         specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
         release: &Release,
-        renew: bool,
+        way: Way,
     ) -> Result<Plan, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
-            let configured = self.app.services.get(name).map_or(spec.service.instances, |service| service.instances);
-            let instances = self.deployer.store.scale(&self.app.name, name, configured).await?;
+            let configured = self.configured(name, spec.service.instances);
+            let instances = match &self.deployment.request {
+                Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
+                _ => self.deployer.store.scale(&self.app.name, name, configured).await?,
+            };
             wanted.push(Wanted {
                 service: name.clone(),
                 settings: spec.settings.clone(),
@@ -573,7 +611,20 @@ impl Story<'_> {
             });
         }
         let current = self.deployer.driver.current().await;
-        Ok(plan::plan(&current, &wanted, self.deployment.id, renew))
+        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+    }
+
+    /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
+    fn configured(&self, service: &ServiceName, released: u32) -> u32 {
+        self.app.services.get(service).map_or(released, |service| service.instances)
+    }
+
+    /// A scale counts from when it has gone well: one that is undone leaves the number that was.
+    async fn keep_scale(&self, target: &Target) -> Result<(), Halt> {
+        let Request::Scale { service, instances } = &self.deployment.request else { return Ok(()) };
+        let released = target.release.body.service(service).map_or(*instances, |r| r.service.instances);
+        let configured = self.configured(service, released);
+        Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
     }
 
     async fn counts_before(&self) -> Result<Option<CountsBefore>, Halt> {

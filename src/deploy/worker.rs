@@ -11,7 +11,6 @@ use super::Deployer;
 use super::source::{Ancestry, Want};
 use crate::config::App;
 use crate::journal::DeployLog;
-use crate::model::Status;
 use crate::queue::{self, Choice, Waiting};
 use crate::store::{Deployment, Finish, StoreError};
 
@@ -50,13 +49,10 @@ impl Deployer {
         let waiting = self.store.waiting(&self.app).await?;
         let Some(choice) = self.choose(waiting).await else { return Ok(None) };
         for gone in choice.superseded {
-            let reason = if gone.contained {
-                format!("{} already contains its commit", gone.by)
-            } else {
-                format!("replaced by {}", gone.by)
-            };
-            let finish =
-                Finish { status: Status::Superseded, reason: Some(reason), superseded_by: Some(gone.by), hold: false };
+            let mut finish = Finish::replaced_by(gone.by);
+            if gone.contained {
+                finish.reason = Some(format!("{} already contains its commit", gone.by));
+            }
             self.journal.finish(&self.app, gone.id, finish).await?;
         }
         self.store.deployment(choice.run).await

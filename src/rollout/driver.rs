@@ -42,6 +42,8 @@ pub struct Order {
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// An earlier life of the agent had begun to undo it.
     pub reverting: Option<Failure>,
+    /// Takes the app's secrets out of what instances print.
+    pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -393,11 +395,17 @@ impl DriverTask {
                 self.feed(Event::Started(id.clone())).await;
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
+                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
+                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
                     _ => {}
                 }
             }
             Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
         }
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
     }
 
     fn start_probe(&mut self, id: &InstanceId) {
@@ -427,6 +435,11 @@ impl DriverTask {
         let passed = result.is_ok();
         member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
         let change = member.gate.observe(passed, member.up_since.elapsed());
+        let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
+        if member.trusted && spoken {
+            member.trusted = false;
+            self.push_routes();
+        }
         self.health_changed(id, change).await;
     }
 
@@ -528,6 +541,7 @@ impl DriverTask {
         member.address = None;
         member.probe = None;
         member.last_check = Some(why.clone());
+        member.trusted = false;
         member.gate.restarted();
         self.push_routes();
         self.feed(Event::Exited(id, why)).await;
@@ -599,6 +613,7 @@ impl DriverTask {
         }
         let Some(active) = &mut self.rollout else { return };
         let id = active.order.deployment;
+        failure.why = (active.order.redact)(&failure.why);
         active.order.log.line(format!("undoing: {}", failure.why));
         active.failure = Some(failure.clone());
         let recorded = async {
@@ -629,6 +644,7 @@ impl DriverTask {
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
+        self.push_routes();
     }
 
     fn current(&self) -> Vec<Current> {
@@ -643,15 +659,8 @@ impl DriverTask {
         self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
     }
 
-    /// Sends the routes when they differ from what was sent last. Right after a start nothing is sent until every
-    /// adopted instance that serves has had its first verdict: the proxy goes on with what it has.
+    /// Sends the routes when they differ from what was sent last.
     fn push_routes(&mut self) {
-        let undecided = |m: &Member| {
-            m.running && m.duty == Duty::Serving && m.gate.health() == Health::Starting && m.last_check.is_none()
-        };
-        if self.pushed.is_none() && self.members.values().any(undecided) {
-            return;
-        }
         let routes = fleet::routes(&self.app, &self.domains, &self.members);
         if self.pushed.as_ref() == Some(&routes) {
             return;

@@ -138,6 +138,8 @@ pub(super) struct Member {
     pub last_check: Option<String>,
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
+    /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
+    pub trusted: bool,
     /// It ended before the runtime's answer to its start arrived.
     pub ended_early: Option<Exited>,
 }
@@ -162,6 +164,7 @@ impl Member {
             last_check: None,
             image_healthcheck: false,
             probe: None,
+            trusted: false,
             ended_early: None,
             spec,
         }
@@ -175,6 +178,7 @@ impl Member {
         member.settings = observed.settings.clone();
         member.duty = duty;
         member.pending = Pending::None;
+        member.trusted = duty == Duty::Serving;
         member.observe(observed);
         member
     }
@@ -237,7 +241,7 @@ pub(super) fn routes(app: &AppName, domains: &[String], members: &BTreeMap<Insta
     let Some((_, any)) = serving().next().or_else(|| members.iter().find(|(_, m)| m.spec.routed)) else {
         return Vec::new();
     };
-    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready).collect();
+    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
     let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
     let members = chosen
         .into_iter()

@@ -139,7 +139,7 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
         (json!({ "ref": "refs/heads/main" }), &first, "v1"),
         (json!({ "commit": tagged }), &tagged, "tagged"),
     ] {
-        let ended = shop.asked("POST", path, body.clone()).await;
+        let ended = shop.ask_and_wait("POST", path, body.clone()).await;
         assert_eq!(
             (&ended["status"], &ended["commit"]),
             (&"succeeded".into(), &commit.as_str().into()),
@@ -160,7 +160,7 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
         (json!({ "ref": "no-such-branch" }), "no-such-branch"),
         (json!({ "ref": "refs/tags/no-such-tag" }), "no-such-tag"),
     ] {
-        let ended = shop.asked("POST", path, body.clone()).await;
+        let ended = shop.ask_and_wait("POST", path, body.clone()).await;
         assert_eq!(ended["status"], "failed", "{ended:#}");
         assert!(ended["reason"].as_str().unwrap().contains(part), "{body}: {ended:#}");
         let mut dry = body;

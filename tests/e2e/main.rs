@@ -12,12 +12,18 @@ mod git_server;
 mod sshd;
 
 mod api;
+mod bad_versions;
+mod cancel;
 mod commands;
 mod deliveries;
+mod gates;
+mod operations;
 mod pushing;
 mod queueing;
 mod reconciling;
+mod recovery;
 mod rollout;
+mod secrets;
 mod shop;
 mod sources;
 mod support_selftest;

@@ -40,7 +40,7 @@ async fn a_push_without_a_delivery_is_only_late() {
     assert_eq!(shop.version().await, "v2");
 
     // Rolled back by hand: the tip is known and stays where it is.
-    let back = shop.asked("POST", "/api/v1/apps/shop/rollback", json!({})).await;
+    let back = shop.ask_and_wait("POST", "/api/v1/apps/shop/rollback", json!({})).await;
     assert_eq!((&back["status"], &back["release"]), (&"succeeded".into(), &json!(1)), "{back:#}");
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(shop.deployments().await.len(), 3);

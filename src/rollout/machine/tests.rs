@@ -331,7 +331,7 @@ proptest! {
             Outcome::Succeeded => prop_assert_eq!(&world.running, &new),
             Outcome::Undone { left, .. } if left.is_empty() => {
                 // Every place that had an old instance has it, or one that restores it; nothing new is left.
-                let back: Vec<u32> = world.running.iter().map(|id| number_of(id)).collect();
+                let back: Vec<u32> = world.running.iter().map(number_of).collect();
                 let mut back_sorted = back.clone();
                 back_sorted.sort_unstable();
                 prop_assert_eq!(back_sorted, places);
