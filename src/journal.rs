@@ -98,11 +98,13 @@ impl Journal {
         let _ = self.bus.send(Published { app: app.clone(), deployment, at: Timestamp::now(), event });
     }
 
-    /// Moves a deployment into a state that is not terminal.
-    pub async fn advance(&self, app: &AppName, id: DeploymentId, status: Status) -> Result<(), StoreError> {
-        self.store.advance(id, status).await?;
-        self.publish(app, Some(id), DeployEvent::Status { status, reason: None, release: None });
-        Ok(())
+    /// Moves a deployment into a state that is not terminal. False when it has ended.
+    pub async fn advance(&self, app: &AppName, id: DeploymentId, status: Status) -> Result<bool, StoreError> {
+        let moved = self.store.advance(id, status).await?;
+        if moved {
+            self.publish(app, Some(id), DeployEvent::Status { status, reason: None, release: None });
+        }
+        Ok(moved)
     }
 
     /// Ends a deployment. False when it had ended before.
@@ -117,6 +119,12 @@ impl Journal {
     /// Tells that a deployment waits.
     pub fn publish_queued(&self, app: &AppName, id: DeploymentId) {
         self.publish(app, Some(id), DeployEvent::Status { status: Status::Queued, reason: None, release: None });
+    }
+
+    /// Tells that a deployment gave way while it waited.
+    pub fn publish_replaced(&self, app: &AppName, id: DeploymentId, newer: DeploymentId) {
+        let Finish { status, reason, .. } = Finish::replaced_by(newer);
+        self.publish(app, Some(id), DeployEvent::Status { status, reason, release: None });
     }
 
     /// Tells that a deployment has ended, from its record.

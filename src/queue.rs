@@ -60,6 +60,28 @@ pub struct Waiting {
     pub request: Request,
 }
 
+/// Which waiting requests an arriving one can replace at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach<'a> {
+    /// Any of them.
+    All,
+    /// Those that name no commit, and those that name one of these.
+    Commits(Vec<&'a CommitSha>),
+}
+
+/// Says where [`replaced_on_arrival`] needs to look: what is out of reach is never replaced.
+pub fn reach(arrival: &Request) -> Reach<'_> {
+    match arrival {
+        Request::Deploy { commit: Some(commit), before, forced: false } => {
+            let mut commits = vec![commit];
+            commits.extend(before.as_ref().filter(|before| *before != commit));
+            Reach::Commits(commits)
+        }
+        Request::Deploy { .. } | Request::Rollback { .. } => Reach::All,
+        Request::Scale { .. } | Request::Restart => Reach::Commits(Vec::new()),
+    }
+}
+
 /// Which of `waiting` an arriving request replaces for certain, before git is asked.
 pub fn replaced_on_arrival(waiting: &[Waiting], arrival: &Request) -> Vec<DeploymentId> {
     let replaces = |old: &Request| match (arrival, old) {
@@ -193,7 +215,38 @@ mod tests {
         assert_eq!(choose(&queue, linear).unwrap(), Choice { run: DeploymentId(1), superseded: vec![] });
     }
 
+    fn any_request() -> impl Strategy<Value = Request> {
+        let commit = || prop::option::of((0u64..4).prop_map(sha));
+        prop_oneof![
+            (commit(), commit(), any::<bool>()).prop_map(|(commit, before, forced)| Request::Deploy {
+                commit,
+                before,
+                forced
+            }),
+            prop::option::of((1u32..3).prop_map(ReleaseNumber)).prop_map(|to| Request::Rollback { to }),
+            (prop_oneof!["web", "worker"], 0u32..3)
+                .prop_map(|(service, instances)| Request::Scale { service: service.parse().unwrap(), instances }),
+            Just(Request::Restart),
+        ]
+    }
+
     proptest! {
+        /// Looking only where an arrival reaches finds all that it replaces.
+        #[test]
+        fn what_is_out_of_reach_is_never_replaced(
+            queue in prop::collection::vec(any_request(), 0..12).prop_map(waiting),
+            arrival in any_request(),
+        ) {
+            let near: Vec<Waiting> = match reach(&arrival) {
+                Reach::All => queue.clone(),
+                Reach::Commits(commits) => {
+                    let reached = |w: &&Waiting| w.request.commit().is_none_or(|commit| commits.contains(&commit));
+                    queue.iter().filter(reached).cloned().collect()
+                }
+            };
+            prop_assert_eq!(replaced_on_arrival(&near, &arrival), replaced_on_arrival(&queue, &arrival));
+        }
+
         /// However deliveries of one branch are shuffled and cut into arrivals, the newest commit is what runs last
         /// or is the one chosen, and no waiting request is forgotten.
         #[test]

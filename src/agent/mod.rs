@@ -36,7 +36,7 @@ pub struct Agent {
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, AppHandle>>,
     parts: OnceLock<apps::Shared>,
-    /// The apps' workers: at the end what they do is finished or left in order.
+    /// The apps' workers: at the end what they do now is finished or left in order.
     workers: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -69,7 +69,13 @@ impl Agent {
         let _ = self.parts.set(parts);
     }
 
-    /// Starts an app's tasks, after adopting its instances.
+    /// Waits until every app's worker has ended; they do after the shutdown was cancelled.
+    pub async fn workers_ended(&self) {
+        self.workers.close();
+        self.workers.wait().await;
+    }
+
+    /// Starts every app's tasks, after adopting its instances.
     pub async fn start_apps(self: &Arc<Self>) {
         for app in self.config().apps.values() {
             apps::start(self, app).await;
@@ -99,12 +105,6 @@ impl Agent {
         self.config.subscribe()
     }
 
-    /// Comes back when every app's worker has ended, which they do by [`Agent::shutdown`].
-    pub async fn workers_ended(&self) {
-        self.workers.close();
-        self.workers.wait().await;
-    }
-
     /// Cancelled when the agent ends.
     pub fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
@@ -126,7 +126,7 @@ impl Agent {
         let admission = self.store.admit(new).await?;
         if let Admission::Queued { id, replaced } = &admission {
             for old in replaced {
-                self.journal.publish_end(&name, *old).await?;
+                self.journal.publish_replaced(&name, *old, *id);
             }
             self.journal.publish_queued(&name, *id);
             if let Some(app) = self.app(&name) {

@@ -1,4 +1,4 @@
-//! What a person types. One file per command; [`client`] reaches the agent, [`watch`] follows a deployment.
+//! What a person types. One file per command; `client` reaches the agent, `watch` follows a deployment.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ mod hook;
 mod init;
 mod logging;
 mod logs;
+mod plan;
 mod progress;
 mod proxy;
 mod releases;
@@ -74,8 +75,8 @@ enum Command {
     #[command(after_help = deploy::EXAMPLES)]
     Deploy(deploy::DeployArgs),
     /// Say what a deployment would do, without doing it.
-    #[command(after_help = deploy::PLAN_EXAMPLES)]
-    Plan(deploy::PlanArgs),
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::PlanArgs),
     /// Bring an earlier release live again, without a build.
     #[command(after_help = rollback::EXAMPLES)]
     Rollback(rollback::RollbackArgs),
@@ -180,7 +181,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
     let mut term = Term::stdout();
     match command {
         Command::Deploy(args) => deploy::deploy(&client, &mut term, args).await,
-        Command::Plan(args) => deploy::plan(&client, &mut term, args).await,
+        Command::Plan(args) => plan::run(&client, &mut term, args).await,
         Command::Rollback(args) => rollback::run(&client, &mut term, args).await,
         Command::Status(args) => status::run(&client, &mut term, args).await,
         Command::Logs(args) => logs::run(&client, &mut term, args).await,

@@ -130,6 +130,8 @@ enum Halt {
     End(Finish),
     /// The agent ends; the deployment goes on when it is back.
     AgentEnds,
+    /// It had ended before it began: replaced or cancelled between its choice and its start.
+    EndedBefore,
 }
 
 impl From<StoreError> for Halt {
@@ -180,7 +182,7 @@ impl Deployer {
         *lock(&self.running) = None;
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
-            Err(Halt::AgentEnds) => return Ok(()),
+            Err(Halt::AgentEnds | Halt::EndedBefore) => return Ok(()),
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
@@ -247,7 +249,10 @@ impl Story<'_> {
     }
 
     async fn advance(&self, status: Status) -> Result<(), Halt> {
-        Ok(self.deployer.journal.advance(&self.app.name, self.deployment.id, status).await?)
+        match self.deployer.journal.advance(&self.app.name, self.deployment.id, status).await? {
+            true => Ok(()),
+            false => Err(Halt::EndedBefore),
+        }
     }
 
     fn check_cancelled(&self) -> Result<(), Halt> {

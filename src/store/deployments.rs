@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{Store, StoreError, from_json, now_ms, timestamp, to_json, unreadable};
 use crate::config::NoticeKind;
 use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
-use crate::queue::{self, Request, Waiting};
+use crate::queue::{self, Reach, Request, Waiting};
 
 /// A request for a deployment, before it has a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,18 @@ pub struct Finish {
     pub hold: bool,
 }
 
+impl Finish {
+    /// A waiting deployment gives way to a newer one.
+    pub fn replaced_by(newer: DeploymentId) -> Self {
+        Self {
+            status: Status::Superseded,
+            reason: Some(format!("replaced by {newer}")),
+            superseded_by: Some(newer),
+            hold: false,
+        }
+    }
+}
+
 impl Store {
     /// Puts a request on disk, or finds that it was here before. Waiting ones that it replaces end in the same
     /// transaction.
@@ -177,8 +189,7 @@ impl Store {
     pub async fn unfinished(&self, app: &AppName) -> Result<Option<Deployment>, StoreError> {
         let app = app.clone();
         self.call(move |c| {
-            let sql =
-                "WHERE app = ? AND status IN ('preparing','building','releasing','rolling_out','watching') ORDER BY id";
+            let sql = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
             Ok(query(c, sql, params![app.as_str()])?.into_iter().next())
         })
         .await
@@ -194,19 +205,24 @@ impl Store {
         .await
     }
 
-    /// Moves a deployment into a state that is not terminal.
-    pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<(), StoreError> {
+    /// Moves a deployment into a state that is not terminal. False when it has ended: while it was chosen to run, a
+    /// newer one may have replaced it.
+    pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<bool, StoreError> {
         self.call(move |c| {
             let now = now_ms();
-            c.execute(
-                "UPDATE deployments SET status = ?, started_at = coalesce(started_at, ?) WHERE id = ?",
+            let changed = c.execute(
+                "UPDATE deployments SET status = ?, started_at = coalesce(started_at, ?)
+                 WHERE id = ? AND finished_at IS NULL",
                 params![status.as_str(), now, id.0],
             )?;
+            if changed == 0 {
+                return Ok(false);
+            }
             enter_phase(c, id, Some(status), now)?;
             if status == Status::Preparing {
                 add_notice(c, id, NoticeKind::Started, now)?;
             }
-            Ok(())
+            Ok(true)
         })
         .await
     }
@@ -294,7 +310,7 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         }
         return Ok(Admission::Held { reason });
     }
-    let replaced = queue::replaced_on_arrival(&waiting(c, &new.app)?, &new.request);
+    let replaced = queue::replaced_on_arrival(&within_reach(c, new)?, &new.request);
     let commit = match &new.request {
         Request::Deploy { commit, .. } => commit.as_ref().map(CommitSha::as_str),
         _ => None,
@@ -323,13 +339,7 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
     }
     for old in &replaced {
-        let finish = Finish {
-            status: Status::Superseded,
-            reason: Some(format!("replaced by {id}")),
-            superseded_by: Some(id),
-            hold: false,
-        };
-        end(c, *old, &finish)?;
+        end(c, *old, &Finish::replaced_by(id))?;
     }
     Ok(Admission::Queued { id, replaced })
 }
@@ -346,13 +356,31 @@ fn held(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Option<String>>
 }
 
 fn waiting(c: &Connection, app: &AppName) -> rusqlite::Result<Vec<Waiting>> {
-    let mut statement =
-        c.prepare_cached("SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY id")?;
-    let rows = statement.query_map(params![app.as_str()], |row| {
-        let request: String = row.get(1)?;
-        Ok(Waiting { id: DeploymentId(row.get(0)?), request: from_json(&request)? })
-    })?;
-    rows.collect()
+    let sql = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY id";
+    c.prepare_cached(sql)?.query_map(params![app.as_str()], read_waiting)?.collect()
+}
+
+/// Those of the waiting that `new` could replace: a push must not have to read a queue of thousands.
+fn within_reach(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Vec<Waiting>> {
+    let Reach::Commits(commits) = queue::reach(&new.request) else { return waiting(c, &new.app) };
+    let app = new.app.as_str();
+    let without = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha IS NULL";
+    let mut found: Vec<Waiting> =
+        c.prepare_cached(without)?.query_map(params![app], read_waiting)?.collect::<rusqlite::Result<_>>()?;
+    let of = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha = ?";
+    let mut of_commit = c.prepare_cached(of)?;
+    for commit in commits {
+        for waiting in of_commit.query_map(params![app, commit.as_str()], read_waiting)? {
+            found.push(waiting?);
+        }
+    }
+    found.sort_by_key(|waiting| waiting.id);
+    Ok(found)
+}
+
+fn read_waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
+    let request: String = row.get(1)?;
+    Ok(Waiting { id: DeploymentId(row.get(0)?), request: from_json(&request)? })
 }
 
 fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {

@@ -26,6 +26,8 @@ pub use releases::{Release, ReleaseBody, ReleasedService};
 pub use steps::Step;
 pub use tokens::{Scope, Token, TokenCheck};
 
+/// Statements kept prepared; more than there are different ones.
+const STATEMENTS: usize = 128;
 /// At most so many calls share a transaction, so that the first does not wait long for its answer.
 const GROUP: usize = 256;
 
@@ -145,6 +147,7 @@ fn open_connection(path: &Path) -> Result<Connection, OpenError> {
              PRAGMA wal_autocheckpoint = 2000;",
         )
         .map_err(explain)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(explain)?;
     if check != "ok" {
         return Err(OpenError::Corrupt { path: path.into(), why: check });
@@ -202,10 +205,13 @@ fn run_group(connection: &Connection, jobs: Vec<Job>) {
 }
 
 fn in_savepoint(connection: &Connection, work: Work) -> Result<(), String> {
-    connection.execute_batch("SAVEPOINT call").map_err(|err| err.to_string())?;
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    run("SAVEPOINT call").map_err(|err| err.to_string())?;
     let result = work(connection).map_err(|err| err.to_string());
-    let end = if result.is_ok() { "RELEASE call" } else { "ROLLBACK TO call; RELEASE call" };
-    connection.execute_batch(end).map_err(|err| err.to_string())?;
+    if result.is_err() {
+        run("ROLLBACK TO call").map_err(|err| err.to_string())?;
+    }
+    run("RELEASE call").map_err(|err| err.to_string())?;
     result
 }
 

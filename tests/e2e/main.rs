@@ -5,10 +5,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
 mod bad_versions;
 mod cancel;
+mod commands;
+mod deliveries;
 mod gates;
 mod operations;
+mod pushing;
+mod queueing;
+mod reconciling;
 mod recovery;
 mod rollout;
 mod secrets;

@@ -95,6 +95,26 @@ impl Options {
     }
 }
 
+impl Options {
+    /// For tests of what comes before the rollout: one instance, and no watch.
+    pub fn quick() -> Self {
+        let keys = "port = 8000\nhealth = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"\n";
+        Self { keys: keys.into(), watch: "0s", ..Self::default() }
+    }
+
+    /// With further keys of `[apps.shop]`.
+    pub fn keys(mut self, keys: &str) -> Self {
+        self.keys.push_str(keys);
+        self
+    }
+
+    /// With further tables.
+    pub fn tables(mut self, tables: &str) -> Self {
+        self.tables.push_str(tables);
+        self
+    }
+}
+
 impl Shop {
     /// A shop whose branch has one version and which has not been deployed: nothing is reconciled.
     pub async fn start(engine: &Engine, behaviour: &Behaviour, options: Options) -> Self {
@@ -104,10 +124,19 @@ impl Shop {
     /// The same with further variables in the agent's environment.
     pub async fn start_with(engine: &Engine, behaviour: &Behaviour, options: Options, env: Env<'_>) -> Self {
         let (repo, _) = Repo::with_site(behaviour);
+        Self::start_all(engine, repo, options, "0s", env).await
+    }
+
+    /// A shop on a repository of the test's own, reconciled so often.
+    pub async fn start_on(engine: &Engine, repo: Repo, options: Options, reconcile: &str) -> Self {
+        Self::start_all(engine, repo, options, reconcile, &[]).await
+    }
+
+    async fn start_all(engine: &Engine, repo: Repo, options: Options, reconcile: &str, env: Env<'_>) -> Self {
         let discord = Discord::start().await;
         let config = Self::config(&repo, &options);
         let setup = Setup::new(&config)
-            .agent_line("reconcile = \"0s\"")
+            .agent_line(&format!("reconcile = \"{reconcile}\""))
             .env("SHOP_SECRET", SECRET)
             .env("DISCORD_URL", discord.url());
         let setup = env.iter().fold(setup, |setup, (name, value)| setup.env(name, *value));
@@ -276,6 +305,23 @@ impl Shop {
         let messages =
             self.discord.wait_for(&what, Duration::from_secs(20), |all| all.get(number - 1).is_some_and(says));
         messages.await.swap_remove(number - 1)
+    }
+
+    /// A deployment as it is now.
+    pub async fn deployment(&self, id: u64) -> Value {
+        self.agent.get(&format!("/api/v1/deployments/{id}")).await
+    }
+
+    /// The app's deployments, newest first.
+    pub async fn deployments(&self) -> Vec<Value> {
+        let all = self.agent.get("/api/v1/apps/shop/deployments?limit=200").await;
+        all.as_array().expect("a list").clone()
+    }
+
+    /// The commits that the app's containers were started for.
+    pub async fn running_commits(&self) -> Vec<String> {
+        let containers = self.instances("web").await;
+        containers.iter().map(|container| container.label("longshore.commit").to_owned()).collect()
     }
 
     /// What the site answers through the proxy.

@@ -1,6 +1,6 @@
 //! The source: a kept bare mirror per repository, and exactly the commit that was pushed.
 //!
-//! libgit2 keeps the objects; the conversation with a git server is our own ([`session`] over [`http`] or [`ssh`]),
+//! libgit2 keeps the objects; the conversation with a git server is our own (`session` over `http` or `ssh`),
 //! because a transport of our own cannot be registered with libgit2 without `unsafe`, and its https brings OpenSSL.
 
 mod http;
@@ -179,22 +179,26 @@ impl Mirrors {
 
     /// How `first` relates to `second` in the app's mirror.
     pub async fn ancestry(&self, app: &App, first: &CommitSha, second: &CommitSha) -> Ancestry {
-        if first == second {
-            return Ancestry::Same;
-        }
-        let (Ok(first), Ok(second)) = (oid(first), oid(second)) else { return Ancestry::Unrelated };
+        let (first, second) = (first.clone(), second.clone());
+        self.judge(app, move |ancestry| ancestry(&first, &second)).await.unwrap_or(Ancestry::Unrelated)
+    }
+
+    /// Lets `judge` ask how commits of the app's mirror relate, however often: the mirror is opened once.
+    pub async fn judge<T: Send + 'static>(
+        &self,
+        app: &App,
+        judge: impl FnOnce(&dyn Fn(&CommitSha, &CommitSha) -> Ancestry) -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
         let path = mirror::path_of(&self.root, &app.repo);
-        let relation = blocking(move || {
-            let mirror = Mirror::open(&path)?;
-            Ok(if mirror.builds_on(second, first) {
-                Ancestry::Ancestor
-            } else if mirror.builds_on(first, second) {
-                Ancestry::Descendant
-            } else {
-                Ancestry::Unrelated
-            })
+        let judged = blocking(move || {
+            let mirror = Mirror::open(&path).ok();
+            Ok(judge(&|first, second| match (&mirror, oid(first), oid(second)) {
+                (Some(mirror), Ok(first), Ok(second)) => mirror.ancestry(first, second),
+                _ if first == second => Ancestry::Same,
+                _ => Ancestry::Unrelated,
+            }))
         });
-        relation.await.unwrap_or(Ancestry::Unrelated)
+        Ok(judged.await?)
     }
 
     /// One fetch into one mirror, under its lock; a damaged mirror is cloned anew, once.

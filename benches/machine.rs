@@ -1,0 +1,45 @@
+//! What the figures were measured on.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::agent::TestAgent;
+use crate::support::engine::Engine;
+
+/// Processors, system and engine in one line.
+pub async fn describe(engine: &Engine) -> String {
+    let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let system = system.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    let version = engine.docker.version().await.ok().and_then(|version| version.version).unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{processors} processors, {}, Docker Engine {version}", system.trim_matches('"'))
+}
+
+/// The processes that run from an agent's directory: the agent itself and its proxy.
+pub fn processes(agent: &TestAgent) -> Vec<u32> {
+    let directory = agent.scratch().as_os_str().as_encoded_bytes().to_vec();
+    let ours = |pid: &u32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.windows(directory.len()).any(|window| window == directory)
+    };
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+}
+
+/// A line of `/proc/PID/status`, in MiB: `VmRSS` (now) or `VmHWM` (the most so far).
+pub fn memory(pid: u32, line: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let found = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')).expect("a line of memory");
+    let kib: f64 = found.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib / 1024.0
+}
+
+/// Makes `VmHWM` start again from what is used now (proc_pid_clear_refs(5)).
+pub fn forget_peak(pid: u32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a process of our own");
+}
+
+/// In MiB.
+pub fn file_size(path: &Path) -> f64 {
+    fs::metadata(path).expect("a file").len() as f64 / f64::from(1 << 20)
+}
