@@ -93,24 +93,15 @@ impl Options {
         self.tables = format!("{}\n{table}\n", self.tables);
         self
     }
-}
 
-impl Options {
     /// For tests of what comes before the rollout: one instance, and no watch.
     pub fn quick() -> Self {
-        let keys = "port = 8000\nhealth = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"\n";
-        Self { keys: keys.into(), watch: "0s", ..Self::default() }
+        Self::web("health = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"").watch("0s")
     }
 
     /// With further keys of `[apps.shop]`.
     pub fn keys(mut self, keys: &str) -> Self {
         self.keys.push_str(keys);
-        self
-    }
-
-    /// With further tables.
-    pub fn tables(mut self, tables: &str) -> Self {
-        self.tables.push_str(tables);
         self
     }
 }

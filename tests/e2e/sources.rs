@@ -24,7 +24,7 @@ async fn start(engine: &Engine, repo: Repo, url: &str, credential: &str) -> Shop
         .env("DISCORD_URL", discord.url())
         .start(engine)
         .await;
-    Shop { repo, agent, discord }
+    Shop { repo, agent, discord, engine: engine.clone() }
 }
 
 /// What the repository would be called on GitHub, by the end of its path.
