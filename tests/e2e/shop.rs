@@ -218,12 +218,12 @@ impl Shop {
         self.agent.api("POST", "/api/v1/apps/shop/rollback", Some(body)).await
     }
 
-    /// Waits until a deployment is in a state.
+    /// Waits until a deployment, which may not be there yet, is in a state.
     pub async fn reaches(&self, id: u64, status: &str) {
         let what = format!("deployment {id} is {status}");
         eventually(&what, LIMIT, async || {
-            let deployment = self.agent.get(&format!("/api/v1/deployments/{id}")).await;
-            if deployment["status"] == status { Ok(()) } else { Err(format!("{deployment:#}")) }
+            let answer = self.agent.api("GET", &format!("/api/v1/deployments/{id}"), None).await;
+            if answer.status == 200 && answer.json()["status"] == status { Ok(()) } else { Err(answer.text()) }
         })
         .await;
     }
