@@ -265,8 +265,8 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Runs `work` unless somebody cancels or the agent ends first.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, Halt> {
+    /// Runs `work` unless the agent ends first. Whatever may be cancelled watches `running.stop` itself.
+    async fn unless_agent_ends<T>(&self, work: impl Future<Output = T>) -> Result<T, Halt> {
         tokio::select! {
             biased;
             () = self.deployer.shutdown.cancelled() => Err(Halt::AgentEnds),
@@ -343,7 +343,7 @@ impl Story<'_> {
         };
         let began = Instant::now();
         let fetched = self.deployer.mirrors.fetch(self.app, &want, self.log, &self.running.stop);
-        let source = self.unless_stopped(fetched).await?.map_err(|err| match err {
+        let source = self.unless_agent_ends(fetched).await?.map_err(|err| match err {
             SourceError::Cancelled => self.running.halt(),
             other => failed(other.to_string(), false),
         })?;
@@ -399,7 +399,12 @@ impl Story<'_> {
     /// Builds each service's image, each distinct build once.
     async fn build(&self, source: &Source) -> Result<ReleaseBody, Halt> {
         self.advance(Status::Building).await?;
-        let slot = self.unless_stopped(self.deployer.build_slots.acquire()).await?;
+        // Other apps' builds may take long; a deployment that waits for them can be cancelled.
+        let slot = tokio::select! {
+            biased;
+            () = self.running.stop.cancelled() => return Err(self.running.halt()),
+            slot = self.unless_agent_ends(self.deployer.build_slots.acquire()) => slot?,
+        };
         let mut built: Vec<(&crate::config::Build, Artifact)> = Vec::new();
         let mut services = Vec::new();
         for service in self.app.services.values() {
@@ -436,7 +441,7 @@ impl Story<'_> {
         let build = self.deployer.builder.build(request, self.log, &self.running.stop);
         let limit = self.app.build_timeout;
         // Dropping the build ends it in the engine too.
-        let Ok(result) = self.unless_stopped(tokio::time::timeout(limit, build)).await? else {
+        let Ok(result) = self.unless_agent_ends(tokio::time::timeout(limit, build)).await? else {
             return Err(failed(
                 format!("the build of {} took longer than {limit:?} and was stopped", service.name),
                 true,
