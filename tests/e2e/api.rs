@@ -112,7 +112,7 @@ async fn tokens_open_what_their_scope_says() {
 async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
     let Some(engine) = engine::or_skip("a_commit_a_branch_and_a_tag").await else { return };
     let command = "[apps.shop.release]\ncommand = [\"migrate\"]\n";
-    let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().tables(command)).await;
+    let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().table(command)).await;
     let commit = |version: &str| {
         shop.repo.write_site(&Behaviour::version(version));
         shop.repo.commit(version)

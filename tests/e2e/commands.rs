@@ -105,7 +105,7 @@ async fn a_watcher_outlives_a_restart_of_the_agent() {
 async fn every_command_does_and_says_what_it_should() {
     let Some(engine) = engine::or_skip("every_command").await else { return };
     let command = "[apps.shop.release]\ncommand = [\"migrate\"]\n";
-    let mut shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().tables(command)).await;
+    let mut shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().table(command)).await;
 
     let plan = ok(&shop, "plan shop").await;
     assert!(plan.contains("; nothing is live yet\n"), "{plan}");

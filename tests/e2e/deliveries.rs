@@ -82,7 +82,7 @@ async fn what_deploys_nothing_is_answered_with_the_reason() {
     let Some(engine) = engine::or_skip("what_deploys_nothing").await else { return };
     let elsewhere = "[apps.elsewhere]\nrepo = \"https://github.com/example/elsewhere.git\"\nport = 8000\n\
                      webhook = { secret = { env = \"SHOP_SECRET\" } }\n";
-    let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().tables(elsewhere)).await;
+    let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick().table(elsewhere)).await;
     let commit = shop.repo.head();
     let tag = shop.repo.push_annotated_tag("v1");
 

@@ -4,6 +4,12 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+// Of what the tests of the source have, the end to end tests need the servers only.
+#[allow(dead_code)]
+#[path = "../support/git_server.rs"]
+mod git_server;
+#[path = "../support/sshd.rs"]
+mod sshd;
 
 mod api;
 mod bad_versions;
@@ -19,4 +25,5 @@ mod recovery;
 mod rollout;
 mod secrets;
 mod shop;
+mod sources;
 mod support_selftest;

@@ -93,24 +93,15 @@ impl Options {
         self.tables = format!("{}\n{table}\n", self.tables);
         self
     }
-}
 
-impl Options {
     /// For tests of what comes before the rollout: one instance, and no watch.
     pub fn quick() -> Self {
-        let keys = "port = 8000\nhealth = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"\n";
-        Self { keys: keys.into(), watch: "0s", ..Self::default() }
+        Self::web("health = { path = \"/healthz\", start_deadline = \"20s\" }\nstop_grace = \"2s\"").watch("0s")
     }
 
     /// With further keys of `[apps.shop]`.
     pub fn keys(mut self, keys: &str) -> Self {
         self.keys.push_str(keys);
-        self
-    }
-
-    /// With further tables.
-    pub fn tables(mut self, tables: &str) -> Self {
-        self.tables.push_str(tables);
         self
     }
 }
@@ -227,12 +218,12 @@ impl Shop {
         self.agent.api("POST", "/api/v1/apps/shop/rollback", Some(body)).await
     }
 
-    /// Waits until a deployment is in a state.
+    /// Waits until a deployment, which may not be there yet, is in a state.
     pub async fn reaches(&self, id: u64, status: &str) {
         let what = format!("deployment {id} is {status}");
         eventually(&what, LIMIT, async || {
-            let deployment = self.agent.get(&format!("/api/v1/deployments/{id}")).await;
-            if deployment["status"] == status { Ok(()) } else { Err(format!("{deployment:#}")) }
+            let answer = self.agent.api("GET", &format!("/api/v1/deployments/{id}"), None).await;
+            if answer.status == 200 && answer.json()["status"] == status { Ok(()) } else { Err(answer.text()) }
         })
         .await;
     }

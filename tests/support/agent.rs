@@ -202,11 +202,6 @@ impl TestAgent {
         self.start().await;
     }
 
-    /// The engine that it runs on.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
     /// Runs a command of the command line against this agent: `["status", "shop"]`.
     pub async fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
