@@ -14,6 +14,7 @@ use super::fleet::{self, InstanceState, Member, Pending, ServiceSpec, Task};
 use super::machine::{Action, Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
+use super::watch::{Answers, errors_jumped};
 use crate::health::probe;
 use crate::journal::{DeployEvent, DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName, Status};
@@ -25,6 +26,8 @@ use crate::store::Store;
 pub const REVERT_STEP: &str = "revert";
 /// How many lines of an instance's output a failure carries.
 const FAILURE_LINES: u32 = 20;
+/// Between two counts of the requests in the watch.
+const COUNT_PAUSE: Duration = Duration::from_millis(500);
 /// A stop that fails is tried so often; what is left then is swept by a later start of the agent.
 const STOP_ATTEMPTS: u32 = 5;
 
@@ -62,6 +65,14 @@ enum Signal {
     Switched(DeploymentId, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
     Timer(DeploymentId, Timer),
+    Counted(DeploymentId, CountedAt, Answers),
+}
+
+/// At which moment of a rollout requests were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CountedAt {
+    Begin,
+    Watch,
 }
 
 /// A handle on an app's driver; the task ends with the last one.
@@ -203,7 +214,11 @@ struct Active {
     began: Instant,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
-    cut: u64,
+    /// The app's requests before anything was switched.
+    before: Answers,
+    /// The same when the watch began.
+    at_watch: Option<Answers>,
+    counting: Option<Task>,
 }
 
 struct DriverTask {
@@ -272,10 +287,12 @@ impl DriverTask {
                 if requests + streams > 0 {
                     self.say(format!("{id}: {requests} requests and {streams} streams were cut at the drain limit"));
                 }
-                if let Some(active) = &mut self.rollout {
-                    active.cut += requests;
-                }
                 self.feed(Event::Drained(id)).await;
+            }
+            Signal::Counted(deployment, at, answers) => {
+                if self.is_rolling(deployment) {
+                    self.counted(at, answers).await;
+                }
             }
             Signal::Timer(deployment, timer) => {
                 if self.is_rolling(deployment) {
@@ -302,7 +319,17 @@ impl DriverTask {
             None => Rollout::new(slots, policy),
         };
         let failure = order.reverting.clone();
-        self.rollout = Some(Active { machine, order, answer: Some(answer), began: Instant::now(), failure, cut: 0 });
+        self.rollout = Some(Active {
+            machine,
+            order,
+            answer: Some(answer),
+            began: Instant::now(),
+            failure,
+            before: Answers::default(),
+            at_watch: None,
+            counting: None,
+        });
+        self.count(CountedAt::Begin);
         self.feed(Event::Begin).await;
     }
 
@@ -593,6 +620,44 @@ impl DriverTask {
         }
         if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
+        }
+        self.count(CountedAt::Watch);
+    }
+
+    /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.
+    fn count(&mut self, at: CountedAt) {
+        let Some(active) = &mut self.rollout else { return };
+        let id = active.order.deployment;
+        let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
+        let counting = tokio::spawn(async move {
+            loop {
+                let counts = proxy.counts().await.and_then(|counts| counts.apps.get(&app).copied());
+                let Some(signals) = signals.upgrade() else { return };
+                let counts = counts.unwrap_or_default();
+                let requests = counts.served + counts.failed;
+                let answers = Answers { requests, errors: counts.server_errors + counts.failed };
+                let _ = signals.send(Signal::Counted(id, at, answers));
+                drop(signals);
+                if at == CountedAt::Begin {
+                    return;
+                }
+                sleep(COUNT_PAUSE).await;
+            }
+        });
+        active.counting = Some(Task::new(counting.abort_handle()));
+    }
+
+    /// The first count of the watch is what the later ones are compared with.
+    async fn counted(&mut self, at: CountedAt, answers: Answers) {
+        let Some(active) = &mut self.rollout else { return };
+        match (at, active.at_watch) {
+            (CountedAt::Begin, _) => active.before = answers,
+            (CountedAt::Watch, None) => active.at_watch = Some(answers),
+            (CountedAt::Watch, Some(at_watch)) => {
+                if let Some(why) = errors_jumped(active.before, answers.since(at_watch)) {
+                    self.feed(Event::ErrorsJumped(why)).await;
+                }
+            }
         }
     }
 

@@ -68,6 +68,8 @@ pub enum Event {
     Stopped(InstanceId),
     /// A deadline set by [`Action::SetDeadline`] has passed.
     DeadlinePassed(Timer),
+    /// Requests fail that did not fail before.
+    ErrorsJumped(String),
     /// Somebody wants it undone.
     CancelAsked(String),
 }
@@ -316,6 +318,9 @@ impl Rollout {
             Event::Drained(id) => self.drained(&id, &mut actions),
             Event::Stopped(id) => self.stopped(&id),
             Event::DeadlinePassed(timer) => self.deadline_passed(timer, &mut actions),
+            Event::ErrorsJumped(why) => {
+                self.fail(Failure { why, instance: None, cancelled: false }, &mut actions);
+            }
             Event::CancelAsked(why) => {
                 self.fail(Failure { why, instance: None, cancelled: true }, &mut actions);
             }

@@ -34,7 +34,7 @@ async fn occupy(shop: &Shop, ms: u64) -> u64 {
 async fn of_twenty_pushes_only_the_newest_runs() {
     let Some(engine) = engine::or_skip("of_twenty_pushes").await else { return };
     let shop = Shop::start(&engine, &Behaviour::version("v1"), Options::quick()).await;
-    let running = occupy(&shop, 4000).await;
+    let running = occupy(&shop, 9000).await;
     let mut ids = Vec::new();
     for n in 1..=20 {
         let pushed = push(&shop, &format!("push {n}"));
