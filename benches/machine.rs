@@ -34,6 +34,13 @@ pub fn memory(pid: u32, line: &str) -> f64 {
     kib / 1024.0
 }
 
+/// What it takes up when pages that several processes share are counted once, in MiB.
+pub fn proportional_memory(pid: u32) -> f64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a running process");
+    let found = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("a line of memory");
+    found.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+}
+
 /// Makes `VmHWM` start again from what is used now (proc_pid_clear_refs(5)).
 pub fn forget_peak(pid: u32) {
     fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a process of our own");

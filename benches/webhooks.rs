@@ -42,7 +42,7 @@ pub async fn run(engine: &Engine) -> Vec<Figure> {
 async fn busy_shop(engine: &Engine) -> (Shop, u64) {
     let behaviour = Behaviour::version("v1").migrate(0, 3_600_000, "working");
     let (repo, _) = Repo::with_site(&behaviour);
-    let keys = "instances = 1\n[apps.shop.release]\ncommand = [\"migrate\"]\ntimeout = \"2h\"";
+    let keys = "instances = 1\n[apps.shop.release]\ncommand = [\"migrate\"]\ntimeout = \"30m\"";
     let shop = Shop::start(engine, repo, keys).await;
     let id = shop.order().await;
     until_busy(&shop, id).await;

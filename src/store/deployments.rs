@@ -8,6 +8,15 @@ use crate::config::NoticeKind;
 use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
 use crate::queue::{self, Reach, Request, Waiting};
 
+// Each of these repeats the condition of a partial index word for word, without which SQLite would read every
+// deployment that the app ever had; `+id` keeps it from preferring an index that is in order already.
+const WAITING: &str = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY +id";
+const WAITING_FOR_NO_COMMIT: &str =
+    "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha IS NULL";
+const WAITING_FOR_COMMIT: &str =
+    "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha = ?";
+const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
+
 /// A request for a deployment, before it has a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDeployment {
@@ -188,11 +197,7 @@ impl Store {
     /// or running now.
     pub async fn unfinished(&self, app: &AppName) -> Result<Option<Deployment>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
-            let sql = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
-            Ok(query(c, sql, params![app.as_str()])?.into_iter().next())
-        })
-        .await
+        self.call(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
     }
 
     /// Whether any deployment of a commit is on record.
@@ -356,19 +361,16 @@ fn held(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Option<String>>
 }
 
 fn waiting(c: &Connection, app: &AppName) -> rusqlite::Result<Vec<Waiting>> {
-    let sql = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY id";
-    c.prepare_cached(sql)?.query_map(params![app.as_str()], read_waiting)?.collect()
+    c.prepare_cached(WAITING)?.query_map(params![app.as_str()], read_waiting)?.collect()
 }
 
 /// Those of the waiting that `new` could replace: a push must not have to read a queue of thousands.
 fn within_reach(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Vec<Waiting>> {
     let Reach::Commits(commits) = queue::reach(&new.request) else { return waiting(c, &new.app) };
     let app = new.app.as_str();
-    let without = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha IS NULL";
-    let mut found: Vec<Waiting> =
-        c.prepare_cached(without)?.query_map(params![app], read_waiting)?.collect::<rusqlite::Result<_>>()?;
-    let of = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha = ?";
-    let mut of_commit = c.prepare_cached(of)?;
+    let mut statement = c.prepare_cached(WAITING_FOR_NO_COMMIT)?;
+    let mut found: Vec<Waiting> = statement.query_map(params![app], read_waiting)?.collect::<rusqlite::Result<_>>()?;
+    let mut of_commit = c.prepare_cached(WAITING_FOR_COMMIT)?;
     for commit in commits {
         for waiting in of_commit.query_map(params![app, commit.as_str()], read_waiting)? {
             found.push(waiting?);
@@ -512,4 +514,30 @@ fn optional_word<T: std::str::FromStr<Err = crate::model::ParseError>>(
     index: usize,
 ) -> rusqlite::Result<Option<T>> {
     row.get::<_, Option<String>>(index)?.map(|text| text.parse().map_err(unreadable)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+
+    #[test]
+    fn a_queue_is_read_without_reading_the_history() {
+        let connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&connection, std::path::Path::new("test")).unwrap();
+        let under_way = format!("SELECT id FROM deployments {UNDER_WAY}");
+        let expected = [
+            (WAITING, "deployments_waiting"),
+            (WAITING_FOR_NO_COMMIT, "deployments_waiting"),
+            (WAITING_FOR_COMMIT, "deployments_waiting"),
+            (&under_way, "deployments_under_way"),
+        ];
+        for (sql, index) in expected {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let nulls = vec![rusqlite::types::Null; statement.parameter_count()];
+            let rows = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
+            let plan: Vec<String> = rows.map(Result::unwrap).collect();
+            assert!(plan[0].contains(index), "{sql}: {plan:?}");
+        }
+    }
 }
