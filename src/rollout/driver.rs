@@ -40,8 +40,10 @@ pub struct Order {
     pub new: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The services to go back to.
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
-    /// An earlier life of the agent had begun to undo it.
+    /// It is to be undone: an earlier life of the agent, or the rollout before this one, had begun to.
     pub reverting: Option<Failure>,
+    /// An earlier life of the agent had begun it.
+    pub resumed: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
@@ -59,10 +61,15 @@ enum Signal {
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
-    Switched(DeploymentId, Switch, Result<(), String>),
+    Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
-    Timer(DeploymentId, Timer),
+    Timer(Round, Timer),
 }
+
+/// Counts a driver's rollouts: a late answer to one is not taken for an answer to the next, which may be of the same
+/// deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Round(u64);
 
 /// A handle on an app's driver; the task ends with the last one.
 #[derive(Clone)]
@@ -98,6 +105,7 @@ impl Driver {
             published,
             members: BTreeMap::new(),
             rollout: None,
+            rounds: 0,
             pusher,
             pushed: None,
         };
@@ -161,7 +169,7 @@ impl Driver {
 /// Routes to send, and whose switch waits for the answer.
 struct Push {
     routes: Vec<Route>,
-    switch: Option<(DeploymentId, Switch)>,
+    switch: Option<(Round, Switch)>,
 }
 
 /// Sends an app's routes one after another, so that the last one sent is the one in force.
@@ -181,8 +189,8 @@ fn start_pusher(
             }
             let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
             match (push.switch, signals.upgrade()) {
-                (Some((deployment, switch)), Some(signals)) => {
-                    let _ = signals.send(Signal::Switched(deployment, switch, applied));
+                (Some((round, switch)), Some(signals)) => {
+                    let _ = signals.send(Signal::Switched(round, switch, applied));
                 }
                 (_, None) => return,
                 (None, _) => {
@@ -197,6 +205,7 @@ fn start_pusher(
 }
 
 struct Active {
+    round: Round,
     machine: Rollout,
     order: Order,
     answer: Option<oneshot::Sender<Outcome>>,
@@ -214,6 +223,7 @@ struct DriverTask {
     published: watch::Sender<Vec<InstanceState>>,
     members: BTreeMap<InstanceId, Member>,
     rollout: Option<Active>,
+    rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,
     pushed: Option<Vec<Route>>,
 }
@@ -230,7 +240,7 @@ impl DriverTask {
         match signal {
             Signal::Roll(order, answer) => self.roll(*order, answer).await,
             Signal::Cancel(deployment, why) => {
-                if self.is_rolling(deployment) {
+                if self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment) {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
@@ -259,8 +269,8 @@ impl DriverTask {
                 }
                 self.feed(Event::Stopped(id)).await;
             }
-            Signal::Switched(deployment, switch, result) => {
-                if self.is_rolling(deployment) {
+            Signal::Switched(round, switch, result) => {
+                if self.is_in(round) {
                     let event = match result {
                         Ok(()) => Event::Routed(switch),
                         Err(why) => Event::RouteFailed(switch, why),
@@ -277,16 +287,16 @@ impl DriverTask {
                 }
                 self.feed(Event::Drained(id)).await;
             }
-            Signal::Timer(deployment, timer) => {
-                if self.is_rolling(deployment) {
+            Signal::Timer(round, timer) => {
+                if self.is_in(round) {
                     self.feed(Event::DeadlinePassed(timer)).await;
                 }
             }
         }
     }
 
-    fn is_rolling(&self, deployment: DeploymentId) -> bool {
-        self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment)
+    fn is_in(&self, round: Round) -> bool {
+        self.rollout.as_ref().is_some_and(|active| active.round == round)
     }
 
     async fn roll(&mut self, order: Order, answer: oneshot::Sender<Outcome>) {
@@ -299,10 +309,13 @@ impl DriverTask {
         let (slots, policy) = (order.plan.slots.clone(), order.policy.clone());
         let machine = match order.reverting.clone() {
             Some(failure) => Rollout::reverting(slots, policy, failure),
+            None if order.resumed => Rollout::resumed(slots, policy),
             None => Rollout::new(slots, policy),
         };
+        self.rounds += 1;
+        let (round, began) = (Round(self.rounds), Instant::now());
         let failure = order.reverting.clone();
-        self.rollout = Some(Active { machine, order, answer: Some(answer), began: Instant::now(), failure, cut: 0 });
+        self.rollout = Some(Active { round, machine, order, answer: Some(answer), began, failure, cut: 0 });
         self.feed(Event::Begin).await;
     }
 
@@ -323,7 +336,7 @@ impl DriverTask {
                     self.set_duty(&id, duty);
                 }
                 if let Some(active) = &self.rollout {
-                    let switch = Some((active.order.deployment, switch));
+                    let switch = Some((active.round, switch));
                     let routes = fleet::routes(&self.app, &self.domains, &self.members);
                     self.pushed = Some(routes.clone());
                     let _ = self.pusher.send(Push { routes, switch });
@@ -578,10 +591,10 @@ impl DriverTask {
 
     fn set_deadline(&self, timer: Timer, at: Duration) {
         let Some(active) = &self.rollout else { return };
-        let (deployment, at) = (active.order.deployment, active.began + at);
+        let (round, at) = (active.round, active.began + at);
         self.spawn(async move {
             sleep_until(at).await;
-            Signal::Timer(deployment, timer)
+            Signal::Timer(round, timer)
         });
     }
 
@@ -630,6 +643,7 @@ impl DriverTask {
         let Some(mut active) = self.rollout.take() else { return };
         let outcome = match (outcome, active.failure.take()) {
             (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
+            (Outcome::TurnBack(_), Some(failure)) => Outcome::TurnBack(failure),
             (outcome, _) => outcome,
         };
         if let Some(answer) = active.answer.take() {
