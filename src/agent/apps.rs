@@ -101,9 +101,15 @@ async fn adopt(agent: &Arc<Agent>, app: &App, driver: &Driver) -> Result<()> {
         }
     }
     let current: Vec<Current> = observed.iter().map(current).collect();
-    let (live, left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
+    let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
+    if let Some(unfinished) = agent.store.unfinished(&app.name).await? {
+        // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
+        let ending = agent.store.stops_begun(unfinished.id).await?;
+        live.retain(|id| !ending.contains(id));
+        left.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
+    }
     for id in &left {
-        tracing::warn!(app = %app.name, instance = %id, "left behind by a deployment that has ended; removing it");
+        tracing::warn!(app = %app.name, instance = %id, "left behind by a deployment; removing it");
         if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
             tracing::error!(app = %app.name, instance = %id, %err, "it could not be removed");
         }
@@ -138,7 +144,7 @@ fn current(observed: &Observed) -> Current {
 
 async fn spec_of(agent: &Arc<Agent>, app: &App, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
     let Some(release) = agent.store.release(&app.name, instance.release).await? else { return Ok(None) };
-    match spec::service_specs(app, &release, &agent.parts()?.settings_key) {
+    match spec::service_specs(&release, &agent.parts()?.settings_key) {
         Ok(specs) => Ok(specs.get(&instance.service).cloned()),
         Err(why) => bail!("{why}"),
     }

@@ -153,6 +153,13 @@ struct Target {
     run_command: bool,
 }
 
+/// How a rollout came out.
+struct Rolled {
+    outcome: Outcome,
+    /// There was nothing to replace.
+    unchanged: bool,
+}
+
 /// The proxy's counts of the app before the rollout.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct CountsBefore {
@@ -198,7 +205,7 @@ impl Deployer {
         };
         match self.builder.prune(&self.app, &keep).await {
             Ok(0) => {}
-            Ok(n) => log.line(format!("{n} images of old releases removed")),
+            Ok(n) => log.line(format!("removed {n} image(s) of old releases")),
             Err(err) => tracing::warn!(app = %self.app, %err, "images are not pruned"),
         }
     }
@@ -235,7 +242,7 @@ struct Story<'a> {
 
 impl Story<'_> {
     async fn tell(&self) -> Result<Finish, Halt> {
-        let in_rollout = matches!(self.deployment.status, Status::RollingOut | Status::Watching);
+        let in_rollout = self.in_rollout();
         if self.deployment.status != Status::Queued {
             self.log.line(format!("the agent was restarted; going on from {}", self.deployment.status));
         }
@@ -524,35 +531,58 @@ impl Story<'_> {
     }
 
     fn specs(&self, release: &Release) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, Halt> {
-        spec::service_specs(self.app, release, &self.deployer.settings_key).map_err(|why| failed(why, false))
+        spec::service_specs(release, &self.deployer.settings_key).map_err(|why| failed(why, false))
     }
 
     async fn roll_out(&self, target: &Target, live: Option<&Release>) -> Result<Finish, Halt> {
-        let id = self.deployment.id;
-        let reverting = match self.deployer.store.step::<Failure>(id, REVERT_STEP).await? {
+        let recorded = match self.deployer.store.step::<Failure>(self.deployment.id, REVERT_STEP).await? {
             Step::Done(failure) => Some(failure),
             Step::New | Step::Begun => None,
         };
+        let before = self.counts_before().await?;
+        let mut rolled = self.roll(target, live, recorded).await?;
+        if let Outcome::TurnBack(failure) = rolled.outcome {
+            rolled = self.roll(target, live, Some(failure)).await?;
+        }
+        self.count_requests(before).await?;
+        match rolled.outcome {
+            Outcome::Succeeded => {
+                self.keep_scale(target).await?;
+                self.deployer.store.set_live(&self.app.name, target.release.number).await?;
+                let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
+                Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
+            }
+            Outcome::Undone { failure, left } => Ok(self.undone(failure, &left)),
+            Outcome::TurnBack(failure) => Ok(self.undone(failure, &[])),
+        }
+    }
+
+    /// Plans from what runs, forward or (with a failure) back, and has the driver perform it.
+    async fn roll(&self, target: &Target, live: Option<&Release>, reverting: Option<Failure>) -> Result<Rolled, Halt> {
+        let id = self.deployment.id;
         let new = self.specs(&target.release)?;
         let old = match live {
             Some(live) => self.specs(live)?,
             None => BTreeMap::new(),
         };
-        let towards = if reverting.is_some() { &old } else { &new };
-        let way = match (&reverting, target.renew) {
-            (Some(_), _) => Way::Back,
-            (None, true) => Way::Renew,
-            (None, false) => Way::Forward,
+        let (towards, way) = match (&reverting, target.renew) {
+            (Some(_), _) => (&old, Way::Back),
+            (None, true) => (&new, Way::Renew),
+            (None, false) => (&new, Way::Forward),
         };
         let plan = self.plan(towards, &target.release, way).await?;
-        if plan.slots.is_empty() && reverting.is_none() {
-            self.log.line(format!("{}: nothing to replace, {} instances stay", target.release.number, plan.kept.len()));
-        } else {
-            self.advance(Status::RollingOut).await?;
-            self.log.line(describe(&plan, target.release.number));
+        match (plan.slots.is_empty(), way) {
+            (true, Way::Back) => {}
+            (true, _) => {
+                let (release, stay) = (target.release.number, plan.kept.len());
+                self.log.line(format!("{release}: nothing to replace, {stay} instances stay"));
+            }
+            (false, _) => {
+                self.advance(Status::RollingOut).await?;
+                self.log.line(describe(&plan, target.release.number, way));
+            }
         }
         let unchanged = plan.slots.is_empty() && reverting.is_none() && self.deployment.status == Status::Queued;
-        let before = self.counts_before().await?;
         let policy = Policy {
             deployment: id,
             // What did not change has been watched before.
@@ -562,7 +592,8 @@ impl Story<'_> {
         };
         let redactor = Redactor::of(self.app, &target.release);
         let redact = Arc::new(move |text: &str| redactor.clean(text));
-        let order = Order { deployment: id, plan, policy, new, old, reverting, redact, log: self.log.clone() };
+        let (resumed, log) = (self.in_rollout(), self.log.clone());
+        let order = Order { deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
@@ -578,20 +609,17 @@ impl Story<'_> {
                 }
             }
         };
-        self.count_requests(before).await?;
-        match outcome {
-            None => Err(Halt::AgentEnds),
-            Some(Outcome::Succeeded) => {
-                self.keep_scale(target).await?;
-                self.deployer.store.set_live(&self.app.name, target.release.number).await?;
-                let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
-                Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
-            }
-            Some(Outcome::Undone { mut failure, left }) => {
-                failure.cancelled &= !self.running.by_deadline();
-                Ok(undone(failure, &left, &self.deployment.request))
-            }
-        }
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged })
+    }
+
+    fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
+        failure.cancelled &= !self.running.by_deadline();
+        undone(failure, left, &self.deployment.request)
+    }
+
+    /// Whether an earlier life of the agent had begun to replace instances.
+    fn in_rollout(&self) -> bool {
+        matches!(self.deployment.status, Status::RollingOut | Status::Watching)
     }
 
     async fn plan(
@@ -684,7 +712,7 @@ fn undone(failure: Failure, left: &[String], request: &Request) -> Finish {
     Finish { status, reason: Some(reason), superseded_by: None, hold }
 }
 
-fn describe(plan: &Plan, release: ReleaseNumber) -> String {
+fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
     let mut counts: BTreeMap<&ServiceName, (u32, u32)> = BTreeMap::new();
     for slot in &plan.slots {
         let (new, gone) = counts.entry(&slot.service).or_default();
@@ -696,5 +724,9 @@ fn describe(plan: &Plan, release: ReleaseNumber) -> String {
         (0, gone) => format!("{service}: {gone} to stop"),
         (new, gone) => format!("{service}: {new} to start, {gone} to stop"),
     });
-    format!("rolling out {release}, one instance at a time ({})", parts.collect::<Vec<_>>().join("; "))
+    let parts = parts.collect::<Vec<_>>().join("; ");
+    match way {
+        Way::Back => format!("undoing {release} ({parts})"),
+        Way::Forward | Way::Renew => format!("rolling out {release}, one instance at a time ({parts})"),
+    }
 }

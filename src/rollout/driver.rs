@@ -15,7 +15,7 @@ use super::machine::{Action, Event, Failure, Outcome, Policy, Rollout, Switch, T
 use super::plan::{Current, Plan};
 use super::routes::Routes;
 use super::watch::{Answers, errors_jumped};
-use crate::health::probe;
+use crate::health::{Gate, probe};
 use crate::journal::{DeployEvent, DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName, Status};
 use crate::proxy::table::{DrainLimits, Route};
@@ -43,8 +43,10 @@ pub struct Order {
     pub new: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The services to go back to.
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
-    /// An earlier life of the agent had begun to undo it.
+    /// It is to be undone: an earlier life of the agent, or the rollout before this one, had begun to.
     pub reverting: Option<Failure>,
+    /// An earlier life of the agent had begun it.
+    pub resumed: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
@@ -62,10 +64,10 @@ enum Signal {
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
-    Switched(DeploymentId, Switch, Result<(), String>),
+    Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
-    Timer(DeploymentId, Timer),
-    Counted(DeploymentId, CountedAt, Answers),
+    Timer(Round, Timer),
+    Counted(Round, CountedAt, Answers),
 }
 
 /// At which moment of a rollout requests were counted.
@@ -74,6 +76,11 @@ enum CountedAt {
     Begin,
     Watch,
 }
+
+/// Counts a driver's rollouts: a late answer to one is not taken for an answer to the next, which may be of the same
+/// deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Round(u64);
 
 /// A handle on an app's driver; the task ends with the last one.
 #[derive(Clone)]
@@ -109,6 +116,7 @@ impl Driver {
             published,
             members: BTreeMap::new(),
             rollout: None,
+            rounds: 0,
             pusher,
             pushed: None,
         };
@@ -172,7 +180,7 @@ impl Driver {
 /// Routes to send, and whose switch waits for the answer.
 struct Push {
     routes: Vec<Route>,
-    switch: Option<(DeploymentId, Switch)>,
+    switch: Option<(Round, Switch)>,
 }
 
 /// Sends an app's routes one after another, so that the last one sent is the one in force.
@@ -192,8 +200,8 @@ fn start_pusher(
             }
             let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
             match (push.switch, signals.upgrade()) {
-                (Some((deployment, switch)), Some(signals)) => {
-                    let _ = signals.send(Signal::Switched(deployment, switch, applied));
+                (Some((round, switch)), Some(signals)) => {
+                    let _ = signals.send(Signal::Switched(round, switch, applied));
                 }
                 (_, None) => return,
                 (None, _) => {
@@ -208,6 +216,7 @@ fn start_pusher(
 }
 
 struct Active {
+    round: Round,
     machine: Rollout,
     order: Order,
     answer: Option<oneshot::Sender<Outcome>>,
@@ -229,6 +238,7 @@ struct DriverTask {
     published: watch::Sender<Vec<InstanceState>>,
     members: BTreeMap<InstanceId, Member>,
     rollout: Option<Active>,
+    rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,
     pushed: Option<Vec<Route>>,
 }
@@ -245,7 +255,7 @@ impl DriverTask {
         match signal {
             Signal::Roll(order, answer) => self.roll(*order, answer).await,
             Signal::Cancel(deployment, why) => {
-                if self.is_rolling(deployment) {
+                if self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment) {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
@@ -274,8 +284,8 @@ impl DriverTask {
                 }
                 self.feed(Event::Stopped(id)).await;
             }
-            Signal::Switched(deployment, switch, result) => {
-                if self.is_rolling(deployment) {
+            Signal::Switched(round, switch, result) => {
+                if self.is_in(round) {
                     let event = match result {
                         Ok(()) => Event::Routed(switch),
                         Err(why) => Event::RouteFailed(switch, why),
@@ -289,41 +299,43 @@ impl DriverTask {
                 }
                 self.feed(Event::Drained(id)).await;
             }
-            Signal::Counted(deployment, at, answers) => {
-                if self.is_rolling(deployment) {
+            Signal::Counted(round, at, answers) => {
+                if self.is_in(round) {
                     self.counted(at, answers).await;
                 }
             }
-            Signal::Timer(deployment, timer) => {
-                if self.is_rolling(deployment) {
+            Signal::Timer(round, timer) => {
+                if self.is_in(round) {
                     self.feed(Event::DeadlinePassed(timer)).await;
                 }
             }
         }
     }
 
-    fn is_rolling(&self, deployment: DeploymentId) -> bool {
-        self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment)
+    fn is_in(&self, round: Round) -> bool {
+        self.rollout.as_ref().is_some_and(|active| active.round == round)
     }
 
     async fn roll(&mut self, order: Order, answer: oneshot::Sender<Outcome>) {
         for kept in &order.plan.kept {
-            if let Some(member) = self.members.get_mut(kept) {
-                member.duty = Duty::Serving;
-            }
+            self.keep(kept, &order);
         }
         self.push_routes();
         let (slots, policy) = (order.plan.slots.clone(), order.policy.clone());
         let machine = match order.reverting.clone() {
             Some(failure) => Rollout::reverting(slots, policy, failure),
+            None if order.resumed => Rollout::resumed(slots, policy),
             None => Rollout::new(slots, policy),
         };
+        self.rounds += 1;
+        let (round, began) = (Round(self.rounds), Instant::now());
         let failure = order.reverting.clone();
         self.rollout = Some(Active {
+            round,
             machine,
             order,
             answer: Some(answer),
-            began: Instant::now(),
+            began,
             failure,
             before: Answers::default(),
             at_watch: None,
@@ -331,6 +343,21 @@ impl DriverTask {
         });
         self.count(CountedAt::Begin);
         self.feed(Event::Begin).await;
+    }
+
+    /// An instance that stays goes on as it is; how it is checked, drained and routed may have changed.
+    fn keep(&mut self, id: &InstanceId, order: &Order) {
+        let specs = if order.reverting.is_some() { &order.old } else { &order.new };
+        let Some(member) = self.members.get_mut(id) else { return };
+        member.duty = Duty::Serving;
+        let Some(spec) = specs.get(&member.spec.service.name) else { return };
+        let checked_otherwise = spec.service.health != member.spec.service.health;
+        member.spec = spec.clone();
+        if checked_otherwise {
+            member.gate = Gate::new(&spec.service.health, member.image_healthcheck);
+            member.trusted = true;
+            self.start_probe(id);
+        }
     }
 
     /// Asks the machine and performs what it answers; performing may lead to further events.
@@ -350,7 +377,7 @@ impl DriverTask {
                     self.set_duty(&id, duty);
                 }
                 if let Some(active) = &self.rollout {
-                    let switch = Some((active.order.deployment, switch));
+                    let switch = Some((active.round, switch));
                     let routes = fleet::routes(&self.app, &self.domains, &self.members);
                     self.pushed = Some(routes.clone());
                     let _ = self.pusher.send(Push { routes, switch });
@@ -597,7 +624,13 @@ impl DriverTask {
         }
         member.pending = Pending::Stop;
         let (runtime, grace) = (self.parts.runtime.clone(), member.spec.service.stop_grace);
+        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.order.deployment));
         self.spawn(async move {
+            if let Some(deployment) = deployment
+                && let Err(err) = store.begin_stop(deployment, &id).await
+            {
+                tracing::error!(instance = %id, %err, "its stop could not be recorded");
+            }
             let result = stop_for_sure(runtime.as_ref(), &id, grace).await;
             Signal::Stopped(id, result)
         });
@@ -605,10 +638,10 @@ impl DriverTask {
 
     fn set_deadline(&self, timer: Timer, at: Duration) {
         let Some(active) = &self.rollout else { return };
-        let (deployment, at) = (active.order.deployment, active.began + at);
+        let (round, at) = (active.round, active.began + at);
         self.spawn(async move {
             sleep_until(at).await;
-            Signal::Timer(deployment, timer)
+            Signal::Timer(round, timer)
         });
     }
 
@@ -627,7 +660,7 @@ impl DriverTask {
     /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.
     fn count(&mut self, at: CountedAt) {
         let Some(active) = &mut self.rollout else { return };
-        let id = active.order.deployment;
+        let round = active.round;
         let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
         let counting = tokio::spawn(async move {
             loop {
@@ -636,7 +669,7 @@ impl DriverTask {
                 let counts = counts.unwrap_or_default();
                 let requests = counts.served + counts.failed;
                 let answers = Answers { requests, errors: counts.server_errors + counts.failed };
-                let _ = signals.send(Signal::Counted(id, at, answers));
+                let _ = signals.send(Signal::Counted(round, at, answers));
                 drop(signals);
                 if at == CountedAt::Begin {
                     return;
@@ -695,6 +728,7 @@ impl DriverTask {
         let Some(mut active) = self.rollout.take() else { return };
         let outcome = match (outcome, active.failure.take()) {
             (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
+            (Outcome::TurnBack(_), Some(failure)) => Outcome::TurnBack(failure),
             (outcome, _) => outcome,
         };
         if let Some(answer) = active.answer.take() {

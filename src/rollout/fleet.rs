@@ -237,6 +237,9 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
 /// The routes of an app: its serving, ready instances; when none of those that run is ready, all that serve and
 /// run, because an answer that may fail is better than none at all.
 pub(super) fn routes(app: &AppName, domains: &[String], members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
+    if domains.is_empty() {
+        return Vec::new();
+    }
     let serving = || members.iter().filter(|(_, m)| m.duty == Duty::Serving && m.spec.routed && m.address.is_some());
     let Some((_, any)) = serving().next().or_else(|| members.iter().find(|(_, m)| m.spec.routed)) else {
         return Vec::new();

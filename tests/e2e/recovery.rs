@@ -98,6 +98,28 @@ async fn in_the_rollout() {
 }
 
 #[tokio::test]
+async fn what_was_switched_before_a_crash_goes_back_too() {
+    let Some(engine) = engine::or_skip("what_was_switched_before_a_crash_goes_back_too").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::web_and_worker(3, 1)).await;
+    let load = shop.load();
+    // The first place's old instance is gone for good when the agent ends; then the third fails.
+    let bad = Behaviour::version("v2").ready_after_ms(2000).crash_after_ready_ms(100, 8).only_on("-3");
+    let undone = interrupted(&mut shop, &bad, "web-1: stopped", Killed).await;
+    assert_ended(&undone, "rolled_back", &["web-3", "exited with code 8"]);
+    shop.assert_live(1, &[("web", 3), ("worker", 1)]).await;
+
+    let id = shop.push_without_waiting(&Behaviour::version("v3").ready_after_ms(2000)).await;
+    shop.says(id, "web-1-r1: stopped").await;
+    end_and_start(&mut shop.agent, Killed).await;
+    shop.says(id, "going on from").await;
+    shop.cancel(id).await;
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "cancelled", &["cancelled by"]);
+    shop.assert_live(1, &[("web", 3), ("worker", 1)]).await;
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn in_the_watch() {
     let Some(engine) = engine::or_skip("in_the_watch").await else { return };
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("2s")).await;
