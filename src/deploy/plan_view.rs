@@ -127,7 +127,7 @@ async fn service_plan(
     let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
     let now = running(deployer, service.name.as_str());
     let unchanged = match (same_image, live) {
-        (Some(released), Some(live)) => same_settings(deployer, app, live, released, service).await?,
+        (Some(released), Some(live)) => same_settings(deployer, live, released, service).await?,
         _ => false,
     };
     let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
@@ -144,7 +144,6 @@ async fn service_plan(
 /// Whether instances of `service` with the live image would be what runs now.
 async fn same_settings(
     deployer: &Deployer,
-    app: &App,
     live: &Release,
     released: &crate::store::ReleasedService,
     service: &crate::config::Service,
