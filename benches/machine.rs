@@ -1,8 +1,11 @@
 //! What the figures were measured on.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::time::Instant;
 
+use crate::rounds::{median, ms};
 use crate::support::agent::TestAgent;
 use crate::support::engine::Engine;
 
@@ -39,6 +42,30 @@ pub fn proportional_memory(pid: u32) -> f64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a running process");
     let found = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("a line of memory");
     found.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+}
+
+/// Processor time that it has used so far, in microseconds.
+pub fn processor_time(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process");
+    // The fields after the name in brackets: utime and stime are the 14th and 15th of all, in hundredths of a second.
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    let ticks = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("a number"));
+    ticks.sum::<f64>() * 1e4
+}
+
+/// How long it takes to append `bytes` to a file and have them on disk, in milliseconds: the median of a hundred.
+pub fn sync_time(directory: &Path, bytes: usize) -> f64 {
+    let mut file = fs::File::create(directory.join("sync-time")).expect("a file");
+    let block = vec![b'x'; bytes];
+    let times: Vec<f64> = (0..100)
+        .map(|_| {
+            let began = Instant::now();
+            file.write_all(&block).expect("a write");
+            file.sync_data().expect("a sync");
+            ms(began.elapsed())
+        })
+        .collect();
+    median(&times)
 }
 
 /// Makes `VmHWM` start again from what is used now (proc_pid_clear_refs(5)).

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::figure::{Figure, Target};
-use crate::machine::{forget_peak, memory};
+use crate::machine::{forget_peak, memory, processor_time, sync_time};
 use crate::rounds::{ROUNDS, median, ms, percentile, show};
 use crate::shop::{LIMIT, SECRET, Shop};
 use crate::support::engine::Engine;
@@ -64,18 +64,21 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     // Pushes of commits that have nothing to do with each other: none replaces another before git is asked.
     let unrelated = |n: usize| Push::branch("main", &format!("{:040x}", 2 * n + 1), &format!("{:040x}", 2 * n + 2));
     let pool = directory.path().join("deliveries");
-    let size = write_pool(&pool, (0..POOL).map(|n| unrelated(n).delivery()));
+    let size = write_pool(&pool, (0..POOL).map(|n| delivery(&unrelated(n))));
     let script = directory.path().join("webhooks.lua");
     fs::write(&script, include_str!("webhooks.lua")).expect("a file");
     let peer = Peer::start(directory.path()).await;
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut syncs = Vec::new();
     let mut sent = 0;
+    let pid = shop.agent.pid().expect("the agent runs");
     for round in 0..ROUNDS {
-        let run = wrk(&script, &pool, shop.agent.listen.port(), &format!("round{round}")).await;
+        syncs.push(sync_time(shop.agent.scratch(), 32 << 10));
+        let run = wrk(&script, &pool, (pid, shop.agent.listen.port()), &format!("round{round}")).await;
         sent += run.requests;
         ours.push(run);
-        theirs.push(wrk(&script, &pool, peer.port, "peer").await);
+        theirs.push(wrk(&script, &pool, (peer.child.id(), peer.port), "peer").await);
     }
     let stored = stored(shop).await;
     assert!(stored >= sent, "{sent} were acknowledged, {stored} are on disk");
@@ -85,7 +88,11 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     show("longshore, requests/s", &our_rates);
     show("longshore, p50 ms", &values(&ours, |run| run.p50));
     show("longshore, p99 ms", &values(&ours, |run| run.p99));
+    let (our_time, their_time) = (values(&ours, |run| run.processor), values(&theirs, |run| run.processor));
+    show("longshore, µs of processor time to a push", &our_time);
+    show("an append and its sync alone, ms", &syncs);
     show("webhook, requests/s", &their_rates);
+    show("webhook, µs of processor time to a push", &their_time);
     show("webhook, p99 ms", &values(&theirs, |run| run.p99));
     let p99 = median(&values(&ours, |run| run.p99));
     let what = format!("signed pushes of {:.1} KB, {CONNECTIONS} connections, each on disk", size as f64 / 1e3);
@@ -93,8 +100,12 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
         Figure::new(what, median(&our_rates), "/s")
             .against("`webhook`, nothing recorded", median(&their_rates))
             .target(Target::RatioAtLeast(4.0)),
+        Figure::new("the same, processor time to a push", median(&our_time), "µs")
+            .against("`webhook`", median(&their_time))
+            .target(Target::RatioAtMost(0.25)),
         Figure::new("the same, 99th percentile", p99, "ms")
             .against("`webhook`", median(&values(&theirs, |run| run.p99))),
+        Figure::new("for scale: an append of 32 KiB and its sync", median(&syncs), "ms"),
     ]
 }
 
@@ -158,10 +169,20 @@ fn chain(repo: &Repo, round: usize) -> Vec<Delivery> {
     repo.reset(commits.last().expect("a commit"));
     repo.push("main");
     let mut deliveries: Vec<_> =
-        commits.windows(2).map(|pair| Push::branch("main", &pair[0], &pair[1]).delivery()).collect();
+        commits.windows(2).map(|pair| delivery(&Push::branch("main", &pair[0], &pair[1]))).collect();
     // Delivery ids are random.
     deliveries.sort_by(|a, b| a.id.cmp(&b.id));
     deliveries
+}
+
+/// A delivery of the size that GitHub's have: its repository comes with an address for every kind of thing in it.
+fn delivery(push: &Push) -> Delivery {
+    let mut payload = push.payload();
+    for n in 0..65 {
+        let address = format!("https://api.github.com/repos/example/shop/some-kind-of-thing-{n}{{/number}}");
+        payload["repository"][format!("kind_{n}_url")] = address.into();
+    }
+    Delivery::new("push", &payload)
 }
 
 /// The deployments that a burst became.
@@ -247,6 +268,8 @@ struct Run {
     seconds: f64,
     p50: f64,
     p99: f64,
+    /// Microseconds of processor time to a request.
+    processor: f64,
 }
 
 impl Run {
@@ -255,7 +278,8 @@ impl Run {
     }
 }
 
-async fn wrk(script: &Path, pool: &Path, port: u16, prefix: &str) -> Run {
+async fn wrk(script: &Path, pool: &Path, (pid, port): (u32, u16), prefix: &str) -> Run {
+    let before = processor_time(pid);
     let mut command = tokio::process::Command::new("wrk");
     command.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"]).arg(script);
     command.arg(format!("http://127.0.0.1:{port}/hooks/shop")).arg("--").arg(pool).arg(prefix);
@@ -265,7 +289,8 @@ async fn wrk(script: &Path, pool: &Path, port: u16, prefix: &str) -> Run {
     let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
     let [requests, micros, errors, p50, p99] = numbers[..] else { panic!("wrk: {line}") };
     assert_eq!(errors, 0.0, "some requests failed: {text}");
-    Run { requests: requests as usize, seconds: micros / 1e6, p50: p50 / 1e3, p99: p99 / 1e3 }
+    let processor = (processor_time(pid) - before) / requests;
+    Run { requests: requests as usize, seconds: micros / 1e6, p50: p50 / 1e3, p99: p99 / 1e3, processor }
 }
 
 /// Debian's `webhook`, which verifies the signature, parses the body, and finds that the branch is not its own.

@@ -339,7 +339,7 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         now,
     ])?;
     let id = DeploymentId(c.last_insert_rowid());
-    enter_phase(c, id, Some(Status::Queued), now)?;
+    open_phase(c, id, Status::Queued, now)?;
     if let Some(delivery) = &new.delivery {
         c.prepare_cached(
             "INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)",
@@ -433,14 +433,16 @@ fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bo
 fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64) -> rusqlite::Result<()> {
     c.prepare_cached("UPDATE phases SET finished_at = ? WHERE deployment = ? AND finished_at IS NULL")?
         .execute(params![now, id.0])?;
-    if let Some(status) = next {
-        // A deployment that starts over after a restart of the agent goes on in the phase it was in.
-        c.prepare_cached(
-            "INSERT INTO phases (deployment, status, started_at) VALUES (?, ?, ?)
-             ON CONFLICT DO UPDATE SET finished_at = NULL",
-        )?
-        .execute(params![id.0, status.as_str(), now])?;
-    }
+    next.map_or(Ok(()), |status| open_phase(c, id, status, now))
+}
+
+fn open_phase(c: &Connection, id: DeploymentId, status: Status, now: i64) -> rusqlite::Result<()> {
+    // A deployment that starts over after a restart of the agent goes on in the phase it was in.
+    c.prepare_cached(
+        "INSERT INTO phases (deployment, status, started_at) VALUES (?, ?, ?)
+         ON CONFLICT DO UPDATE SET finished_at = NULL",
+    )?
+    .execute(params![id.0, status.as_str(), now])?;
     Ok(())
 }
 

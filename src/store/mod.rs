@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
@@ -26,6 +26,9 @@ pub use releases::{Release, ReleaseBody, ReleasedService};
 pub use steps::Step;
 pub use tokens::{Scope, Token, TokenCheck};
 
+/// A call that has company waits for more: so long for each further one, and so long in all. Each group costs an
+/// fsync and a rewrite of the pages that all of them touch, and that is most of what a single push would cost.
+const GATHER: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
 /// Statements kept prepared; more than there are different ones.
 const STATEMENTS: usize = 128;
 /// At most so many calls share a transaction, so that the first does not wait long for its answer.
@@ -168,28 +171,43 @@ fn explain_open(path: &Path, err: rusqlite::Error) -> OpenError {
 
 /// The journal's thread: ends when the last handle is gone.
 fn serve(connection: Connection, mut queue: mpsc::UnboundedReceiver<Job>) {
+    // Whether the last group was one: a caller that comes alone is never kept waiting.
+    let mut company = false;
     while let Some(first) = queue.blocking_recv() {
         let mut jobs = vec![first];
-        while jobs.len() < GROUP
-            && let Ok(job) = queue.try_recv()
-        {
-            jobs.push(job);
+        take_waiting(&mut queue, &mut jobs);
+        let deadline = Instant::now() + GATHER.1;
+        while company && jobs.len() < GROUP && Instant::now() < deadline {
+            let before = jobs.len();
+            thread::sleep(GATHER.0);
+            take_waiting(&mut queue, &mut jobs);
+            company = jobs.len() > before;
         }
+        company = jobs.len() > 1;
         run_group(&connection, jobs);
+    }
+}
+
+fn take_waiting(queue: &mut mpsc::UnboundedReceiver<Job>, jobs: &mut Vec<Job>) {
+    while jobs.len() < GROUP
+        && let Ok(job) = queue.try_recv()
+    {
+        jobs.push(job);
     }
 }
 
 fn run_group(connection: &Connection, jobs: Vec<Job>) {
     let mut answers = Vec::with_capacity(jobs.len());
-    let begun = connection.execute_batch("BEGIN");
+    let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    let begun = run("BEGIN");
     for job in jobs {
         let result = match &begun {
-            Ok(()) => in_savepoint(connection, job.work),
+            Ok(_) => in_savepoint(connection, job.work),
             Err(err) => Err(err.to_string()),
         };
         answers.push((job.done, result));
     }
-    let committed = begun.and_then(|()| connection.execute_batch("COMMIT")).map_err(|err| err.to_string());
+    let committed = begun.and_then(|_| run("COMMIT")).map(drop).map_err(|err| err.to_string());
     if committed.is_err() && !connection.is_autocommit() {
         // Nothing of the group is on disk; each caller is told.
         let _ = connection.execute_batch("ROLLBACK");
