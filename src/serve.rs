@@ -1,6 +1,7 @@
 //! The composition root: opens the journal, finds or starts the proxy, adopts what runs, serves, and ends in order.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
     let proxy = ProxyClient::start(&data_dir);
-    ensure_proxy(&proxy, &config_path, &data_dir).await?;
+    ensure_proxy(&proxy, config.proxy.http, &config_path, &data_dir).await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let parts = Shared {
         runtime: Arc::new(docker.clone()),
@@ -116,10 +117,18 @@ fn bind_socket(path: &Path) -> Result<UnixListener> {
 }
 
 /// Adopts a running proxy or starts one.
-async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) -> Result<()> {
+async fn ensure_proxy(proxy: &ProxyClient, wanted: SocketAddr, config_path: &Path, data_dir: &Path) -> Result<()> {
     if proxy.connected(Duration::from_millis(300)).await {
         let pid = proxy.status().pid;
         tracing::info!(?pid, "adopted the running proxy");
+        let listeners = proxy.status().listeners;
+        if wanted.port() != 0 && !listeners.contains(&wanted.to_string()) {
+            tracing::warn!(
+                ?pid,
+                ?listeners,
+                "the running proxy does not listen on {wanted} ([proxy] http): end it to have it started anew"
+            );
+        }
         return Ok(());
     }
     let exe = std::env::current_exe().context("cannot find the longshore binary")?;
@@ -147,7 +156,7 @@ async fn keep_proxy(agent: Arc<Agent>, config_path: PathBuf, proxy: ProxyClient,
             }
         }
         tracing::error!("the proxy is gone");
-        if let Err(err) = ensure_proxy(&proxy, &config_path, &data_dir).await {
+        if let Err(err) = ensure_proxy(&proxy, agent.config().proxy.http, &config_path, &data_dir).await {
             tracing::error!("{err:#}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -96,7 +96,7 @@ impl Api {
             subject: format!("Change {n}"),
         };
         let release = store.create_release(&shop(), id, &sha(n), body).await.unwrap();
-        store.set_live(&shop(), release.number).await.unwrap();
+        store.set_live(&shop(), release.number, true).await.unwrap();
         let end = Finish { status: Status::Succeeded, reason: None, superseded_by: None, hold: false };
         self.agent.journal.finish(&shop(), id, end).await.unwrap();
         id

@@ -299,7 +299,9 @@ impl ServiceView {
             instances: CountView {
                 desired,
                 ready: own().filter(|instance| instance.health == Health::Ready).count(),
-                serving: own().filter(|instance| instance.duty == Duty::Serving).count(),
+                serving: own()
+                    .filter(|instance| instance.duty == Duty::Serving && instance.health == Health::Ready)
+                    .count(),
             },
             image: live.and_then(|release| release.body.service(&service.name)).map(|live| live.image.to_string()),
             command: service.command.clone(),

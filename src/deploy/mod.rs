@@ -158,6 +158,8 @@ struct Rolled {
     outcome: Outcome,
     /// There was nothing to replace.
     unchanged: bool,
+    /// At least one instance ran it.
+    proven: bool,
 }
 
 /// The proxy's counts of the app before the rollout.
@@ -548,7 +550,7 @@ impl Story<'_> {
         match rolled.outcome {
             Outcome::Succeeded => {
                 self.keep_scale(target).await?;
-                self.deployer.store.set_live(&self.app.name, target.release.number).await?;
+                self.deployer.store.set_live(&self.app.name, target.release.number, rolled.proven).await?;
                 let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
             }
@@ -593,7 +595,10 @@ impl Story<'_> {
         let redactor = Redactor::of(self.app, &target.release);
         let redact = Arc::new(move |text: &str| redactor.clean(text));
         let (resumed, log) = (self.in_rollout(), self.log.clone());
-        let order = Order { deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
+        // A release without a single instance has proved nothing.
+        let proven = !plan.kept.is_empty() || plan.slots.iter().any(|slot| slot.incoming.is_some());
+        let judge_errors = matches!(self.deployment.request, Request::Deploy { .. });
+        let order = Order { judge_errors, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
@@ -609,7 +614,7 @@ impl Story<'_> {
                 }
             }
         };
-        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged })
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven })
     }
 
     fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {

@@ -514,7 +514,7 @@ async fn what_the_journal_knows_is_told() {
     world.advance(first).await;
     let release = world.release(first, 'a', 2).await;
     world.store.set_scale(&app(), &"web".parse().unwrap(), 2, 4).await.unwrap();
-    world.store.set_live(&app(), release).await.unwrap();
+    world.store.set_live(&app(), release, true).await.unwrap();
     world.store.set_release(first, release).await.unwrap();
     world.finish(first, Status::Succeeded, None).await;
 

@@ -49,6 +49,9 @@ pub struct Order {
     pub resumed: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
+    /// Undo it when requests fail in the watch that did not fail before: for a new version only. What a person asks for
+    /// in the middle of an outage (a restart, a rollback) is not to be undone because of that outage.
+    pub judge_errors: bool,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -647,14 +650,16 @@ impl DriverTask {
 
     async fn begin_watch(&mut self) {
         let Some(active) = &self.rollout else { return };
-        let id = active.order.deployment;
+        let (id, judge_errors) = (active.order.deployment, active.order.judge_errors);
         if !active.order.policy.watch.is_zero() {
             active.order.log.line(format!("every instance is switched; watching for {:?}", active.order.policy.watch));
         }
         if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
         }
-        self.count(CountedAt::Watch);
+        if judge_errors {
+            self.count(CountedAt::Watch);
+        }
     }
 
     /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.

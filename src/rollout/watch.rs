@@ -37,7 +37,9 @@ impl Answers {
 /// Says in words when the errors in the watch are a jump over those before the rollout.
 pub fn errors_jumped(before: Answers, in_watch: Answers) -> Option<String> {
     let usual = if before.requests >= LEAST_HISTORY { before.share() } else { 0 };
-    let jumped = in_watch.errors >= LEAST_ERRORS && in_watch.share() >= LEAST_SHARE.max(usual * FACTOR);
+    // An app that fails often cannot fail three times as often: then half of what was left to fail is a jump.
+    let much_more = (usual * FACTOR).min((usual + 1000) / 2).max(usual + LEAST_SHARE);
+    let jumped = in_watch.errors >= LEAST_ERRORS && in_watch.share() >= much_more;
     jumped.then(|| {
         format!(
             "{} of {} requests in the watch were answered with an error ({}.{} %), before the rollout {}.{} %",
@@ -72,6 +74,8 @@ mod tests {
     #[test]
     fn what_is_usual_or_rare_is_no_jump() {
         assert_eq!(errors_jumped(answers(1000, 200), answers(100, 30)), None, "it has always failed a lot");
+        assert_eq!(errors_jumped(answers(1000, 1000), answers(100, 100)), None, "it never worked");
+        assert!(errors_jumped(answers(1000, 400), answers(100, 80)).is_some(), "it fails much more");
         assert_eq!(errors_jumped(answers(1000, 0), answers(9, 9)), None, "too few to say");
         assert_eq!(errors_jumped(answers(1000, 0), answers(1000, 50)), None, "a small share");
         assert_eq!(errors_jumped(answers(1000, 0), answers(0, 0)), None);

@@ -119,8 +119,8 @@ impl Store {
         .await
     }
 
-    /// Makes a release the live one.
-    pub async fn set_live(&self, app: &AppName, number: ReleaseNumber) -> Result<(), StoreError> {
+    /// Makes a release the live one. It is `proven` when instances of it ran and passed the watch.
+    pub async fn set_live(&self, app: &AppName, number: ReleaseNumber, proven: bool) -> Result<(), StoreError> {
         let app = app.clone();
         self.call(move |c| {
             c.execute(
@@ -129,8 +129,9 @@ impl Store {
                 params![app.as_str(), number.0],
             )?;
             c.execute(
-                "UPDATE releases SET live_at = ?1, good_at = coalesce(good_at, ?1) WHERE app = ?2 AND number = ?3",
-                params![now_ms(), app.as_str(), number.0],
+                "UPDATE releases SET live_at = ?1, good_at = coalesce(good_at, iif(?4, ?1, NULL))
+                 WHERE app = ?2 AND number = ?3",
+                params![now_ms(), app.as_str(), number.0, proven],
             )?;
             Ok(())
         })
