@@ -94,7 +94,7 @@ async fn show(dir: &Path, once: bool) -> Result<()> {
         began: Instant::now(),
         dir: dir.clone(),
     };
-    let told = demo.tell().await;
+    let told = demo.tell(once).await;
     if once || told.is_err() {
         remove(&dir).await?;
         println!("\nEverything the demo made is removed.");
@@ -103,7 +103,7 @@ async fn show(dir: &Path, once: bool) -> Result<()> {
 }
 
 impl Demo {
-    async fn tell(&self) -> Result<()> {
+    async fn tell(&self, once: bool) -> Result<()> {
         self.say("A site of one file and a Dockerfile, in a git repository with longshore's post-receive hook");
         self.write_configuration()?;
         self.make_repository()?;
@@ -126,7 +126,9 @@ impl Demo {
         let (answered, failed) = load.stop().await;
         self.say("Done");
         println!("\n  {answered} requests answered, {failed} failed, through two rollouts and one rollback.\n");
-        self.explain();
+        if !once {
+            self.explain();
+        }
         ensure!(failed == 0, "{failed} requests failed");
         Ok(())
     }
