@@ -98,11 +98,13 @@ impl Journal {
         let _ = self.bus.send(Published { app: app.clone(), deployment, at: Timestamp::now(), event });
     }
 
-    /// Moves a deployment into a state that is not terminal.
-    pub async fn advance(&self, app: &AppName, id: DeploymentId, status: Status) -> Result<(), StoreError> {
-        self.store.advance(id, status).await?;
-        self.publish(app, Some(id), DeployEvent::Status { status, reason: None, release: None });
-        Ok(())
+    /// Moves a deployment into a state that is not terminal. False when it has ended.
+    pub async fn advance(&self, app: &AppName, id: DeploymentId, status: Status) -> Result<bool, StoreError> {
+        let moved = self.store.advance(id, status).await?;
+        if moved {
+            self.publish(app, Some(id), DeployEvent::Status { status, reason: None, release: None });
+        }
+        Ok(moved)
     }
 
     /// Ends a deployment. False when it had ended before.

@@ -9,7 +9,7 @@
 //!    on a [`runtime`], gated by [`health`], switched in the [`proxy`];
 //! 5. [`journal`] tells it on: to the pusher's terminal, the [`api`] and [`notify`].
 //!
-//! [`agent`] puts the parts together; [`cli`] is what a person types.
+//! [`agent`] holds an app's parts together, [`serve`] starts and ends it all; [`cli`] is what a person types.
 
 pub mod model;
 
@@ -25,5 +25,6 @@ pub mod proxy;
 pub mod queue;
 pub mod rollout;
 pub mod runtime;
+pub mod serve;
 pub mod store;
 pub mod trigger;

@@ -150,10 +150,8 @@ pub fn choose(waiting: &[Waiting], mut ancestry: impl FnMut(&CommitSha, &CommitS
 fn contains(older: &Waiting, newer: &Waiting, ancestry: &mut impl FnMut(&CommitSha, &CommitSha) -> Ancestry) -> bool {
     let Request::Deploy { commit: Some(new), before, forced: false } = &newer.request else { return false };
     let Some(old) = older.request.commit() else { return false };
-    if before.as_ref() == Some(old) {
-        return false;
-    }
-    ancestry(new, old) == Ancestry::Ancestor
+    let rewound = before.as_ref().is_some_and(|before| ancestry(new, before) == Ancestry::Ancestor);
+    !rewound && ancestry(new, old) == Ancestry::Ancestor
 }
 
 #[cfg(test)]

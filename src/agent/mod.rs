@@ -1,6 +1,4 @@
-//! The agent: puts the parts together, recovers, serves, ends.
-//!
-//! [`Agent`] is what the HTTP handlers call; [`start`] is the composition root.
+//! The agent: what the HTTP handlers call, and the tasks of each configured app.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,20 +6,23 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Config, Problems};
+use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
-use crate::deploy::{Deployer, Running};
 use crate::journal::Journal;
 use crate::model::{AppName, DeploymentId, InstanceId, Status};
-use crate::rollout::{Driver, InstanceState};
+use crate::rollout::InstanceState;
 use crate::runtime::RuntimeError;
 use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
 
-pub mod reconcile;
-pub mod start;
+pub mod apps;
+mod reconcile;
+
+use apps::AppHandle;
 
 /// A running agent.
 pub struct Agent {
@@ -34,18 +35,10 @@ pub struct Agent {
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, AppHandle>>,
-    parts: OnceLock<start::Shared>,
+    parts: OnceLock<apps::Shared>,
+    /// The apps' workers: at the end what they do now is finished or left in order.
+    workers: TaskTracker,
     shutdown: CancellationToken,
-}
-
-/// One configured app's tasks.
-#[derive(Clone)]
-struct AppHandle {
-    driver: Driver,
-    deployer: Deployer,
-    wake: Arc<Notify>,
-    /// Ends its worker and its reconciliation when the app is no longer configured.
-    end: CancellationToken,
 }
 
 /// Whether the agent can do its job now.
@@ -56,7 +49,7 @@ pub struct Readiness {
 }
 
 impl Agent {
-    /// An agent without engine and proxy: what is asked of it is put on disk and waits. [`start::serve`] connects it.
+    /// An agent without engine and proxy: what is asked of it is put on disk and waits. [`crate::serve`] connects it.
     pub fn detached(id: String, store: Store, config_path: PathBuf, config: Config) -> Self {
         Self {
             journal: Journal::new(store.clone()),
@@ -66,12 +59,39 @@ impl Agent {
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
             parts: OnceLock::new(),
+            workers: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }
     }
 
+    /// Gives it engine and proxy. Once is enough; a second call changes nothing.
+    pub fn connect(&self, parts: apps::Shared) {
+        let _ = self.parts.set(parts);
+    }
+
+    /// Waits until every app's worker has ended; they do after the shutdown was cancelled.
+    pub async fn workers_ended(&self) {
+        self.workers.close();
+        self.workers.wait().await;
+    }
+
+    /// Starts every app's tasks, after adopting its instances.
+    pub async fn start_apps(self: &Arc<Self>) {
+        for app in self.config().apps.values() {
+            apps::start(self, app).await;
+        }
+    }
+
+    /// Hands what happened on the engine to every app; each knows its own instances.
+    pub fn happened(&self, happened: &crate::runtime::Happened) {
+        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for app in apps.values() {
+            app.driver.happened(happened.clone());
+        }
+    }
+
     /// Engine and proxy, once they are connected.
-    fn parts(&self) -> Result<&start::Shared, RuntimeError> {
+    fn parts(&self) -> Result<&apps::Shared, RuntimeError> {
         self.parts.get().ok_or_else(|| RuntimeError::Unavailable("the agent is still starting".to_owned()))
     }
 
@@ -195,7 +215,7 @@ impl Agent {
         for (name, app) in &config.apps {
             match self.app(name) {
                 Some(handle) => handle.driver.set_domains(app.domains.clone()),
-                None => start::start_app(self, app).await,
+                None => apps::start(self, app).await,
             }
         }
         for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {

@@ -1,7 +1,7 @@
 //! The HTTP API: one file per resource, one table of routes, one place that authorises.
 //!
-//! A request passes, from the outside in: [`respond`] (request id, problem bodies), [`origin`] (DNS rebinding and
-//! cross-site calls), then the route's own guard in [`auth`], then its handler. Handlers are thin: they read the
+//! A request passes, from the outside in: `respond` (request id, problem bodies), `origin` (DNS rebinding and
+//! cross-site calls), then the route's own guard in `auth`, then its handler. Handlers are thin: they read the
 //! request, ask the agent, and turn the answer into the shapes of [`views`].
 
 use std::sync::Arc;

@@ -85,6 +85,7 @@ impl Api {
             service: service("web", Some(8000), 2),
             image: ImageId(format!("sha256:{n:064x}")),
             artifact: format!("artifact {n}"),
+            base: None,
         }];
         let rollout = RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) };
         let body = ReleaseBody {

@@ -216,6 +216,8 @@ pub struct ReleasedServiceView {
     pub name: String,
     /// Its image.
     pub image: String,
+    /// The digest or id of the image's base, where the Dockerfile names one.
+    pub base: Option<String>,
 }
 
 /// A token.
@@ -378,6 +380,7 @@ impl ReleaseView {
                 .map(|released| ReleasedServiceView {
                     name: released.service.name.to_string(),
                     image: released.image.to_string(),
+                    base: released.base.clone(),
                 })
                 .collect(),
         }

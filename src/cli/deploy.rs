@@ -1,4 +1,4 @@
-//! `longshore deploy APP`, `longshore plan APP`
+//! `longshore deploy APP`
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::error::CliError;
+use super::plan::{self, PlanArgs};
 use super::term::Term;
 use super::watch::{Show, follow};
 use super::{Json, text};
@@ -20,10 +21,6 @@ pub(super) const EXAMPLES: &str = "Examples:
   longshore deploy shop --ref refs/tags/v1.4.0 --no-wait
 
 Ctrl-C stops watching; the deployment belongs to the agent and goes on.";
-
-pub(super) const PLAN_EXAMPLES: &str = "Examples:
-  longshore plan shop
-  longshore plan shop --ref main --json";
 
 /// Which commit.
 #[derive(Debug, Args)]
@@ -53,38 +50,13 @@ pub(super) struct DeployArgs {
     json: Json,
 }
 
-/// Arguments of `plan`.
-#[derive(Debug, Args)]
-pub(super) struct PlanArgs {
-    /// The app.
-    app: AppName,
-    #[command(flatten)]
-    want: Want,
-    #[command(flatten)]
-    json: Json,
-}
-
 pub(super) async fn deploy(client: &Client, term: &mut Term, args: DeployArgs) -> Result<ExitCode, CliError> {
     if args.dry_run {
         let DeployArgs { app, want, json, .. } = args;
-        return plan(client, term, PlanArgs { app, want, json }).await;
+        return plan::run(client, term, PlanArgs { app, want, json }).await;
     }
     let path = format!("/api/v1/apps/{}/deployments", args.app);
     submit(client, term, Method::POST, &path, args.want.body(), !args.no_wait, args.json).await
-}
-
-pub(super) async fn plan(client: &Client, term: &mut Term, args: PlanArgs) -> Result<ExitCode, CliError> {
-    let mut body = args.want.body();
-    body["dry_run"] = json!(true);
-    let plan: Value = client.ask(Method::POST, &format!("/api/v1/apps/{}/deployments", args.app), Some(body)).await?;
-    let shown = match plan.get("lines").and_then(Value::as_array) {
-        Some(lines) if !args.json.json => {
-            lines.iter().filter_map(Value::as_str).map(|line| text::clean(line) + "\n").collect()
-        }
-        _ => text::json(&plan),
-    };
-    term.print(&shown)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Asks for a deployment and watches it, or says that it is accepted.
@@ -113,7 +85,8 @@ pub(super) async fn submit(
 }
 
 impl Want {
-    fn body(&self) -> Value {
+    /// As the API takes it.
+    pub(super) fn body(&self) -> Value {
         match (&self.commit, &self.git_ref) {
             (Some(commit), _) => json!({ "commit": commit }),
             (None, Some(git_ref)) => json!({ "ref": git_ref }),

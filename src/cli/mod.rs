@@ -1,4 +1,4 @@
-//! What a person types. One file per command; [`client`] reaches the agent, [`watch`] follows a deployment.
+//! What a person types. One file per command; `client` reaches the agent, `watch` follows a deployment.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,8 +15,10 @@ mod deploy;
 mod deployments;
 mod error;
 mod hook;
+mod init;
 mod logging;
 mod logs;
+mod plan;
 mod progress;
 mod proxy;
 mod releases;
@@ -60,6 +62,9 @@ enum Command {
     /// Say whether the configuration is valid, and everything that is wrong with it.
     #[command(after_help = "Examples:\n  longshore check\n  longshore check --config /etc/longshore/deploy.toml")]
     Check,
+    /// Write a first configuration with a fresh webhook secret.
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::InitArgs),
     /// Show a deployment of a small example app on this machine.
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Options),
@@ -70,8 +75,8 @@ enum Command {
     #[command(after_help = deploy::EXAMPLES)]
     Deploy(deploy::DeployArgs),
     /// Say what a deployment would do, without doing it.
-    #[command(after_help = deploy::PLAN_EXAMPLES)]
-    Plan(deploy::PlanArgs),
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::PlanArgs),
     /// Bring an earlier release live again, without a build.
     #[command(after_help = rollback::EXAMPLES)]
     Rollback(rollback::RollbackArgs),
@@ -142,6 +147,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve => return serve::run(&config),
         Command::Proxy => return proxy::run(&config),
         Command::Check => return check::run(&config),
+        Command::Init(args) => return exit_code(init::run(&args, &config)),
         Command::Demo(options) => return demo::run(options),
         Command::DemoSite => return demo::run_site(),
         Command::Hook(HookCommand::Install(args)) => return exit_code(hook::run(&args, &config)),
@@ -175,7 +181,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
     let mut term = Term::stdout();
     match command {
         Command::Deploy(args) => deploy::deploy(&client, &mut term, args).await,
-        Command::Plan(args) => deploy::plan(&client, &mut term, args).await,
+        Command::Plan(args) => plan::run(&client, &mut term, args).await,
         Command::Rollback(args) => rollback::run(&client, &mut term, args).await,
         Command::Status(args) => status::run(&client, &mut term, args).await,
         Command::Logs(args) => logs::run(&client, &mut term, args).await,
@@ -188,6 +194,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Serve
         | Command::Proxy
         | Command::Check
+        | Command::Init(_)
         | Command::Demo(_)
         | Command::DemoSite
         | Command::Hook(_)

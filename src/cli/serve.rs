@@ -4,8 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::logging;
-use crate::agent::start;
-use crate::config;
+use crate::{config, serve};
 
 pub(super) const EXAMPLES: &str = "Examples:
   longshore serve
@@ -22,10 +21,10 @@ pub fn run(config_path: &Path) -> ExitCode {
     };
     logging::init();
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.render(&config_path.display().to_string(), "warning"));
+        tracing::warn!("{}", warning.render(&config_path.display().to_string(), ""));
     }
     logging::finish(logging::runtime().and_then(|runtime| {
-        let served = runtime.block_on(start::serve(config_path.to_path_buf(), config));
+        let served = runtime.block_on(serve::run(config_path.to_path_buf(), config));
         // What still runs (a fetch, a build's upload) is taken up again at the next start.
         runtime.shutdown_background();
         served

@@ -20,7 +20,7 @@ use crate::model::{
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Plan, Wanted};
+use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::{Driver, Order, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::store::{Deployment, Finish, Release, ReleaseBody, ReleasedService, Step, Store, StoreError};
@@ -78,23 +78,49 @@ pub struct Running {
     /// Which.
     pub id: DeploymentId,
     stop: CancellationToken,
-    why: Arc<OnceLock<String>>,
+    cause: Arc<OnceLock<StopCause>>,
+}
+
+/// Why a deployment is to end before its time.
+#[derive(Debug, Clone)]
+enum StopCause {
+    /// Somebody cancelled it.
+    Cancelled(String),
+    /// Its deadline has passed.
+    Deadline(String),
 }
 
 impl Running {
     fn new(id: DeploymentId) -> Self {
-        Self { id, stop: CancellationToken::new(), why: Arc::new(OnceLock::new()) }
+        Self { id, stop: CancellationToken::new(), cause: Arc::new(OnceLock::new()) }
     }
 
     /// Asks for its end; the first reason counts.
     pub fn cancel(&self, why: String) {
-        // A second reason changes nothing.
-        let _ = self.why.set(why);
+        self.end_early(StopCause::Cancelled(why));
+    }
+
+    fn end_early(&self, cause: StopCause) {
+        // A second cause changes nothing.
+        let _ = self.cause.set(cause);
         self.stop.cancel();
     }
 
     fn why(&self) -> String {
-        self.why.get().cloned().unwrap_or_else(|| "cancelled".into())
+        match self.cause.get() {
+            Some(StopCause::Cancelled(why) | StopCause::Deadline(why)) => why.clone(),
+            None => "cancelled".into(),
+        }
+    }
+
+    fn by_deadline(&self) -> bool {
+        matches!(self.cause.get(), Some(StopCause::Deadline(_)))
+    }
+
+    /// The end of a deployment that was stopped before anything was switched.
+    fn halt(&self) -> Halt {
+        let status = if self.by_deadline() { Status::Failed } else { Status::Cancelled };
+        Halt::End(Finish { status, reason: Some(self.why()), superseded_by: None, hold: false })
     }
 }
 
@@ -104,6 +130,8 @@ enum Halt {
     End(Finish),
     /// The agent ends; the deployment goes on when it is back.
     AgentEnds,
+    /// It had ended before it began: replaced or cancelled between its choice and its start.
+    EndedBefore,
 }
 
 impl From<StoreError> for Halt {
@@ -116,10 +144,6 @@ fn failed(reason: String, hold: bool) -> Halt {
     Halt::End(Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold })
 }
 
-fn cancelled(reason: String) -> Halt {
-    Halt::End(Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false })
-}
-
 /// The release that a deployment brings live, and how.
 struct Target {
     release: Release,
@@ -127,6 +151,13 @@ struct Target {
     renew: bool,
     /// The release command runs first.
     run_command: bool,
+}
+
+/// How a rollout came out.
+struct Rolled {
+    outcome: Outcome,
+    /// There was nothing to replace.
+    unchanged: bool,
 }
 
 /// The proxy's counts of the app before the rollout.
@@ -148,7 +179,7 @@ impl Deployer {
         }
         *lock(&self.running) = Some(running.clone());
         let deadline = tokio::spawn(enforce_deadline(app.deadline, running.clone()));
-        let redactor = Redactor::of(&app);
+        let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 
         let story = Story { deployer: self, app: &app, deployment: &deployment, running: &running, log: &log };
@@ -158,7 +189,7 @@ impl Deployer {
         *lock(&self.running) = None;
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
-            Err(Halt::AgentEnds) => return Ok(()),
+            Err(Halt::AgentEnds | Halt::EndedBefore) => return Ok(()),
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
@@ -174,7 +205,7 @@ impl Deployer {
         };
         match self.builder.prune(&self.app, &keep).await {
             Ok(0) => {}
-            Ok(n) => log.line(format!("{n} images of old releases removed")),
+            Ok(n) => log.line(format!("removed {n} image(s) of old releases")),
             Err(err) => tracing::warn!(app = %self.app, %err, "images are not pruned"),
         }
     }
@@ -193,7 +224,7 @@ impl Deployer {
 
 async fn enforce_deadline(limit: Duration, running: Running) {
     tokio::time::sleep(limit).await;
-    running.cancel(format!("it took longer than its deadline of {limit:?}"));
+    running.end_early(StopCause::Deadline(format!("it took longer than its deadline of {limit:?}")));
 }
 
 fn lock(running: &Mutex<Option<Running>>) -> std::sync::MutexGuard<'_, Option<Running>> {
@@ -211,7 +242,7 @@ struct Story<'a> {
 
 impl Story<'_> {
     async fn tell(&self) -> Result<Finish, Halt> {
-        let in_rollout = matches!(self.deployment.status, Status::RollingOut | Status::Watching);
+        let in_rollout = self.in_rollout();
         if self.deployment.status != Status::Queued {
             self.log.line(format!("the agent was restarted; going on from {}", self.deployment.status));
         }
@@ -225,7 +256,10 @@ impl Story<'_> {
     }
 
     async fn advance(&self, status: Status) -> Result<(), Halt> {
-        Ok(self.deployer.journal.advance(&self.app.name, self.deployment.id, status).await?)
+        match self.deployer.journal.advance(&self.app.name, self.deployment.id, status).await? {
+            true => Ok(()),
+            false => Err(Halt::EndedBefore),
+        }
     }
 
     fn check_cancelled(&self) -> Result<(), Halt> {
@@ -233,13 +267,13 @@ impl Story<'_> {
             return Err(Halt::AgentEnds);
         }
         if self.running.stop.is_cancelled() {
-            return Err(cancelled(self.running.why()));
+            return Err(self.running.halt());
         }
         Ok(())
     }
 
-    /// Runs `work` unless somebody cancels or the agent ends first.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, Halt> {
+    /// Runs `work` unless the agent ends first. Whatever may be cancelled watches `running.stop` itself.
+    async fn unless_agent_ends<T>(&self, work: impl Future<Output = T>) -> Result<T, Halt> {
         tokio::select! {
             biased;
             () = self.deployer.shutdown.cancelled() => Err(Halt::AgentEnds),
@@ -277,14 +311,7 @@ impl Story<'_> {
                 return Ok(Target { release: made, renew: false, run_command: true });
             }
             Request::Rollback { to } => (self.rollback_target(*to, live).await?, false),
-            Request::Scale { service, instances } => {
-                let live = live.ok_or_else(nothing_live)?;
-                let configured = self.app.services.get(service).map(|service| service.instances);
-                let released = live.body.service(service).map(|released| released.service.instances);
-                let configured = configured.or(released).unwrap_or(*instances);
-                self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?;
-                (live.clone(), false)
-            }
+            Request::Scale { .. } => (live.cloned().ok_or_else(nothing_live)?, false),
             Request::Restart => (live.cloned().ok_or_else(nothing_live)?, true),
         };
         self.deployer.store.set_release(id, release.number).await?;
@@ -323,8 +350,8 @@ impl Story<'_> {
         };
         let began = Instant::now();
         let fetched = self.deployer.mirrors.fetch(self.app, &want, self.log, &self.running.stop);
-        let source = self.unless_stopped(fetched).await?.map_err(|err| match err {
-            SourceError::Cancelled => cancelled(self.running.why()),
+        let source = self.unless_agent_ends(fetched).await?.map_err(|err| match err {
+            SourceError::Cancelled => self.running.halt(),
             other => failed(other.to_string(), false),
         })?;
         let (id, commit) = (self.deployment.id, &source.commit);
@@ -360,12 +387,16 @@ impl Story<'_> {
     ) -> Result<(), Halt> {
         let by_itself = matches!(self.deployment.trigger, Trigger::Push | Trigger::PostReceive | Trigger::Reconcile);
         let Some(live) = live.filter(|_| by_itself && !forced) else { return Ok(()) };
-        let rewound_from_live = before == Some(&live.commit);
-        if rewound_from_live {
+        let is_in = |other: CommitSha| async move {
+            self.deployer.mirrors.ancestry(self.app, &source.commit, &other).await == Ancestry::Ancestor
+        };
+        if !is_in(live.commit.clone()).await {
             return Ok(());
         }
-        let ancestry = self.deployer.mirrors.ancestry(self.app, &source.commit, &live.commit).await;
-        if ancestry != Ancestry::Ancestor {
+        // The push itself went back on the branch: that is on purpose.
+        if let Some(before) = before
+            && is_in(before.clone()).await
+        {
             return Ok(());
         }
         let reason = format!("{}, which is live, already contains {}", live.number, source.commit.short());
@@ -375,7 +406,12 @@ impl Story<'_> {
     /// Builds each service's image, each distinct build once.
     async fn build(&self, source: &Source) -> Result<ReleaseBody, Halt> {
         self.advance(Status::Building).await?;
-        let slot = self.unless_stopped(self.deployer.build_slots.acquire()).await?;
+        // Other apps' builds may take long; a deployment that waits for them can be cancelled.
+        let slot = tokio::select! {
+            biased;
+            () = self.running.stop.cancelled() => return Err(self.running.halt()),
+            slot = self.unless_agent_ends(self.deployer.build_slots.acquire()) => slot?,
+        };
         let mut built: Vec<(&crate::config::Build, Artifact)> = Vec::new();
         let mut services = Vec::new();
         for service in self.app.services.values() {
@@ -388,7 +424,12 @@ impl Story<'_> {
                     artifact
                 }
             };
-            services.push(ReleasedService { service: service.clone(), image: artifact.image, artifact: artifact.key });
+            services.push(ReleasedService {
+                service: service.clone(),
+                image: artifact.image,
+                artifact: artifact.key,
+                base: artifact.base,
+            });
         }
         drop(slot);
         Ok(ReleaseBody {
@@ -407,14 +448,14 @@ impl Story<'_> {
         let build = self.deployer.builder.build(request, self.log, &self.running.stop);
         let limit = self.app.build_timeout;
         // Dropping the build ends it in the engine too.
-        let Ok(result) = self.unless_stopped(tokio::time::timeout(limit, build)).await? else {
+        let Ok(result) = self.unless_agent_ends(tokio::time::timeout(limit, build)).await? else {
             return Err(failed(
                 format!("the build of {} took longer than {limit:?} and was stopped", service.name),
                 true,
             ));
         };
         let artifact = result.map_err(|err| match err {
-            BuildError::Cancelled => cancelled(self.running.why()),
+            BuildError::Cancelled => self.running.halt(),
             BuildError::Failed(why) => failed(format!("the build of {} failed: {why}", service.name), true),
             other @ BuildError::Unavailable(_) => failed(other.to_string(), false),
         })?;
@@ -476,7 +517,7 @@ impl Story<'_> {
                 if let Err(err) = stopped {
                     self.log.line(format!("the release command could not be stopped: {err}"));
                 }
-                return Err(cancelled(self.running.why()));
+                return Err(self.running.halt());
             }
             ended = run => ended,
         };
@@ -490,31 +531,58 @@ impl Story<'_> {
     }
 
     fn specs(&self, release: &Release) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, Halt> {
-        spec::service_specs(self.app, release, &self.deployer.settings_key).map_err(|why| failed(why, false))
+        spec::service_specs(release, &self.deployer.settings_key).map_err(|why| failed(why, false))
     }
 
     async fn roll_out(&self, target: &Target, live: Option<&Release>) -> Result<Finish, Halt> {
-        let id = self.deployment.id;
-        let reverting = match self.deployer.store.step::<Failure>(id, REVERT_STEP).await? {
+        let recorded = match self.deployer.store.step::<Failure>(self.deployment.id, REVERT_STEP).await? {
             Step::Done(failure) => Some(failure),
             Step::New | Step::Begun => None,
         };
+        let before = self.counts_before().await?;
+        let mut rolled = self.roll(target, live, recorded).await?;
+        if let Outcome::TurnBack(failure) = rolled.outcome {
+            rolled = self.roll(target, live, Some(failure)).await?;
+        }
+        self.count_requests(before).await?;
+        match rolled.outcome {
+            Outcome::Succeeded => {
+                self.keep_scale(target).await?;
+                self.deployer.store.set_live(&self.app.name, target.release.number).await?;
+                let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
+                Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
+            }
+            Outcome::Undone { failure, left } => Ok(self.undone(failure, &left)),
+            Outcome::TurnBack(failure) => Ok(self.undone(failure, &[])),
+        }
+    }
+
+    /// Plans from what runs, forward or (with a failure) back, and has the driver perform it.
+    async fn roll(&self, target: &Target, live: Option<&Release>, reverting: Option<Failure>) -> Result<Rolled, Halt> {
+        let id = self.deployment.id;
         let new = self.specs(&target.release)?;
         let old = match live {
             Some(live) => self.specs(live)?,
             None => BTreeMap::new(),
         };
-        let towards = if reverting.is_some() { &old } else { &new };
-        let renew = target.renew && reverting.is_none();
-        let plan = self.plan(towards, &target.release, renew).await?;
-        if plan.slots.is_empty() && reverting.is_none() {
-            self.log.line(format!("{}: nothing to replace, {} instances stay", target.release.number, plan.kept.len()));
-        } else {
-            self.advance(Status::RollingOut).await?;
-            self.log.line(describe(&plan, target.release.number));
+        let (towards, way) = match (&reverting, target.renew) {
+            (Some(_), _) => (&old, Way::Back),
+            (None, true) => (&new, Way::Renew),
+            (None, false) => (&new, Way::Forward),
+        };
+        let plan = self.plan(towards, &target.release, way).await?;
+        match (plan.slots.is_empty(), way) {
+            (true, Way::Back) => {}
+            (true, _) => {
+                let (release, stay) = (target.release.number, plan.kept.len());
+                self.log.line(format!("{release}: nothing to replace, {stay} instances stay"));
+            }
+            (false, _) => {
+                self.advance(Status::RollingOut).await?;
+                self.log.line(describe(&plan, target.release.number, way));
+            }
         }
         let unchanged = plan.slots.is_empty() && reverting.is_none() && self.deployment.status == Status::Queued;
-        let before = self.counts_before().await?;
         let policy = Policy {
             deployment: id,
             // What did not change has been watched before.
@@ -522,10 +590,15 @@ impl Story<'_> {
             services: new.iter().map(|(name, spec)| (name.clone(), policy_of(spec))).collect(),
             default_start_deadline: Duration::from_secs(60),
         };
-        let order = Order { deployment: id, plan, policy, new, old, reverting, log: self.log.clone() };
+        let redactor = Redactor::of(self.app, &target.release);
+        let redact = Arc::new(move |text: &str| redactor.clean(text));
+        let (resumed, log) = (self.in_rollout(), self.log.clone());
+        let order = Order { deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
         let rolled = self.deployer.driver.roll(order);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
+            // In this order: the driver has the order before it may hear that it is cancelled.
+            biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             outcome = &mut rolled => outcome,
             () = self.running.stop.cancelled() => {
@@ -536,28 +609,32 @@ impl Story<'_> {
                 }
             }
         };
-        self.count_requests(before).await?;
-        match outcome {
-            None => Err(Halt::AgentEnds),
-            Some(Outcome::Succeeded) => {
-                self.deployer.store.set_live(&self.app.name, target.release.number).await?;
-                let reason = unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
-                Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
-            }
-            Some(Outcome::Undone { failure, left }) => Ok(undone(failure, &left, &self.deployment.request)),
-        }
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged })
+    }
+
+    fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
+        failure.cancelled &= !self.running.by_deadline();
+        undone(failure, left, &self.deployment.request)
+    }
+
+    /// Whether an earlier life of the agent had begun to replace instances.
+    fn in_rollout(&self) -> bool {
+        matches!(self.deployment.status, Status::RollingOut | Status::Watching)
     }
 
     async fn plan(
         &self,
         specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
         release: &Release,
-        renew: bool,
+        way: Way,
     ) -> Result<Plan, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
-            let configured = self.app.services.get(name).map_or(spec.service.instances, |service| service.instances);
-            let instances = self.deployer.store.scale(&self.app.name, name, configured).await?;
+            let configured = self.configured(name, spec.service.instances);
+            let instances = match &self.deployment.request {
+                Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
+                _ => self.deployer.store.scale(&self.app.name, name, configured).await?,
+            };
             wanted.push(Wanted {
                 service: name.clone(),
                 settings: spec.settings.clone(),
@@ -567,7 +644,20 @@ impl Story<'_> {
             });
         }
         let current = self.deployer.driver.current().await;
-        Ok(plan::plan(&current, &wanted, self.deployment.id, renew))
+        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+    }
+
+    /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
+    fn configured(&self, service: &ServiceName, released: u32) -> u32 {
+        self.app.services.get(service).map_or(released, |service| service.instances)
+    }
+
+    /// A scale counts from when it has gone well: one that is undone leaves the number that was.
+    async fn keep_scale(&self, target: &Target) -> Result<(), Halt> {
+        let Request::Scale { service, instances } = &self.deployment.request else { return Ok(()) };
+        let released = target.release.body.service(service).map_or(*instances, |r| r.service.instances);
+        let configured = self.configured(service, released);
+        Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
     }
 
     async fn counts_before(&self) -> Result<Option<CountsBefore>, Halt> {
@@ -622,7 +712,7 @@ fn undone(failure: Failure, left: &[String], request: &Request) -> Finish {
     Finish { status, reason: Some(reason), superseded_by: None, hold }
 }
 
-fn describe(plan: &Plan, release: ReleaseNumber) -> String {
+fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
     let mut counts: BTreeMap<&ServiceName, (u32, u32)> = BTreeMap::new();
     for slot in &plan.slots {
         let (new, gone) = counts.entry(&slot.service).or_default();
@@ -634,5 +724,9 @@ fn describe(plan: &Plan, release: ReleaseNumber) -> String {
         (0, gone) => format!("{service}: {gone} to stop"),
         (new, gone) => format!("{service}: {new} to start, {gone} to stop"),
     });
-    format!("rolling out {release}, one instance at a time ({})", parts.collect::<Vec<_>>().join("; "))
+    let parts = parts.collect::<Vec<_>>().join("; ");
+    match way {
+        Way::Back => format!("undoing {release} ({parts})"),
+        Way::Forward | Way::Renew => format!("rolling out {release}, one instance at a time ({parts})"),
+    }
 }

@@ -1,18 +1,18 @@
 //! What a deployment would do, without doing it: for `dry_run` and `longshore plan`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::build::BuildRequest;
 use super::source::Want;
 use super::{Deployer, spec};
 use crate::config::{App, Order};
 use crate::journal::DeployLog;
-use crate::model::{CommitSha, GitRef};
+use crate::model::{CommitSha, GitRef, ServiceName};
 use crate::store::Release;
 use tokio_util::sync::CancellationToken;
 
 /// The answer of a dry run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanView {
     /// Of which commit.
     pub commit: CommitSha,
@@ -28,13 +28,23 @@ pub struct PlanView {
     pub release_command: Option<Vec<String>>,
 }
 
+/// Where a service's image would come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePlan {
+    /// It is built.
+    Build,
+    /// Its content is that of the live release.
+    Reuse,
+}
+
 /// What would happen to one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePlan {
     /// Its name.
     pub name: String,
-    /// `build` or `reuse`.
-    pub image: &'static str,
+    /// Where its image would come from.
+    pub image: ImagePlan,
     /// How many instances it would have.
     pub instances: u32,
     /// How many would be replaced or started.
@@ -68,21 +78,26 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
         let stopped = running(deployer, &gone);
         services.push(ServicePlan {
             name: gone,
-            image: "reuse",
+            image: ImagePlan::Reuse,
             instances: 0,
             replaced: 0,
             stopped,
             order: app.rollout.order,
         });
     }
-    let changed = services.iter().any(|service| service.image == "build") || live.is_none();
+    // The release command runs where the image that it runs in is a new one.
+    let new_image = |name: &ServiceName| {
+        services.iter().any(|service| service.name == name.as_str() && service.image == ImagePlan::Build)
+    };
+    let release_command = app.release.as_ref().filter(|release| new_image(&release.service));
+    let release_command = release_command.map(|release| release.command.clone());
     Ok(PlanView {
         commit: source.commit,
         subject: source.subject,
         author: source.author,
         live: live.map(|live| live.number.to_string()),
         services,
-        release_command: app.release.as_ref().filter(|_| changed).map(|release| release.command.clone()),
+        release_command,
     })
 }
 
@@ -112,13 +127,13 @@ async fn service_plan(
     let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
     let now = running(deployer, service.name.as_str());
     let unchanged = match (same_image, live) {
-        (Some(released), Some(live)) => same_settings(deployer, app, live, released, service).await?,
+        (Some(released), Some(live)) => same_settings(deployer, live, released, service).await?,
         _ => false,
     };
     let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
     Ok(ServicePlan {
         name: service.name.to_string(),
-        image: if same_image.is_some() { "reuse" } else { "build" },
+        image: if same_image.is_some() { ImagePlan::Reuse } else { ImagePlan::Build },
         instances,
         replaced,
         stopped: now.saturating_sub(instances),
@@ -129,7 +144,6 @@ async fn service_plan(
 /// Whether instances of `service` with the live image would be what runs now.
 async fn same_settings(
     deployer: &Deployer,
-    app: &App,
     live: &Release,
     released: &crate::store::ReleasedService,
     service: &crate::config::Service,
@@ -140,7 +154,7 @@ async fn same_settings(
             *candidate = crate::store::ReleasedService { service: service.clone(), ..released.clone() };
         }
     }
-    let wanted = spec::service_specs(app, &next, &deployer.settings_key)?;
+    let wanted = spec::service_specs(&next, &deployer.settings_key)?;
     let wanted = wanted.get(&service.name).map(|spec| spec.settings.clone()).unwrap_or_default();
     let of_service = |state: &crate::rollout::InstanceState| state.service == service.name;
     let settings = deployer.driver.settings().await;

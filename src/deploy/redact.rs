@@ -4,8 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{App, EnvValue};
+use crate::config::{App, EnvValue, Service};
 use crate::journal::DeployLog;
+use crate::store::Release;
 
 /// Shorter values would turn harmless words into `[secret]` and are guessed at once anyway.
 const MIN_LENGTH: usize = 6;
@@ -18,13 +19,21 @@ pub struct Redactor {
 
 impl Redactor {
     /// Knows every secret of the app's services that can be read now.
-    pub fn of(app: &App) -> Self {
-        let services = app.services.values();
+    pub fn of_app(app: &App) -> Self {
+        Self::of_services(app.services.values())
+    }
+
+    /// The same, and those of a release's services, which the configuration may no longer know.
+    pub fn of(app: &App, release: &Release) -> Self {
+        Self::of_services(app.services.values().chain(release.body.services.iter().map(|released| &released.service)))
+    }
+
+    fn of_services<'a>(services: impl Iterator<Item = &'a Service> + Clone) -> Self {
         let env = services.clone().flat_map(|service| service.env.values()).filter_map(|value| match value {
             EnvValue::Secret(reference) => Some(reference),
             EnvValue::Literal(_) => None,
         });
-        let build = services.clone().flat_map(|service| service.build.secrets.values());
+        let build = services.flat_map(|service| service.build.secrets.values());
         Self::new(env.chain(build).filter_map(|reference| reference.resolve().ok()))
     }
 

@@ -7,18 +7,14 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use crate::config::{App, EnvValue};
+use crate::config::EnvValue;
 use crate::model::ServiceName;
 use crate::rollout::ServiceSpec;
 use crate::store::{Release, ReleasedService};
 
 /// Every service of a release, ready to be started. The error names a secret that cannot be read.
-pub fn service_specs(
-    app: &App,
-    release: &Release,
-    settings_key: &str,
-) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
-    let routed = routed_service(app, release);
+pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
+    let routed = routed_service(release);
     let specs = release.body.services.iter().map(|released| {
         let name = released.service.name.clone();
         let env = resolve_env(released)?;
@@ -38,10 +34,7 @@ pub fn service_specs(
 }
 
 /// The service that the app's domains lead to, as the release knows it: `web`, else the only one with a port.
-fn routed_service(app: &App, release: &Release) -> Option<ServiceName> {
-    if app.domains.is_empty() {
-        return None;
-    }
+fn routed_service(release: &Release) -> Option<ServiceName> {
     let mut with_port = release.body.services.iter().map(|r| &r.service).filter(|service| service.port.is_some());
     let web = with_port.clone().find(|service| service.name.as_str() == "web");
     match (web, with_port.next(), with_port.next()) {

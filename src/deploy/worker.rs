@@ -1,7 +1,6 @@
 //! One worker per app: takes the next deployment when the last one has ended, and first of all the one that an earlier
 //! life of the agent left unfinished.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Deployer;
 use super::source::{Ancestry, Want};
+use crate::config::App;
 use crate::journal::DeployLog;
-use crate::model::CommitSha;
 use crate::queue::{self, Choice, Waiting};
 use crate::store::{Deployment, Finish, StoreError};
 
@@ -49,7 +48,7 @@ impl Deployer {
             return Ok(Some(unfinished));
         }
         let waiting = self.store.waiting(&self.app).await?;
-        let Some(choice) = self.choose(&waiting).await else { return Ok(None) };
+        let Some(choice) = self.choose(waiting).await else { return Ok(None) };
         // Together, so that a long queue costs few fsyncs.
         let ending = choice.superseded.into_iter().map(|gone| {
             let mut finish = Finish::replaced_by(gone.by);
@@ -62,46 +61,25 @@ impl Deployer {
         self.store.deployment(choice.run).await
     }
 
-    async fn choose(&self, waiting: &[Waiting]) -> Option<Choice> {
-        let mut known: HashMap<(CommitSha, CommitSha), Ancestry> = HashMap::new();
-        if queue::needs_ancestry(waiting) {
-            self.fetch_branch().await;
-        }
-        loop {
-            // The choice is pure: what it asks is answered before it is made again.
-            let mut asked = Vec::new();
-            let choice = queue::choose(waiting, |first, second| {
-                let pair = (first.clone(), second.clone());
-                known.get(&pair).copied().unwrap_or_else(|| {
-                    asked.push(pair);
-                    Ancestry::Unrelated
-                })
-            });
-            if asked.is_empty() {
-                return choice;
-            }
-            for (first, second) in asked {
-                let ancestry = self.ancestry(&first, &second).await;
-                known.insert((first, second), ancestry);
-            }
-        }
+    async fn choose(&self, waiting: Vec<Waiting>) -> Option<Choice> {
+        let unjudged = |waiting: &[Waiting]| queue::choose(waiting, |_, _| Ancestry::Unrelated);
+        let app = self.config.borrow().apps.get(&self.app).cloned();
+        let Some(app) = app.filter(|_| queue::needs_ancestry(&waiting)) else { return unjudged(&waiting) };
+        self.fetch_branch(&app).await;
+        let asked = waiting.clone();
+        let judged = self.mirrors.judge(&app, move |ancestry| queue::choose(&asked, ancestry)).await;
+        judged.unwrap_or_else(|err| {
+            tracing::error!(app = %self.app, %err, "the queue goes by arrival: its commits cannot be compared");
+            unjudged(&waiting)
+        })
     }
 
     /// Best effort: what is not in the mirror counts as unrelated, and then the newest request wins.
-    async fn fetch_branch(&self) {
-        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return };
+    async fn fetch_branch(&self, app: &App) {
         let silent = DeployLog::new(|_| {});
         let want = Want::Branch(app.branch.clone());
-        if let Err(err) = self.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await {
+        if let Err(err) = self.mirrors.fetch(app, &want, &silent, &CancellationToken::new()).await {
             tracing::warn!(app = %self.app, %err, "the branch could not be fetched to order the queue");
-        }
-    }
-
-    async fn ancestry(&self, first: &CommitSha, second: &CommitSha) -> Ancestry {
-        let app = self.config.borrow().apps.get(&self.app).cloned();
-        match app {
-            Some(app) => self.mirrors.ancestry(&app, first, second).await,
-            None => Ancestry::Unrelated,
         }
     }
 }

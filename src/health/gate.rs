@@ -56,6 +56,11 @@ impl Gate {
         self.change(next)
     }
 
+    /// Whether the last checks failed as often as a ready instance may not.
+    pub fn has_given_up(&self) -> bool {
+        self.failures >= self.failures_allowed
+    }
+
     /// The instance was started again: whatever was known of it is void.
     pub fn restarted(&mut self) -> Option<Health> {
         self.passes = 0;

@@ -132,7 +132,12 @@ impl World {
             env: BTreeMap::new(),
         };
         let body = ReleaseBody {
-            services: vec![ReleasedService { service, image: ImageId("sha256:1".into()), artifact: "1".into() }],
+            services: vec![ReleasedService {
+                service,
+                image: ImageId("sha256:1".into()),
+                artifact: "1".into(),
+                base: None,
+            }],
             release_command: None,
             rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
             author: "Ada".into(),

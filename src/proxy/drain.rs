@@ -1,6 +1,6 @@
 //! An instance that left the table finishes what it has, within its budgets.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::control::Report;
 use super::instance::{Instance, lock};
 use super::server::Proxy;
-use super::table::DrainLimits;
+use super::table::{DrainLimits, Table};
 use crate::model::InstanceId;
 
 /// Streams are closed one after another over the last fifth of their budget, so that their clients do not all come
@@ -62,6 +62,15 @@ impl Deadlines {
     }
 }
 
+impl Drains {
+    /// What came back into the table leaves it afresh the next time.
+    pub fn forget(&self, table: &Table) {
+        let routed: HashSet<&InstanceId> =
+            table.routes.iter().flat_map(|route| &route.members).map(|member| &member.instance).collect();
+        lock(&self.state).ended.retain(|(id, _)| !routed.contains(id));
+    }
+}
+
 /// Begins to drain an instance; its end is told to every connected agent. Told again (by an agent that lost its
 /// connection), it goes on, or its end is told again.
 pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
@@ -71,13 +80,14 @@ pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
         tracing::warn!(instance = %id, "asked to drain an instance that the table still has; ignored");
         return;
     }
+    let busy: Vec<Arc<Instance>> = instances.into_iter().filter(|instance| instance.load() > 0).collect();
     let watched = {
         let mut state = lock(&proxy.drains.state);
         if let Some(active) = state.active.get(id) {
             active.send_modify(|current| *current = current.sooner(deadlines));
             return;
         }
-        if instances.is_empty() {
+        if busy.is_empty() {
             let known = state.ended.iter().rev().find(|(ended, _)| ended == id).map(|&(_, drained)| drained);
             drop(state);
             proxy.tell(report(id, known.unwrap_or_default()));
@@ -89,7 +99,7 @@ pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
     };
     let (proxy, id) = (Arc::clone(proxy), id.clone());
     tokio::spawn(async move {
-        let drained = drain_all(&instances, watched).await;
+        let drained = drain_all(&busy, watched).await;
         {
             let mut state = lock(&proxy.drains.state);
             state.active.remove(&id);

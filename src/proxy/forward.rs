@@ -144,7 +144,7 @@ struct Attempt<'a> {
     tries_left: u32,
     /// Whether it may meet a connection that its other side is closing.
     may_reuse: bool,
-    /// Whether it does no harm twice and is still there to be sent again: idempotent, without a body, not yet replayed.
+    /// Whether it does no harm twice and is still there to be sent again: idempotent, without a body.
     replayable: bool,
     /// Of its body, if it has one.
     progress: Option<Arc<Progress>>,
@@ -185,10 +185,8 @@ impl Attempt<'_> {
             self.may_reuse = false;
             let (next, error) = match (error, replay) {
                 (SendError::NotSent(unsent, error), _) => (*unsent, error),
-                (SendError::Broken { silent: true, error }, Some(head)) => {
-                    self.replayable = false;
-                    (head.with(Outgoing::Empty), error)
-                }
+                // An instance that is just dying breaks an idle connection and then the fresh one too; the tries end it.
+                (SendError::Broken { silent: true, error }, Some(head)) => (head.with(Outgoing::Empty), error),
                 (SendError::Broken { error, .. }, _) => {
                     if self.progress.as_ref().is_some_and(|progress| progress.is_broken()) {
                         return Err(NoAnswer::ClientLeft);

@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 
 use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
 
 /// Connections the kernel holds while all are busy.
 const BACKLOG: u32 = 4096;
+/// A silent connection is asked for a sign of life after this; after nine unanswered ones 75 s apart it is gone.
+const KEEP_ALIVE_IDLE_SECONDS: u32 = 60;
 
 /// Binds a listener; the error names the cause and, where it can be found, who holds the port.
 pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -18,6 +21,9 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
+    // Accepted connections inherit this (Linux): clients that vanished without a word do not keep a tunnel for ever.
+    socket.set_keepalive(true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_SECONDS)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -97,6 +103,16 @@ mod tests {
         let why = bind(address).unwrap_err().to_string();
         assert!(why.contains(&format!("port {} is used by", address.port())), "{why}");
         assert!(why.contains(&format!("(pid {})", std::process::id())), "{why}");
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_are_asked_for_signs_of_life() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let (_client, accepted) = tokio::join!(client, listener.accept());
+        let (stream, _) = accepted.unwrap();
+        assert!(nix::sys::socket::getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        assert_eq!(nix::sys::socket::getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), KEEP_ALIVE_IDLE_SECONDS);
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
 //! The data plane: a process of its own that serves traffic from a route table and survives the agent.
 //!
-//! A request passes: [`server`] (connection) → `forward` (one request) → [`routing`](self) (claim: pick and count in,
-//! under one lock) → `pool` (a connection of that instance) → `body` (the answer, holding the claim until its end).
-//! The agent's word comes in through [`control`], is kept on disk by `saved`, and ends in a swapped table; [`client`]
-//! is the agent's side of that socket.
+//! A request passes [`server`] (the client's connection), `forward` (the request), `routing` (the claim: pick and
+//! count in, under one lock), `pool` (a connection of that instance) and `body` (the answer, which holds the claim to
+//! its end). The agent's word comes in through [`control`] and `orders`, is kept on disk by `saved` and ends in a
+//! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket.
 
 pub mod client;
 pub mod control;

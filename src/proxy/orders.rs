@@ -182,6 +182,7 @@ pub async fn apply(proxy: &Arc<Proxy>, table: Table) -> Result<(), String> {
     match written {
         Ok(Ok(table)) => {
             proxy.routing.replace(&table);
+            proxy.drains.forget(&table);
             tracing::info!(generation = table.generation, routes = table.routes.len(), "route table in force");
             Ok(())
         }

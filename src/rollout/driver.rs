@@ -14,7 +14,8 @@ use super::fleet::{self, InstanceState, Member, Pending, ServiceSpec, Task};
 use super::machine::{Action, Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
-use crate::health::probe;
+use super::watch::{Answers, errors_jumped};
+use crate::health::{Gate, probe};
 use crate::journal::{DeployEvent, DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName, Status};
 use crate::proxy::table::{DrainLimits, Route};
@@ -25,6 +26,8 @@ use crate::store::Store;
 pub const REVERT_STEP: &str = "revert";
 /// How many lines of an instance's output a failure carries.
 const FAILURE_LINES: u32 = 20;
+/// Between two counts of the requests in the watch.
+const COUNT_PAUSE: Duration = Duration::from_millis(500);
 /// A stop that fails is tried so often; what is left then is swept by a later start of the agent.
 const STOP_ATTEMPTS: u32 = 5;
 
@@ -40,8 +43,12 @@ pub struct Order {
     pub new: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The services to go back to.
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
-    /// An earlier life of the agent had begun to undo it.
+    /// It is to be undone: an earlier life of the agent, or the rollout before this one, had begun to.
     pub reverting: Option<Failure>,
+    /// An earlier life of the agent had begun it.
+    pub resumed: bool,
+    /// Takes the app's secrets out of what instances print.
+    pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -57,10 +64,23 @@ enum Signal {
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
-    Switched(DeploymentId, Switch, Result<(), String>),
+    Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
-    Timer(DeploymentId, Timer),
+    Timer(Round, Timer),
+    Counted(Round, CountedAt, Answers),
 }
+
+/// At which moment of a rollout requests were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CountedAt {
+    Begin,
+    Watch,
+}
+
+/// Counts a driver's rollouts: a late answer to one is not taken for an answer to the next, which may be of the same
+/// deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Round(u64);
 
 /// A handle on an app's driver; the task ends with the last one.
 #[derive(Clone)]
@@ -96,6 +116,7 @@ impl Driver {
             published,
             members: BTreeMap::new(),
             rollout: None,
+            rounds: 0,
             pusher,
             pushed: None,
         };
@@ -159,7 +180,7 @@ impl Driver {
 /// Routes to send, and whose switch waits for the answer.
 struct Push {
     routes: Vec<Route>,
-    switch: Option<(DeploymentId, Switch)>,
+    switch: Option<(Round, Switch)>,
 }
 
 /// Sends an app's routes one after another, so that the last one sent is the one in force.
@@ -179,8 +200,8 @@ fn start_pusher(
             }
             let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
             match (push.switch, signals.upgrade()) {
-                (Some((deployment, switch)), Some(signals)) => {
-                    let _ = signals.send(Signal::Switched(deployment, switch, applied));
+                (Some((round, switch)), Some(signals)) => {
+                    let _ = signals.send(Signal::Switched(round, switch, applied));
                 }
                 (_, None) => return,
                 (None, _) => {
@@ -195,13 +216,18 @@ fn start_pusher(
 }
 
 struct Active {
+    round: Round,
     machine: Rollout,
     order: Order,
     answer: Option<oneshot::Sender<Outcome>>,
     began: Instant,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
-    cut: u64,
+    /// The app's requests before anything was switched.
+    before: Answers,
+    /// The same when the watch began.
+    at_watch: Option<Answers>,
+    counting: Option<Task>,
 }
 
 struct DriverTask {
@@ -212,6 +238,7 @@ struct DriverTask {
     published: watch::Sender<Vec<InstanceState>>,
     members: BTreeMap<InstanceId, Member>,
     rollout: Option<Active>,
+    rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,
     pushed: Option<Vec<Route>>,
 }
@@ -228,7 +255,7 @@ impl DriverTask {
         match signal {
             Signal::Roll(order, answer) => self.roll(*order, answer).await,
             Signal::Cancel(deployment, why) => {
-                if self.is_rolling(deployment) {
+                if self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment) {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
@@ -257,8 +284,8 @@ impl DriverTask {
                 }
                 self.feed(Event::Stopped(id)).await;
             }
-            Signal::Switched(deployment, switch, result) => {
-                if self.is_rolling(deployment) {
+            Signal::Switched(round, switch, result) => {
+                if self.is_in(round) {
                     let event = match result {
                         Ok(()) => Event::Routed(switch),
                         Err(why) => Event::RouteFailed(switch, why),
@@ -270,38 +297,67 @@ impl DriverTask {
                 if requests + streams > 0 {
                     self.say(format!("{id}: {requests} requests and {streams} streams were cut at the drain limit"));
                 }
-                if let Some(active) = &mut self.rollout {
-                    active.cut += requests;
-                }
                 self.feed(Event::Drained(id)).await;
             }
-            Signal::Timer(deployment, timer) => {
-                if self.is_rolling(deployment) {
+            Signal::Counted(round, at, answers) => {
+                if self.is_in(round) {
+                    self.counted(at, answers).await;
+                }
+            }
+            Signal::Timer(round, timer) => {
+                if self.is_in(round) {
                     self.feed(Event::DeadlinePassed(timer)).await;
                 }
             }
         }
     }
 
-    fn is_rolling(&self, deployment: DeploymentId) -> bool {
-        self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment)
+    fn is_in(&self, round: Round) -> bool {
+        self.rollout.as_ref().is_some_and(|active| active.round == round)
     }
 
     async fn roll(&mut self, order: Order, answer: oneshot::Sender<Outcome>) {
         for kept in &order.plan.kept {
-            if let Some(member) = self.members.get_mut(kept) {
-                member.duty = Duty::Serving;
-            }
+            self.keep(kept, &order);
         }
         self.push_routes();
         let (slots, policy) = (order.plan.slots.clone(), order.policy.clone());
         let machine = match order.reverting.clone() {
             Some(failure) => Rollout::reverting(slots, policy, failure),
+            None if order.resumed => Rollout::resumed(slots, policy),
             None => Rollout::new(slots, policy),
         };
+        self.rounds += 1;
+        let (round, began) = (Round(self.rounds), Instant::now());
         let failure = order.reverting.clone();
-        self.rollout = Some(Active { machine, order, answer: Some(answer), began: Instant::now(), failure, cut: 0 });
+        self.rollout = Some(Active {
+            round,
+            machine,
+            order,
+            answer: Some(answer),
+            began,
+            failure,
+            before: Answers::default(),
+            at_watch: None,
+            counting: None,
+        });
+        self.count(CountedAt::Begin);
         self.feed(Event::Begin).await;
+    }
+
+    /// An instance that stays goes on as it is; how it is checked, drained and routed may have changed.
+    fn keep(&mut self, id: &InstanceId, order: &Order) {
+        let specs = if order.reverting.is_some() { &order.old } else { &order.new };
+        let Some(member) = self.members.get_mut(id) else { return };
+        member.duty = Duty::Serving;
+        let Some(spec) = specs.get(&member.spec.service.name) else { return };
+        let checked_otherwise = spec.service.health != member.spec.service.health;
+        member.spec = spec.clone();
+        if checked_otherwise {
+            member.gate = Gate::new(&spec.service.health, member.image_healthcheck);
+            member.trusted = true;
+            self.start_probe(id);
+        }
     }
 
     /// Asks the machine and performs what it answers; performing may lead to further events.
@@ -321,7 +377,7 @@ impl DriverTask {
                     self.set_duty(&id, duty);
                 }
                 if let Some(active) = &self.rollout {
-                    let switch = Some((active.order.deployment, switch));
+                    let switch = Some((active.round, switch));
                     let routes = fleet::routes(&self.app, &self.domains, &self.members);
                     self.pushed = Some(routes.clone());
                     let _ = self.pusher.send(Push { routes, switch });
@@ -393,11 +449,17 @@ impl DriverTask {
                 self.feed(Event::Started(id.clone())).await;
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
+                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
+                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
                     _ => {}
                 }
             }
             Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
         }
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
     }
 
     fn start_probe(&mut self, id: &InstanceId) {
@@ -427,6 +489,11 @@ impl DriverTask {
         let passed = result.is_ok();
         member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
         let change = member.gate.observe(passed, member.up_since.elapsed());
+        let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
+        if member.trusted && spoken {
+            member.trusted = false;
+            self.push_routes();
+        }
         self.health_changed(id, change).await;
     }
 
@@ -528,6 +595,7 @@ impl DriverTask {
         member.address = None;
         member.probe = None;
         member.last_check = Some(why.clone());
+        member.trusted = false;
         member.gate.restarted();
         self.push_routes();
         self.feed(Event::Exited(id, why)).await;
@@ -556,7 +624,13 @@ impl DriverTask {
         }
         member.pending = Pending::Stop;
         let (runtime, grace) = (self.parts.runtime.clone(), member.spec.service.stop_grace);
+        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.order.deployment));
         self.spawn(async move {
+            if let Some(deployment) = deployment
+                && let Err(err) = store.begin_stop(deployment, &id).await
+            {
+                tracing::error!(instance = %id, %err, "its stop could not be recorded");
+            }
             let result = stop_for_sure(runtime.as_ref(), &id, grace).await;
             Signal::Stopped(id, result)
         });
@@ -564,10 +638,10 @@ impl DriverTask {
 
     fn set_deadline(&self, timer: Timer, at: Duration) {
         let Some(active) = &self.rollout else { return };
-        let (deployment, at) = (active.order.deployment, active.began + at);
+        let (round, at) = (active.round, active.began + at);
         self.spawn(async move {
             sleep_until(at).await;
-            Signal::Timer(deployment, timer)
+            Signal::Timer(round, timer)
         });
     }
 
@@ -579,6 +653,44 @@ impl DriverTask {
         }
         if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
+        }
+        self.count(CountedAt::Watch);
+    }
+
+    /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.
+    fn count(&mut self, at: CountedAt) {
+        let Some(active) = &mut self.rollout else { return };
+        let round = active.round;
+        let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
+        let counting = tokio::spawn(async move {
+            loop {
+                let counts = proxy.counts().await.and_then(|counts| counts.apps.get(&app).copied());
+                let Some(signals) = signals.upgrade() else { return };
+                let counts = counts.unwrap_or_default();
+                let requests = counts.served + counts.failed;
+                let answers = Answers { requests, errors: counts.server_errors + counts.failed };
+                let _ = signals.send(Signal::Counted(round, at, answers));
+                drop(signals);
+                if at == CountedAt::Begin {
+                    return;
+                }
+                sleep(COUNT_PAUSE).await;
+            }
+        });
+        active.counting = Some(Task::new(counting.abort_handle()));
+    }
+
+    /// The first count of the watch is what the later ones are compared with.
+    async fn counted(&mut self, at: CountedAt, answers: Answers) {
+        let Some(active) = &mut self.rollout else { return };
+        match (at, active.at_watch) {
+            (CountedAt::Begin, _) => active.before = answers,
+            (CountedAt::Watch, None) => active.at_watch = Some(answers),
+            (CountedAt::Watch, Some(at_watch)) => {
+                if let Some(why) = errors_jumped(active.before, answers.since(at_watch)) {
+                    self.feed(Event::ErrorsJumped(why)).await;
+                }
+            }
         }
     }
 
@@ -599,6 +711,7 @@ impl DriverTask {
         }
         let Some(active) = &mut self.rollout else { return };
         let id = active.order.deployment;
+        failure.why = (active.order.redact)(&failure.why);
         active.order.log.line(format!("undoing: {}", failure.why));
         active.failure = Some(failure.clone());
         let recorded = async {
@@ -615,6 +728,7 @@ impl DriverTask {
         let Some(mut active) = self.rollout.take() else { return };
         let outcome = match (outcome, active.failure.take()) {
             (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
+            (Outcome::TurnBack(_), Some(failure)) => Outcome::TurnBack(failure),
             (outcome, _) => outcome,
         };
         if let Some(answer) = active.answer.take() {
@@ -629,6 +743,7 @@ impl DriverTask {
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
+        self.push_routes();
     }
 
     fn current(&self) -> Vec<Current> {
@@ -643,15 +758,8 @@ impl DriverTask {
         self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
     }
 
-    /// Sends the routes when they differ from what was sent last. Right after a start nothing is sent until every
-    /// adopted instance that serves has had its first verdict: the proxy goes on with what it has.
+    /// Sends the routes when they differ from what was sent last.
     fn push_routes(&mut self) {
-        let undecided = |m: &Member| {
-            m.running && m.duty == Duty::Serving && m.gate.health() == Health::Starting && m.last_check.is_none()
-        };
-        if self.pushed.is_none() && self.members.values().any(undecided) {
-            return;
-        }
         let routes = fleet::routes(&self.app, &self.domains, &self.members);
         if self.pushed.as_ref() == Some(&routes) {
             return;

@@ -138,6 +138,8 @@ pub(super) struct Member {
     pub last_check: Option<String>,
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
+    /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
+    pub trusted: bool,
     /// It ended before the runtime's answer to its start arrived.
     pub ended_early: Option<Exited>,
 }
@@ -162,6 +164,7 @@ impl Member {
             last_check: None,
             image_healthcheck: false,
             probe: None,
+            trusted: false,
             ended_early: None,
             spec,
         }
@@ -175,6 +178,7 @@ impl Member {
         member.settings = observed.settings.clone();
         member.duty = duty;
         member.pending = Pending::None;
+        member.trusted = duty == Duty::Serving;
         member.observe(observed);
         member
     }
@@ -233,11 +237,14 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
 /// The routes of an app: its serving, ready instances; when none of those that run is ready, all that serve and
 /// run, because an answer that may fail is better than none at all.
 pub(super) fn routes(app: &AppName, domains: &[String], members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
+    if domains.is_empty() {
+        return Vec::new();
+    }
     let serving = || members.iter().filter(|(_, m)| m.duty == Duty::Serving && m.spec.routed && m.address.is_some());
     let Some((_, any)) = serving().next().or_else(|| members.iter().find(|(_, m)| m.spec.routed)) else {
         return Vec::new();
     };
-    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready).collect();
+    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
     let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
     let members = chosen
         .into_iter()

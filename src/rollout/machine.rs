@@ -9,6 +9,8 @@
 //!  Reverting ───────────────────────────────────────────────▶ Finished(Undone)
 //! ```
 //!
+//! One that was resumed after a crash finishes with TurnBack instead of reverting: its caller plans the way back.
+//!
 //! A slot, new before old (`start_first`):
 //!
 //! ```text
@@ -68,6 +70,8 @@ pub enum Event {
     Stopped(InstanceId),
     /// A deadline set by [`Action::SetDeadline`] has passed.
     DeadlinePassed(Timer),
+    /// Requests fail that did not fail before.
+    ErrorsJumped(String),
     /// Somebody wants it undone.
     CancelAsked(String),
 }
@@ -154,6 +158,8 @@ pub enum Outcome {
         /// What could not be put back, one line each.
         left: Vec<String>,
     },
+    /// It failed, and an earlier life of the agent had begun it: what is to be undone is to be planned from what runs.
+    TurnBack(Failure),
 }
 
 /// How a service's instances are judged.
@@ -261,13 +267,22 @@ pub struct Rollout {
     switches: u32,
     watch_over: bool,
     left: Vec<String>,
+    /// Its slots do not tell what an earlier life of the agent has replaced already.
+    resumed: bool,
 }
 
 impl Rollout {
     /// A rollout of `slots`.
     pub fn new(slots: Vec<Slot>, policy: Policy) -> Self {
         let places = slots.into_iter().map(Place::new).collect();
-        Self { state: State::Rolling, places, policy, switches: 0, watch_over: false, left: Vec::new() }
+        Self { state: State::Rolling, places, policy, switches: 0, watch_over: false, left: Vec::new(), resumed: false }
+    }
+
+    /// Goes on with what an earlier life of the agent had begun. `slots` are planned from what runs: of a place that was
+    /// switched they no longer know what was there before. So this one does not undo itself: it ends with
+    /// [`Outcome::TurnBack`].
+    pub fn resumed(slots: Vec<Slot>, policy: Policy) -> Self {
+        Self { resumed: true, ..Self::new(slots, policy) }
     }
 
     /// Goes on undoing what an earlier life of the agent had begun to undo. `slots` lead back to the old release.
@@ -316,6 +331,9 @@ impl Rollout {
             Event::Drained(id) => self.drained(&id, &mut actions),
             Event::Stopped(id) => self.stopped(&id),
             Event::DeadlinePassed(timer) => self.deadline_passed(timer, &mut actions),
+            Event::ErrorsJumped(why) => {
+                self.fail(Failure { why, instance: None, cancelled: false }, &mut actions);
+            }
             Event::CancelAsked(why) => {
                 self.fail(Failure { why, instance: None, cancelled: true }, &mut actions);
             }
@@ -448,6 +466,10 @@ impl Rollout {
             return;
         }
         actions.push(Action::Revert(failure.clone()));
+        if self.resumed {
+            self.state = State::Finished;
+            return actions.push(Action::Finish(Outcome::TurnBack(failure)));
+        }
         self.state = State::Reverting(failure);
         let deployment = self.policy.deployment;
         let begun = std::mem::take(&mut self.places);
@@ -459,6 +481,9 @@ impl Rollout {
     /// the next begin. Undoing takes all at once, for what is being put back is known to work, and what is there is
     /// known to fail; only where the old must stop first, one place waits for the other.
     fn go_on(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if self.is_finished() {
+            return;
+        }
         let restore = self.is_reverting();
         let mut index = 0;
         while let Some(place) = self.places.get_mut(index) {

@@ -8,6 +8,7 @@ pub mod fleet;
 pub mod machine;
 pub mod plan;
 pub mod routes;
+pub mod watch;
 
 pub use driver::{Driver, Order};
 pub use fleet::{InstanceState, ServiceSpec};

@@ -64,15 +64,30 @@ pub struct Plan {
     pub kept: Vec<InstanceId>,
 }
 
-/// Plans `deployment`. With `renew`, instances are replaced even when their settings are as wanted (a restart).
-pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, renew: bool) -> Plan {
+/// Where a plan leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To what is wanted; instances whose settings are as wanted stay.
+    Forward,
+    /// To new instances everywhere (a restart).
+    Renew,
+    /// Back to what is wanted again: what the deployment itself started goes, also where its settings are the same,
+    /// except for what it started to restore.
+    Back,
+}
+
+/// Plans `deployment`.
+pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, way: Way) -> Plan {
+    let back = way == Way::Back;
     let mut plan = Plan::default();
     let mut placed: BTreeSet<&InstanceId> = BTreeSet::new();
     for want in wanted {
         for number in 1..=want.instances {
             let here = || current.iter().filter(|c| c.service == want.service && c.slot == number);
-            let ours = here().find(|c| c.deployment == deployment && c.settings == want.settings);
-            let kept = here().find(|c| c.settings == want.settings && c.running && !renew);
+            let mut fitting = here().filter(|c| c.settings == want.settings);
+            let ours = fitting.clone().find(|c| c.deployment == deployment && is_restored(&c.id) == back);
+            let goes = |c: &Current| way == Way::Renew || (back && c.deployment == deployment);
+            let kept = fitting.find(|c| c.running && !goes(c));
             let old =
                 here().filter(|c| ours.is_none_or(|ours| ours.id != c.id)).max_by_key(|c| (c.running, c.deployment));
             let (incoming, outgoing) = match (ours, kept) {
@@ -186,14 +201,14 @@ mod tests {
     #[test]
     fn equal_settings_change_nothing() {
         let now = [current(1, 1, "a"), current(1, 2, "a")];
-        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), false);
+        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), Way::Forward);
         assert_eq!((plan.slots.len(), plan.kept.len()), (0, 2));
     }
 
     #[test]
     fn other_settings_replace_place_by_place() {
         let now = [current(1, 1, "a"), current(1, 2, "a")];
-        let plan = plan(&now, &[wanted(2, "b")], DeploymentId(2), false);
+        let plan = plan(&now, &[wanted(2, "b")], DeploymentId(2), Way::Forward);
         assert_eq!(moves(&plan), [(Some("d2-web-1"), Some("d1-web-1")), (Some("d2-web-2"), Some("d1-web-2"))]);
     }
 
@@ -201,7 +216,7 @@ mod tests {
     fn after_a_crash_only_the_rest_is_left() {
         // Place 1 is switched, place 2 has both, place 3 is untouched.
         let now = [current(2, 1, "b"), current(1, 2, "a"), current(2, 2, "b"), current(1, 3, "a")];
-        let plan = plan(&now, &[wanted(3, "b")], DeploymentId(2), false);
+        let plan = plan(&now, &[wanted(3, "b")], DeploymentId(2), Way::Forward);
         let expected =
             [(Some("d2-web-1"), None), (Some("d2-web-2"), Some("d1-web-2")), (Some("d2-web-3"), Some("d1-web-3"))];
         assert_eq!(moves(&plan), expected);
@@ -210,19 +225,29 @@ mod tests {
     #[test]
     fn scaling_keeps_what_is_there() {
         let now = [current(1, 1, "a"), current(1, 2, "a")];
-        let more = plan(&now, &[wanted(3, "a")], DeploymentId(2), false);
+        let more = plan(&now, &[wanted(3, "a")], DeploymentId(2), Way::Forward);
         assert_eq!(moves(&more), [(Some("d2-web-3"), None)]);
-        let fewer = plan(&now, &[wanted(1, "a")], DeploymentId(2), false);
+        let fewer = plan(&now, &[wanted(1, "a")], DeploymentId(2), Way::Forward);
         assert_eq!(moves(&fewer), [(None, Some("d1-web-2"))]);
-        let none = plan(&now, &[], DeploymentId(2), false);
+        let none = plan(&now, &[], DeploymentId(2), Way::Forward);
         assert_eq!(none.slots.len(), 2);
     }
 
     #[test]
     fn a_restart_replaces_all_and_goes_on_after_a_crash() {
         let now = [current(2, 1, "a"), current(1, 2, "a")];
-        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), true);
+        let plan = plan(&now, &[wanted(2, "a")], DeploymentId(2), Way::Renew);
         assert_eq!(moves(&plan), [(Some("d2-web-1"), None), (Some("d2-web-2"), Some("d1-web-2"))]);
+    }
+
+    #[test]
+    fn undoing_a_restart_removes_what_it_started() {
+        let restored = Current { id: InstanceId::new(DeploymentId(2), &web(), 3, 1), ..current(2, 3, "a") };
+        // Place 1 has both, in place 2 the old one is gone, place 3 is restored already.
+        let now = [current(1, 1, "a"), current(2, 1, "a"), current(2, 2, "a"), restored];
+        let plan = plan(&now, &[wanted(3, "a")], DeploymentId(2), Way::Back);
+        let expected = [(Some("d2-web-2"), Some("d2-web-2")), (Some("d2-web-3-r1"), None), (None, Some("d2-web-1"))];
+        assert_eq!(moves(&plan), expected);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, NetworkCreateRequest, VolumeCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
-    StopContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
+    RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -144,22 +144,44 @@ impl Docker {
     async fn ensure_network(&self, app: &AppName) -> Result<(), RuntimeError> {
         let name = labels::network_name(&self.agent_id, app);
         let _one_at_a_time = self.networks.lock().await;
-        match self.client.inspect_network(&name, None).await {
-            Ok(network) => return self.refuse_strangers("network", &name, network.labels.as_ref()),
-            Err(error) if explain::status(&error) == Some(404) => {}
-            Err(error) => return Err(explain::runtime_error(error)),
+        if self.one_network(&name).await? {
+            return Ok(());
         }
         let ours = [(labels::AGENT, self.agent_id.clone()), (labels::APP, app.to_string())];
         let request = NetworkCreateRequest {
-            name,
+            name: name.clone(),
             driver: Some("bridge".to_owned()),
             labels: Some(ours.map(|(label, value)| (label.to_owned(), value)).into()),
             ..Default::default()
         };
         match self.client.create_network(request).await {
-            Err(error) if explain::status(&error) == Some(409) => Ok(()),
-            created => created.map(drop).map_err(explain::runtime_error),
+            Err(error) if explain::status(&error) == Some(409) => {}
+            created => created.map(drop).map_err(explain::runtime_error)?,
         }
+        self.one_network(&name).await.map(drop)
+    }
+
+    /// Whether our network of this name exists. Older engines make a second one of the same name when an agent was
+    /// ended while it asked for the first; then all but one are removed, because a container could join neither.
+    async fn one_network(&self, name: &str) -> Result<bool, RuntimeError> {
+        let filters = Some([("name".to_owned(), vec![name.to_owned()])].into());
+        let found = self.client.list_networks(Some(ListNetworksOptions { filters })).await;
+        let mut found = found.map_err(explain::runtime_error)?;
+        // The filter matches parts of names as well.
+        found.retain(|network| network.name.as_deref() == Some(name));
+        for network in &found {
+            self.refuse_strangers("network", name, network.labels.as_ref())?;
+        }
+        // The oldest stays: the containers that run are in it.
+        found.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+        for twin in found.iter().skip(1).filter_map(|network| network.id.as_deref()) {
+            tracing::warn!(name, twin, "the engine has two networks of this name; removing the newer one");
+            match self.client.remove_network(twin).await {
+                Err(error) if explain::status(&error) == Some(404) => {}
+                removed => removed.map_err(explain::runtime_error)?,
+            }
+        }
+        Ok(!found.is_empty())
     }
 
     async fn ensure_volumes(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {

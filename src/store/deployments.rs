@@ -210,19 +210,27 @@ impl Store {
         .await
     }
 
-    /// Moves a deployment into a state that is not terminal.
-    pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<(), StoreError> {
+    /// Moves a deployment into a state that is not terminal. False when it has ended: while it was chosen to run, a
+    /// newer one may have replaced it.
+    pub async fn advance(&self, id: DeploymentId, status: Status) -> Result<bool, StoreError> {
         self.call(move |c| {
             let now = now_ms();
-            c.execute(
-                "UPDATE deployments SET status = ?, started_at = coalesce(started_at, ?) WHERE id = ?",
+            let sql = "SELECT EXISTS (SELECT 1 FROM deployments WHERE id = ? AND started_at IS NULL)";
+            let first_start: bool = c.query_row(sql, params![id.0], |row| row.get(0))?;
+            let changed = c.execute(
+                "UPDATE deployments SET status = ?, started_at = coalesce(started_at, ?)
+                 WHERE id = ? AND finished_at IS NULL",
                 params![status.as_str(), now, id.0],
             )?;
+            if changed == 0 {
+                return Ok(false);
+            }
             enter_phase(c, id, Some(status), now)?;
-            if status == Status::Preparing {
+            // Once, also when it is told again after a restart of the agent.
+            if status == Status::Preparing && first_start {
                 add_notice(c, id, NoticeKind::Started, now)?;
             }
-            Ok(())
+            Ok(true)
         })
         .await
     }

@@ -53,6 +53,8 @@ pub struct ReleasedService {
     pub image: ImageId,
     /// The key of what the image is made of.
     pub artifact: String,
+    /// The digest or id of the base image, where the Dockerfile names one.
+    pub base: Option<String>,
 }
 
 impl ReleaseBody {

@@ -4,8 +4,11 @@ use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Store, StoreError, from_json, now_ms, to_json};
-use crate::model::DeploymentId;
+use super::{Store, StoreError, from_json, now_ms, to_json, unreadable};
+use crate::model::{DeploymentId, InstanceId};
+
+/// Names the steps that stop instances: `stop d12-web-3`.
+const STOP: &str = "stop ";
 
 /// What the journal knows of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +63,32 @@ impl Store {
                 params![outcome, now_ms(), id.0, name],
             )?;
             Ok(())
+        })
+        .await
+    }
+
+    /// Writes the intent of stopping an instance. The engine goes on with a stop whose caller has died, so an instance
+    /// that looks alive after a crash may be about to end.
+    pub async fn begin_stop(&self, id: DeploymentId, instance: &InstanceId) -> Result<(), StoreError> {
+        let name = format!("{STOP}{instance}");
+        self.call(move |c| {
+            c.execute(
+                "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                params![id.0, name, now_ms()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The instances that a deployment has begun to stop.
+    pub async fn stops_begun(&self, id: DeploymentId) -> Result<Vec<InstanceId>, StoreError> {
+        self.call(move |c| {
+            let sql = "SELECT substr(name, ?2) FROM steps WHERE deployment = ?1 AND name LIKE ?3";
+            let mut statement = c.prepare_cached(sql)?;
+            let begun = params![id.0, STOP.len() as i64 + 1, format!("{STOP}%")];
+            let names = statement.query_map(begun, |row| row.get::<_, String>(0))?;
+            names.map(|name| InstanceId::parse(&name?).map_err(unreadable)).collect()
         })
         .await
     }

@@ -81,6 +81,22 @@ async fn a_second_agent_is_refused_and_a_newer_schema_too() {
 }
 
 #[tokio::test]
+async fn what_was_replaced_before_it_began_does_not_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let _ = store.admit(push(2, None)).await.unwrap();
+    let (old, new) = (DeploymentId(1), DeploymentId(2));
+    assert!(!store.advance(old, Status::Preparing).await.unwrap());
+    let record = store.deployment(old).await.unwrap().unwrap();
+    assert_eq!((record.status, record.started_at), (Status::Superseded, None));
+    assert!(record.phases.iter().all(|phase| phase.status == Status::Queued && phase.finished_at.is_some()));
+    assert_eq!(store.unfinished(&app()).await.unwrap(), None);
+    assert!(store.advance(new, Status::Preparing).await.unwrap());
+    assert_eq!(store.unfinished(&app()).await.unwrap().map(|record| record.id), Some(new));
+}
+
+#[tokio::test]
 async fn a_deployment_ends_once_and_tells_it_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);

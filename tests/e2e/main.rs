@@ -4,7 +4,26 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+// Of what the tests of the source have, the end to end tests need the servers only.
+#[allow(dead_code)]
+#[path = "../support/git_server.rs"]
+mod git_server;
+#[path = "../support/sshd.rs"]
+mod sshd;
 
+mod api;
+mod bad_versions;
+mod cancel;
+mod commands;
+mod deliveries;
+mod gates;
+mod operations;
+mod pushing;
+mod queueing;
+mod reconciling;
+mod recovery;
 mod rollout;
+mod secrets;
 mod shop;
+mod sources;
 mod support_selftest;

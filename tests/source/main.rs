@@ -11,6 +11,8 @@
 mod git;
 #[path = "../support/git_server.rs"]
 mod git_server;
+#[path = "../support/sshd.rs"]
+mod sshd;
 
 mod context;
 mod http;

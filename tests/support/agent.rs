@@ -126,7 +126,7 @@ impl TestAgent {
         fs::read(self.log_file()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Replaces the apps' part of the configuration; takes effect at the next start.
+    /// Replaces the apps' part of the configuration; takes effect at the next start or reload.
     pub fn set_config(&mut self, config: &str) {
         config.clone_into(&mut self.setup.apps);
         self.write_config();
@@ -269,7 +269,8 @@ impl TestAgent {
         assert!(problems.is_empty(), "cleaning up failed:\n{}", problems.join("\n"));
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command of the command line, to be run as the test likes.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let (name, rest) = arguments.split_first().expect("a command");
         let mut command = Command::new(&self.setup.binary);
         command.arg(name).arg("--config").arg(self.config_file()).args(rest).current_dir(self.root.path()).env_clear();

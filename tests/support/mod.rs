@@ -11,6 +11,7 @@
 //! | [`load`] | keeps asking while things change |
 //! | [`discord`] | receives the notices and refuses what Discord would |
 //! | [`engine`] | looks at the Docker engine by label |
+//! | [`spawned`] | reads what a program prints, line by line with the time |
 //! | [`http`], [`ports`], [`wait`] | small tools of the others |
 //!
 //! A helper panics with one clear sentence when something is not as it must be: the test then fails with it.
@@ -27,4 +28,5 @@ pub mod load;
 pub mod ports;
 pub mod repo;
 pub mod site;
+pub mod spawned;
 pub mod wait;

@@ -170,7 +170,13 @@ impl Repo {
     }
 
     fn run(&self, directory: &Path, arguments: &[&str]) -> Output {
-        Command::new("git")
+        self.command(directory, arguments).output().expect("git can be run")
+    }
+
+    /// A git command, to be run as the test likes.
+    pub fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("git");
+        command
             .args(arguments)
             .current_dir(directory)
             .env_clear()
@@ -183,8 +189,7 @@ impl Repo {
             .env("GIT_AUTHOR_NAME", "Ada Example")
             .env("GIT_AUTHOR_EMAIL", "ada@example.com")
             .env("GIT_COMMITTER_NAME", "Ada Example")
-            .env("GIT_COMMITTER_EMAIL", "ada@example.com")
-            .output()
-            .expect("git can be run")
+            .env("GIT_COMMITTER_EMAIL", "ada@example.com");
+        command
     }
 }

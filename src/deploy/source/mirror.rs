@@ -7,6 +7,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions, Reposi
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::Ancestry;
 use super::limits::{Limits, Trouble, one_line};
 use crate::config::RepoUrl;
 
@@ -254,9 +255,17 @@ impl Mirror {
         })
     }
 
-    /// Whether `descendant` builds on `ancestor`; false when either is not here.
-    pub fn builds_on(&self, descendant: Oid, ancestor: Oid) -> bool {
-        self.repo.graph_descendant_of(descendant, ancestor).unwrap_or(false)
+    /// How `first` relates to `second`; unrelated when either is not here.
+    pub fn ancestry(&self, first: Oid, second: Oid) -> Ancestry {
+        if first == second {
+            return Ancestry::Same;
+        }
+        // The best common ancestor of two related commits is the older of them.
+        match self.repo.merge_base(first, second) {
+            Ok(base) if base == first => Ancestry::Ancestor,
+            Ok(base) if base == second => Ancestry::Descendant,
+            _ => Ancestry::Unrelated,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The source: a kept bare mirror per repository, and exactly the commit that was pushed.
 //!
-//! libgit2 keeps the objects; the conversation with a git server is our own ([`session`] over [`http`] or [`ssh`]),
+//! libgit2 keeps the objects; the conversation with a git server is our own (`session` over `http` or `ssh`),
 //! because a transport of our own cannot be registered with libgit2 without `unsafe`, and its https brings OpenSSL.
 
 mod http;
@@ -9,6 +9,7 @@ mod local;
 mod mirror;
 mod pack;
 mod pkt;
+mod remote;
 mod session;
 mod ssh;
 mod submodules;
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use git2::Oid;
 use jiff::Timestamp;
@@ -29,11 +30,11 @@ use self::limits::{Limits, Trouble, blocking};
 use self::local::LocalOrigin;
 pub(crate) use self::mirror::mark_damaged;
 use self::mirror::{Mirror, Survey};
-use self::pack::{PackSink, Received};
+use self::remote::{Origin, Remote};
 use self::session::{Session, Wire};
-use crate::config::{App, Credential, RepoUrl};
+use crate::config::{App, RepoUrl};
 use crate::journal::DeployLog;
-use crate::model::{CommitSha, GitRef};
+use crate::model::CommitSha;
 
 /// The mirrors of all apps, under `data_dir/mirrors`. Cheap to clone; clones share locks and connections.
 #[derive(Debug, Clone)]
@@ -110,14 +111,6 @@ pub enum SourceError {
     Failed(String),
 }
 
-/// Where a repository is, how it is read, and which branch stands for it.
-struct Origin {
-    url: RepoUrl,
-    credential: Credential,
-    /// Full name; fetched when a server does not give out a commit by its id.
-    branch: String,
-}
-
 /// What a fetch put, or found, in a mirror.
 struct Fetched {
     mirror: PathBuf,
@@ -125,15 +118,12 @@ struct Fetched {
     survey: Survey,
 }
 
-/// An open way to the objects of an origin.
-enum Remote {
-    Server(Box<Session>),
-    Local(LocalOrigin),
-}
-
 impl Mirrors {
     /// Mirrors below `root`, which is created with mode 0700 when missing.
     pub fn new(root: PathBuf) -> std::io::Result<Self> {
+        // Objects are hashed when their pack is indexed; each later read is covered by zlib's checksum, as in git.
+        // Hashing again on every read would take half as long again as writing a build context does.
+        git2::opts::strict_hash_verification(false);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         // Every object's digest is computed when its pack is indexed. libgit2 would do it again at every read, which
         // git does not either and which makes a context slower than git's: what a disk spoils later fails to inflate.
@@ -192,22 +182,26 @@ impl Mirrors {
 
     /// How `first` relates to `second` in the app's mirror.
     pub async fn ancestry(&self, app: &App, first: &CommitSha, second: &CommitSha) -> Ancestry {
-        if first == second {
-            return Ancestry::Same;
-        }
-        let (Ok(first), Ok(second)) = (oid(first), oid(second)) else { return Ancestry::Unrelated };
+        let (first, second) = (first.clone(), second.clone());
+        self.judge(app, move |ancestry| ancestry(&first, &second)).await.unwrap_or(Ancestry::Unrelated)
+    }
+
+    /// Lets `judge` ask how commits of the app's mirror relate, however often: the mirror is opened once.
+    pub async fn judge<T: Send + 'static>(
+        &self,
+        app: &App,
+        judge: impl FnOnce(&dyn Fn(&CommitSha, &CommitSha) -> Ancestry) -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
         let path = mirror::path_of(&self.root, &app.repo);
-        let relation = blocking(move || {
-            let mirror = Mirror::open(&path)?;
-            Ok(if mirror.builds_on(second, first) {
-                Ancestry::Ancestor
-            } else if mirror.builds_on(first, second) {
-                Ancestry::Descendant
-            } else {
-                Ancestry::Unrelated
-            })
+        let judged = blocking(move || {
+            let mirror = Mirror::open(&path).ok();
+            Ok(judge(&|first, second| match (&mirror, oid(first), oid(second)) {
+                (Some(mirror), Ok(first), Ok(second)) => mirror.ancestry(first, second),
+                _ if first == second => Ancestry::Same,
+                _ => Ancestry::Unrelated,
+            }))
         });
-        relation.await.unwrap_or(Ancestry::Unrelated)
+        Ok(judged.await?)
     }
 
     /// One fetch into one mirror, under its lock; a damaged mirror is cloned anew, once.
@@ -372,73 +366,6 @@ impl Mirrors {
     }
 }
 
-impl Origin {
-    fn of(app: &App) -> Result<Self, SourceError> {
-        let branch = GitRef::of_branch(&app.branch).map_err(|error| SourceError::Failed(error.to_string()))?;
-        Ok(Self { url: app.repo.clone(), credential: app.credential.clone(), branch: branch.as_str().to_owned() })
-    }
-}
-
-impl Remote {
-    async fn resolve(&mut self, name: &str) -> Result<Option<Oid>, Trouble> {
-        match self {
-            Self::Server(session) => session.resolve(name).await,
-            Self::Local(local) => {
-                let (local, name) = (local.clone(), name.to_owned());
-                blocking(move || local.resolve(&name)).await
-            }
-        }
-    }
-
-    /// The object that a branch or a tag stands for.
-    async fn resolve_wanted(&mut self, want: &Want, origin: &Origin) -> Result<Oid, Unfetched> {
-        let name = match want {
-            Want::Branch(branch) => format!("refs/heads/{branch}"),
-            Want::Tag(tag) => format!("refs/tags/{tag}"),
-            Want::Commit(commit) => return Ok(oid(commit)?),
-        };
-        let valid: GitRef = name.parse().map_err(|error| Trouble::Failed(format!("{error}")))?;
-        match self.resolve(valid.as_str()).await? {
-            Some(oid) => Ok(oid),
-            None => Err(Unfetched::NoSuchRef(format!("there is no {want} in {} (yet)", origin.url))),
-        }
-    }
-
-    fn gives_out(&self, oid: Oid) -> bool {
-        match self {
-            Self::Server(session) => session.gives_out(oid),
-            Self::Local(_) => true,
-        }
-    }
-
-    /// Fetches into the mirror at `path` what is not there yet. A server's session ends with it.
-    async fn fetch(self, wanted: Oid, path: &Path, log: &DeployLog, limits: &Limits) -> Result<(), Trouble> {
-        let mirror = path.to_owned();
-        let (there, haves) = blocking(move || {
-            let mirror = Mirror::open(&mirror)?;
-            Ok((mirror.holds(wanted), mirror.haves()?))
-        })
-        .await?;
-        if there {
-            return Ok(());
-        }
-        let began = Instant::now();
-        let received = match self {
-            Self::Server(session) => {
-                let mut sink = PackSink::start(path, limits);
-                session.fetch(wanted, &haves, &mut sink).await?;
-                sink.finish().await?
-            }
-            Self::Local(local) => {
-                let (path, limits) = (path.to_owned(), limits.clone());
-                blocking(move || local.fetch(wanted, &haves, &path, &limits)).await?
-            }
-        };
-        log.line(told(&received, began));
-        Ok(())
-    }
-}
-
 /// Why a commit did not come into the mirror: [`SourceError`] and what can still be mended.
 enum Unfetched {
     Trouble(Trouble),
@@ -474,14 +401,6 @@ impl std::fmt::Display for Want {
 
 fn gone(wanted: Oid, why: &str) -> Unfetched {
     Unfetched::NoSuchCommit(format!("commit {} is not on the server{why}", short(wanted)))
-}
-
-fn told(received: &Received, began: Instant) -> String {
-    let (amount, unit) = match received.bytes {
-        bytes if bytes < 1 << 20 => (bytes as f64 / 1024.0, "KiB"),
-        bytes => (bytes as f64 / f64::from(1 << 20), "MiB"),
-    };
-    format!("received {} objects, {amount:.1} {unit} in {:.1} s", received.objects, began.elapsed().as_secs_f64())
 }
 
 /// The line that tells why directories are empty.

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::support::*;
 use crate::proxy::client::ApplyError;
+use crate::proxy::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
 use crate::proxy::saved::Saved;
 use crate::proxy::server::Proxy;
 use crate::proxy::table::Table;
@@ -183,4 +184,105 @@ async fn at_a_shutdown_clients_are_told_and_requests_end() {
     assert_eq!((finished.status, finished.body.as_str()), (200, "d1-web-1"));
     proxy.task.await.unwrap().unwrap();
     assert!(!proxy.dir.path().join("proxy.sock").exists());
+}
+
+/// The proxy's side of one control connection, by hand.
+struct Scripted {
+    stream: BufReader<UnixStream>,
+    line: LineBuffer,
+}
+
+impl Scripted {
+    async fn accept(listener: &UnixListener, generation: u64) -> Self {
+        let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+        let (version, boot) = ("1".to_owned(), "same".to_owned());
+        let hello = Report::Hello { version, pid: 1, boot, generation, listeners: Vec::new() };
+        write_message(&mut stream, &hello).await.unwrap();
+        Self { stream, line: LineBuffer::default() }
+    }
+
+    async fn order(&mut self) -> Order {
+        read_message(&mut self.stream, &mut self.line).await.unwrap().unwrap()
+    }
+
+    async fn table(&mut self) -> (u64, usize) {
+        match self.order().await {
+            Order::Apply(table) => (table.generation, table.routes.len()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn say(&mut self, report: Report) {
+        write_message(&mut self.stream, &report).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_table_whose_caller_gave_up_is_set_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let client = ProxyClient::start(dir.path());
+    let mut proxy = Scripted::accept(&listener, 3).await;
+    let backend = Backend::start("d1-web-1").await;
+    let one = vec![route("shop", "shop.test", &[&backend])];
+
+    let (applied, ()) = tokio::join!(client.apply(one), async {
+        assert_eq!(proxy.table().await, (4, 1), "numbered on from what is in force");
+        proxy.say(Report::Applied { generation: 4 }).await;
+    });
+    assert_eq!(applied, Ok(4));
+    tokio::select! {
+        biased;
+        applied = client.apply(Vec::new()) => panic!("{applied:?}"),
+        table = proxy.table() => assert_eq!(table, (5, 0)),
+    }
+    proxy.say(Report::Applied { generation: 5 }).await;
+    assert_eq!(proxy.table().await, (6, 1), "what its caller believes to be in force is");
+    proxy.say(Report::Applied { generation: 6 }).await;
+
+    // The connection breaks before the answer: the table is sent again.
+    let again = vec![route("shop", "shop.test", &[&backend]), route("blog", "blog.test", &[])];
+    let (applied, ()) = tokio::join!(client.apply(again), async {
+        assert_eq!(proxy.table().await, (7, 2));
+        drop(proxy);
+        let mut proxy = Scripted::accept(&listener, 6).await;
+        let (generation, routes) = proxy.table().await;
+        assert_eq!(routes, 2);
+        proxy.say(Report::Applied { generation }).await;
+    });
+    assert_eq!(applied, Ok(8));
+}
+
+#[tokio::test]
+async fn a_drain_is_asked_for_again_on_a_new_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+    let client = ProxyClient::start(dir.path());
+    let backend = Backend::start("d1-web-1").await;
+    let (drained, ()) = tokio::join!(client.drain(&backend.id, limits(60_000, 60_000)), async {
+        for _ in 0..3 {
+            let mut proxy = Scripted::accept(&listener, 1).await;
+            assert!(matches!(proxy.order().await, Order::Drain { .. }));
+        }
+        let mut proxy = Scripted::accept(&listener, 1).await;
+        assert!(matches!(proxy.order().await, Order::Drain { .. }));
+        let instance = backend.id.clone();
+        proxy.say(Report::Drained { instance, cut_requests: 1, cut_streams: 2, took_ms: 3 }).await;
+    });
+    assert_eq!((drained.cut_requests, drained.cut_streams, drained.confirmed), (1, 2, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_drain_is_told_again_to_who_missed_it() {
+    let proxy = TestProxy::start().await;
+    let (old, new) = (Backend::start("d1-web-1").await, Backend::start("d2-web-1").await);
+    proxy.route(&[&old]).await;
+    let mut stream = proxy.wire().await;
+    stream.send("GET /sse HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    stream.until(b"data: 0\n\n").await.unwrap();
+    proxy.route(&[&new]).await;
+    let first = proxy.client.drain(&old.id, limits(50, 50)).await;
+    assert_eq!(first.cut_streams, 1);
+    let other = ProxyClient::start(proxy.dir.path());
+    assert_eq!(other.drain(&old.id, limits(50, 50)).await, first);
 }

@@ -331,12 +331,13 @@ proptest! {
             Outcome::Succeeded => prop_assert_eq!(&world.running, &new),
             Outcome::Undone { left, .. } if left.is_empty() => {
                 // Every place that had an old instance has it, or one that restores it; nothing new is left.
-                let back: Vec<u32> = world.running.iter().map(|id| number_of(id)).collect();
+                let back: Vec<u32> = world.running.iter().map(number_of).collect();
                 let mut back_sorted = back.clone();
                 back_sorted.sort_unstable();
                 prop_assert_eq!(back_sorted, places);
                 prop_assert!(world.running.iter().all(|id| !new.contains(id)));
             }
+            Outcome::TurnBack(_) => prop_assert!(false, "nothing was resumed"),
             Outcome::Undone { .. } => {}
         }
         prop_assert!(world.routed.is_subset(&world.running));
@@ -356,4 +357,24 @@ proptest! {
 /// The place's number in `d2-web-3` and `d2-web-3-r1`.
 fn number_of(id: &InstanceId) -> u32 {
     id.as_str().split('-').nth(2).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_resumed_rollout_leaves_the_way_back_to_whoever_plans_it() {
+    // Place 1 was switched before the crash: nobody knows any more what had been there.
+    let slots = vec![
+        slot(1, true, Order::StartFirst, true, false),
+        slot(2, true, Order::StartFirst, true, true),
+        slot(3, true, Order::StartFirst, true, true),
+    ];
+    let mut rollout = Rollout::resumed(slots, policy());
+    rollout.on(Event::Begin, Duration::ZERO);
+    let first = InstanceId::new(DeploymentId(2), &web(), 1, 0);
+    rollout.on(Event::Started(first.clone()), Duration::ZERO);
+    let actions = rollout.on(Event::Exited(first.clone(), "exited with code 1".into()), Duration::ZERO);
+    let [Action::Revert(recorded), Action::Finish(Outcome::TurnBack(failure))] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!((recorded, failure.instance.as_ref()), (failure, Some(&first)));
+    assert!(rollout.on(Event::CancelAsked("cancelled".into()), Duration::ZERO).is_empty());
 }

@@ -1,0 +1,190 @@
+//! The composition root: opens the journal, finds or starts the proxy, adopts what runs, serves, and ends in order.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use axum::Router;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use crate::agent::Agent;
+use crate::agent::apps::Shared;
+use crate::config::Config;
+use crate::deploy::build::Builder;
+use crate::deploy::source::Mirrors;
+use crate::proxy::client::ProxyClient;
+use crate::proxy::spawn::spawn_proxy;
+use crate::rollout::routes::Routes;
+use crate::runtime::Happened;
+use crate::runtime::docker::Docker;
+use crate::store::Store;
+use crate::{api, notify, trigger};
+
+/// Builds at a time, over all apps.
+const BUILDS: usize = 2;
+/// How long a proxy may take to come up.
+const PROXY_START: Duration = Duration::from_secs(5);
+/// What is still under way at the end (answers, streams) gets so long.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
+    let data_dir = config.agent.data_dir.clone();
+    prepare_data_dir(&data_dir)?;
+    let store = Store::open(&data_dir.join("journal.db"))?;
+    let id = store.kept_random("agent_id", 6).await?;
+    std::fs::write(data_dir.join("agent-id"), &id).context("cannot write agent-id")?;
+    let settings_key = store.kept_random("settings_key", 32).await?;
+    let docker = Docker::connect(&config.runtime.docker_host, &id).await?;
+    let listener = TcpListener::bind(config.agent.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?;
+    let socket = bind_socket(&data_dir.join("longshore.sock"))?;
+
+    let proxy = ProxyClient::start(&data_dir);
+    ensure_proxy(&proxy, &config_path, &data_dir).await?;
+    let kept = Routes::read_kept(&data_dir.join("routes.json"));
+    let parts = Shared {
+        runtime: Arc::new(docker.clone()),
+        builder: Builder::new(docker.clone()),
+        docker,
+        mirrors: Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?,
+        routes: Arc::new(Routes::new(proxy.clone(), kept)),
+        proxy: proxy.clone(),
+        build_slots: Arc::new(Semaphore::new(BUILDS)),
+        settings_key,
+    };
+    let agent = Arc::new(Agent::detached(id, store, config_path.clone(), config));
+    let shutdown = agent.shutdown().clone();
+    agent.connect(parts.clone());
+
+    if let Err(err) = sweep_release_commands(&agent, &parts.docker).await {
+        tracing::warn!("what is left of release commands could not be removed: {err:#}");
+    }
+    let events = tokio::spawn(hand_on_events(agent.clone(), parts.runtime.watch()));
+    agent.start_apps().await;
+    let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
+    let keeper = tokio::spawn(keep_proxy(agent.clone(), config_path.clone(), proxy, data_dir));
+
+    let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
+    let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
+    let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
+    tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
+
+    obey_signals(&agent).await?;
+    tracing::info!("ending: what is under way goes on at the next start");
+    shutdown.cancel();
+    let ended = async {
+        // Each ends by the token; an error here is a task that had ended before.
+        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers_ended());
+    };
+    if tokio::time::timeout(END_GRACE, ended).await.is_err() {
+        tracing::warn!("some of what is under way did not end in time and is cut");
+    }
+    events.abort();
+    Ok(())
+}
+
+fn prepare_data_dir(dir: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot create the data directory {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot set the mode of {} to 0700: is it owned by another user?", dir.display()))
+}
+
+/// The journal's lock says that no other agent lives in this directory, so a socket that is there is left over.
+fn bind_socket(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            return Err(err).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let socket = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+/// Adopts a running proxy or starts one.
+async fn ensure_proxy(proxy: &ProxyClient, config_path: &Path, data_dir: &Path) -> Result<()> {
+    if proxy.connected(Duration::from_millis(300)).await {
+        let pid = proxy.status().pid;
+        tracing::info!(?pid, "adopted the running proxy");
+        return Ok(());
+    }
+    let exe = std::env::current_exe().context("cannot find the longshore binary")?;
+    let log = data_dir.join("proxy.log");
+    let pid = spawn_proxy(&exe, config_path, &log).context("cannot start the proxy")?;
+    if !proxy.connected(PROXY_START).await {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(5).collect();
+        bail!("the proxy did not come up:\n  {}", last.into_iter().rev().collect::<Vec<_>>().join("\n  "));
+    }
+    tracing::info!(pid, "started the proxy");
+    Ok(())
+}
+
+/// Starts the proxy again when it is gone.
+async fn keep_proxy(agent: Arc<Agent>, config_path: PathBuf, proxy: ProxyClient, data_dir: PathBuf) {
+    let mut status = proxy.watch_status();
+    loop {
+        tokio::select! {
+            () = agent.shutdown().cancelled() => return,
+            gone = status.wait_for(|status| !status.connected) => {
+                if gone.is_err() {
+                    return;
+                }
+            }
+        }
+        tracing::error!("the proxy is gone");
+        if let Err(err) = ensure_proxy(&proxy, &config_path, &data_dir).await {
+            tracing::error!("{err:#}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// Removes the containers of release commands whose deployments have ended.
+async fn sweep_release_commands(agent: &Agent, docker: &Docker) -> Result<()> {
+    let mut unfinished = Vec::new();
+    for name in agent.config().apps.keys() {
+        unfinished.extend(agent.store.unfinished(name).await?.map(|deployment| deployment.id));
+    }
+    docker.remove_orphans(&|observed| unfinished.contains(&observed.deployment)).await?;
+    Ok(())
+}
+
+/// Hands the runtime's events to every app.
+async fn hand_on_events(agent: Arc<Agent>, mut events: BoxStream<'static, Happened>) {
+    while let Some(happened) = events.next().await {
+        agent.happened(&happened);
+    }
+}
+
+/// SIGHUP reloads; SIGTERM and SIGINT end.
+async fn obey_signals(agent: &Arc<Agent>) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                if let Err(problems) = agent.reload().await {
+                    tracing::error!("the configuration is not reloaded, the old one stays in force:\n{problems}");
+                }
+            }
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
