@@ -61,10 +61,10 @@ async fn until_busy(shop: &Shop, id: u64) {
 async fn throughput(engine: &Engine) -> Vec<Figure> {
     let (shop, _) = busy_shop(engine).await;
     let directory = tempfile::tempdir().expect("a directory");
-    // Pushes of commits that have nothing to do with each other: none replaces another before git is asked.
-    let unrelated = |n: usize| Push::branch("main", &format!("{:040x}", 2 * n + 1), &format!("{:040x}", 2 * n + 2));
+    // Each push builds on the one before, as on a branch that many work on; whoever waits gives way to the newer one.
+    let onto_the_last = |n: usize| Push::branch("main", &format!("{n:040x}"), &format!("{:040x}", n + 1));
     let pool = directory.path().join("deliveries");
-    let size = write_pool(&pool, (0..POOL).map(|n| delivery(&unrelated(n))));
+    let size = write_pool(&pool, (0..POOL).map(|n| delivery(&onto_the_last(n + 1))));
     let script = directory.path().join("webhooks.lua");
     fs::write(&script, include_str!("webhooks.lua")).expect("a file");
     let peer = Peer::start(directory.path()).await;
