@@ -339,7 +339,6 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         now,
     ])?;
     let id = DeploymentId(c.last_insert_rowid());
-    open_phase(c, id, Status::Queued, now)?;
     if let Some(delivery) = &new.delivery {
         c.prepare_cached(
             "INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)",
@@ -390,16 +389,20 @@ fn read_waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
 
 fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
     let now = now_ms();
-    let changed = c
+    let started: Option<bool> = c
         .prepare_cached(
             "UPDATE deployments SET status = ?, reason = ?, superseded_by = ?, finished_at = ?
-             WHERE id = ? AND finished_at IS NULL",
+             WHERE id = ? AND finished_at IS NULL RETURNING started_at IS NOT NULL",
         )?
-        .execute(params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0])?;
-    if changed == 0 {
-        return Ok(false);
+        .query_row(
+            params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let Some(started) = started else { return Ok(false) };
+    if started {
+        enter_phase(c, id, None, now)?;
     }
-    enter_phase(c, id, None, now)?;
     let kind = match finish.status {
         Status::Succeeded => NoticeKind::Succeeded,
         Status::RolledBack => NoticeKind::RolledBack,
@@ -433,16 +436,13 @@ fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bo
 fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64) -> rusqlite::Result<()> {
     c.prepare_cached("UPDATE phases SET finished_at = ? WHERE deployment = ? AND finished_at IS NULL")?
         .execute(params![now, id.0])?;
-    next.map_or(Ok(()), |status| open_phase(c, id, status, now))
-}
-
-fn open_phase(c: &Connection, id: DeploymentId, status: Status, now: i64) -> rusqlite::Result<()> {
+    let Some(next) = next else { return Ok(()) };
     // A deployment that starts over after a restart of the agent goes on in the phase it was in.
     c.prepare_cached(
         "INSERT INTO phases (deployment, status, started_at) VALUES (?, ?, ?)
          ON CONFLICT DO UPDATE SET finished_at = NULL",
     )?
-    .execute(params![id.0, status.as_str(), now])?;
+    .execute(params![id.0, next.as_str(), now])?;
     Ok(())
 }
 
@@ -464,21 +464,29 @@ fn query(c: &Connection, clause: &str, params: impl rusqlite::Params) -> rusqlit
     let mut statement = c.prepare_cached(&sql)?;
     let mut found = statement.query_map(params, read)?.collect::<rusqlite::Result<Vec<_>>>()?;
     for deployment in &mut found {
-        deployment.phases = phases(c, deployment.id)?;
+        deployment.phases = phases(c, deployment)?;
     }
     Ok(found)
 }
 
-fn phases(c: &Connection, id: DeploymentId) -> rusqlite::Result<Vec<PhaseSpan>> {
+/// The time in the queue is told by the deployment's own times; most deployments never get further.
+fn phases(c: &Connection, deployment: &Deployment) -> rusqlite::Result<Vec<PhaseSpan>> {
+    let mut spans = vec![PhaseSpan {
+        status: Status::Queued,
+        started_at: deployment.queued_at,
+        finished_at: deployment.started_at.or(deployment.finished_at),
+    }];
     let mut statement = c.prepare_cached("SELECT status, started_at, finished_at FROM phases WHERE deployment = ?")?;
-    let rows = statement.query_map(params![id.0], |row| {
+    let rows = statement.query_map(params![deployment.id.0], |row| {
         Ok(PhaseSpan {
             status: word(row, 0)?,
             started_at: timestamp(row.get(1)?),
             finished_at: row.get::<_, Option<i64>>(2)?.map(timestamp),
         })
     })?;
-    let mut spans: Vec<PhaseSpan> = rows.collect::<rusqlite::Result<_>>()?;
+    for span in rows {
+        spans.push(span?);
+    }
     spans.sort_by_key(|span| span.status);
     Ok(spans)
 }

@@ -1,11 +1,11 @@
 //! The journal on disk: one SQLite file, one thread that owns the connection.
 //!
-//! Every call is a closure run on that thread. Calls that wait together share one transaction (group commit), each in
-//! a savepoint of its own, so a thousand pushes cost a few fsyncs and each is on disk before its answer.
+//! Every call is a closure run on that thread. Calls that wait together share one transaction (group commit), so a
+//! thousand pushes cost a few fsyncs and each is on disk before its answer.
 
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
@@ -26,9 +26,6 @@ pub use releases::{Release, ReleaseBody, ReleasedService};
 pub use steps::Step;
 pub use tokens::{Scope, Token, TokenCheck};
 
-/// A call that has company waits for more: so long for each further one, and so long in all. Each group costs an
-/// fsync and a rewrite of the pages that all of them touch, and that is most of what a single push would cost.
-const GATHER: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
 /// Statements kept prepared; more than there are different ones.
 const STATEMENTS: usize = 128;
 /// At most so many calls share a transaction, so that the first does not wait long for its answer.
@@ -147,6 +144,7 @@ fn open_connection(path: &Path) -> Result<Connection, OpenError> {
              PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              PRAGMA foreign_keys = ON;
+             PRAGMA temp_store = MEMORY;
              PRAGMA wal_autocheckpoint = 2000;",
         )
         .map_err(explain)?;
@@ -171,66 +169,44 @@ fn explain_open(path: &Path, err: rusqlite::Error) -> OpenError {
 
 /// The journal's thread: ends when the last handle is gone.
 fn serve(connection: Connection, mut queue: mpsc::UnboundedReceiver<Job>) {
-    // Whether the last group was one: a caller that comes alone is never kept waiting.
-    let mut company = false;
     while let Some(first) = queue.blocking_recv() {
         let mut jobs = vec![first];
-        take_waiting(&mut queue, &mut jobs);
-        let deadline = Instant::now() + GATHER.1;
-        while company && jobs.len() < GROUP && Instant::now() < deadline {
-            let before = jobs.len();
-            thread::sleep(GATHER.0);
-            take_waiting(&mut queue, &mut jobs);
-            company = jobs.len() > before;
+        while jobs.len() < GROUP
+            && let Ok(job) = queue.try_recv()
+        {
+            jobs.push(job);
         }
-        company = jobs.len() > 1;
         run_group(&connection, jobs);
     }
 }
 
-fn take_waiting(queue: &mut mpsc::UnboundedReceiver<Job>, jobs: &mut Vec<Job>) {
-    while jobs.len() < GROUP
-        && let Ok(job) = queue.try_recv()
-    {
-        jobs.push(job);
-    }
-}
-
+/// Runs the calls in one transaction. One that fails before it wrote anything fails alone. One that fails half-way
+/// takes the others with it: a savepoint for each would undo it alone, but copies every page that a call touches.
 fn run_group(connection: &Connection, jobs: Vec<Job>) {
-    let mut answers = Vec::with_capacity(jobs.len());
     let run = |sql| connection.prepare_cached(sql)?.execute([]);
-    let begun = run("BEGIN");
+    let mut group = run("BEGIN").map(drop).map_err(|err| err.to_string());
+    let mut answers = Vec::with_capacity(jobs.len());
     for job in jobs {
-        let result = match &begun {
-            Ok(_) => in_savepoint(connection, job.work),
-            Err(err) => Err(err.to_string()),
-        };
+        let before = connection.total_changes();
+        let result = group.clone().and_then(|()| (job.work)(connection).map_err(|err| err.to_string()));
+        // SQLite ends the whole transaction itself where it must, as on a full disk.
+        if result.is_err() && (connection.total_changes() != before || connection.is_autocommit()) {
+            group.clone_from(&result);
+        }
         answers.push((job.done, result));
     }
-    let committed = begun.and_then(|_| run("COMMIT")).map(drop).map_err(|err| err.to_string());
-    if committed.is_err() && !connection.is_autocommit() {
+    let group = group.and_then(|()| run("COMMIT").map(drop).map_err(|err| err.to_string()));
+    if group.is_err() && !connection.is_autocommit() {
         // Nothing of the group is on disk; each caller is told.
         let _ = connection.execute_batch("ROLLBACK");
     }
     for (done, result) in answers {
-        let result = result.and_then(|()| committed.clone());
-        match (done, result) {
+        match (done, result.and_then(|()| group.clone())) {
             (Some(done), result) => drop(done.send(result.map_err(StoreError::Sqlite))),
             (None, Err(err)) => tracing::error!(%err, "the journal lost a line"),
             (None, Ok(())) => {}
         }
     }
-}
-
-fn in_savepoint(connection: &Connection, work: Work) -> Result<(), String> {
-    let run = |sql| connection.prepare_cached(sql)?.execute([]);
-    run("SAVEPOINT call").map_err(|err| err.to_string())?;
-    let result = work(connection).map_err(|err| err.to_string());
-    if result.is_err() {
-        run("ROLLBACK TO call").map_err(|err| err.to_string())?;
-    }
-    run("RELEASE call").map_err(|err| err.to_string())?;
-    result
 }
 
 /// The wall clock, for records.
