@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use crate::rounds::{median, ms};
@@ -77,11 +76,4 @@ pub fn forget_peak(pid: u32) {
 /// In MiB.
 pub fn file_size(path: &Path) -> f64 {
     fs::metadata(path).expect("a file").len() as f64 / f64::from(1 << 20)
-}
-
-/// Keeps a process and its threads on one processor.
-pub fn pin(pid: u32, processor: usize) {
-    let taskset = Command::new("taskset").args(["-acp", &processor.to_string(), &pid.to_string()]).output();
-    let output = taskset.expect("taskset (util-linux)");
-    assert!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
 }

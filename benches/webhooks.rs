@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::figure::{Figure, Target};
-use crate::machine::{forget_peak, memory, pin, processor_time, sync_time};
+use crate::machine::{forget_peak, memory, processor_time, sync_time};
 use crate::rounds::{ROUNDS, median, ms, percentile, show};
 use crate::shop::{LIMIT, SECRET, Shop};
 use crate::support::engine::Engine;
@@ -29,9 +29,6 @@ const CONNECTIONS: usize = 64;
 const BURST: usize = 1000;
 /// Different pushes that are sent in turn.
 const POOL: usize = 2000;
-/// The processors of the receiver and of wrk.
-const RECEIVER: usize = 0;
-const CLIENT: usize = 1;
 /// Seconds of one run of wrk.
 const SECONDS: u32 = 3;
 
@@ -60,8 +57,7 @@ async fn until_busy(shop: &Shop, id: u64) {
     .await;
 }
 
-/// wrk with 64 connections on one processor, each receiver three seconds at a time on another, so that what wrk itself
-/// costs is in neither's way.
+/// wrk with 64 connections, each side three seconds at a time.
 async fn throughput(engine: &Engine) -> Vec<Figure> {
     let (shop, _) = busy_shop(engine).await;
     let directory = tempfile::tempdir().expect("a directory");
@@ -77,9 +73,6 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     let mut syncs = Vec::new();
     let mut sent = 0;
     let pid = shop.agent.pid().expect("the agent runs");
-    for receiver in [pid, peer.child.id()] {
-        pin(receiver, RECEIVER);
-    }
     for round in 0..ROUNDS {
         syncs.push(sync_time(shop.agent.scratch(), 32 << 10));
         let run = wrk(&script, &pool, (pid, shop.agent.listen.port()), &format!("round{round}")).await;
@@ -103,7 +96,7 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     show("webhook, p99 ms", &values(&theirs, |run| run.p99));
     let p99 = median(&values(&ours, |run| run.p99));
     let size = size as f64 / 1e3;
-    let what = format!("signed pushes of {size:.1} KB, {CONNECTIONS} connections, one processor, each on disk");
+    let what = format!("signed pushes of {size:.1} KB, {CONNECTIONS} connections, each on disk");
     vec![
         Figure::new(what, median(&our_rates), "/s")
             .against("`webhook`, nothing recorded", median(&their_rates))
@@ -288,10 +281,8 @@ impl Run {
 
 async fn wrk(script: &Path, pool: &Path, (pid, port): (u32, u16), prefix: &str) -> Run {
     let before = processor_time(pid);
-    let mut command = tokio::process::Command::new("taskset");
-    command
-        .args(["-c", &CLIENT.to_string(), "wrk", "-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"])
-        .arg(script);
+    let mut command = tokio::process::Command::new("wrk");
+    command.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"]).arg(script);
     command.arg(format!("http://127.0.0.1:{port}/hooks/shop")).arg("--").arg(pool).arg(prefix);
     let output = command.output().await.expect("wrk (./dev setup installs it)");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -86,7 +86,7 @@ pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
     let wake = Arc::new(Notify::new());
     agent.workers.spawn(deployer.clone().work(wake.clone()));
     let handle = AppHandle { driver, deployer, wake, end: end.clone() };
-    agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), handle);
+    agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), Arc::new(handle));
     tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
 }
 

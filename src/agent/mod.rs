@@ -34,7 +34,7 @@ pub struct Agent {
     pub id: String,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
-    apps: RwLock<BTreeMap<AppName, AppHandle>>,
+    apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
     parts: OnceLock<apps::Shared>,
     /// The apps' workers: at the end what they do now is finished or left in order.
     workers: TaskTracker,
@@ -110,7 +110,7 @@ impl Agent {
         &self.shutdown
     }
 
-    fn app(&self, name: &AppName) -> Option<AppHandle> {
+    fn app(&self, name: &AppName) -> Option<Arc<AppHandle>> {
         let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         apps.get(name).cloned()
     }

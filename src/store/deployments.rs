@@ -300,22 +300,14 @@ impl Store {
 }
 
 fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
-    if let Some(delivery) = &new.delivery {
-        let known: Option<Option<i64>> = c
-            .prepare_cached("SELECT deployment FROM deliveries WHERE app = ? AND delivery = ?")?
-            .query_row(params![new.app.as_str(), delivery], |row| row.get(0))
-            .optional()?;
-        // One that was ignored then may be redelivered on purpose after the configuration was mended.
-        if let Some(Some(of)) = known {
-            return Ok(Admission::Duplicate { of: DeploymentId(of) });
-        }
+    let known = new.delivery.as_ref().map(|delivery| known_delivery(c, &new.app, delivery)).transpose()?.flatten();
+    // One that was ignored then may be redelivered on purpose after the configuration was mended.
+    if let Some(Known::Became(of)) = known {
+        return Ok(Admission::Duplicate { of });
     }
     let now = now_ms();
     if let Some(reason) = held(c, new)? {
-        if let Some(delivery) = &new.delivery {
-            c.prepare_cached("INSERT OR REPLACE INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?)")?
-                .execute(params![new.app.as_str(), delivery, "held", now])?;
-        }
+        record_delivery(c, new, known, None, now)?;
         return Ok(Admission::Held { reason });
     }
     let replaced = queue::replaced_on_arrival(&within_reach(c, new)?, &new.request);
@@ -339,16 +331,43 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         now,
     ])?;
     let id = DeploymentId(c.last_insert_rowid());
-    if let Some(delivery) = &new.delivery {
-        c.prepare_cached(
-            "INSERT OR REPLACE INTO deliveries (app, delivery, deployment, decision, at) VALUES (?, ?, ?, ?, ?)",
-        )?
-        .execute(params![new.app.as_str(), delivery, id.0, "queued", now])?;
-    }
+    record_delivery(c, new, known, Some(id), now)?;
     for old in &replaced {
         end(c, *old, &Finish::replaced_by(id))?;
     }
     Ok(Admission::Queued { id, replaced })
+}
+
+/// What an earlier delivery of the same id led to.
+#[derive(Clone, Copy)]
+enum Known {
+    Became(DeploymentId),
+    Nothing,
+}
+
+fn known_delivery(c: &Connection, app: &AppName, delivery: &str) -> rusqlite::Result<Option<Known>> {
+    c.prepare_cached("SELECT deployment FROM deliveries WHERE app = ? AND delivery = ?")?
+        .query_row(params![app.as_str(), delivery], |row| row.get::<_, Option<i64>>(0))
+        .optional()
+        .map(|found| found.map(|of| of.map_or(Known::Nothing, |of| Known::Became(DeploymentId(of)))))
+}
+
+fn record_delivery(
+    c: &Connection,
+    new: &NewDeployment,
+    known: Option<Known>,
+    deployment: Option<DeploymentId>,
+    now: i64,
+) -> rusqlite::Result<()> {
+    let Some(delivery) = &new.delivery else { return Ok(()) };
+    let decision = if deployment.is_some() { "queued" } else { "held" };
+    // INSERT OR REPLACE would do both, but keeps a copy of every page it touches in case it fails half-way.
+    let sql = match known {
+        None => "INSERT INTO deliveries (deployment, decision, at, app, delivery) VALUES (?, ?, ?, ?, ?)",
+        Some(_) => "UPDATE deliveries SET deployment = ?, decision = ?, at = ? WHERE app = ? AND delivery = ?",
+    };
+    c.prepare_cached(sql)?.execute(params![deployment.map(|id| id.0), decision, now, new.app.as_str(), delivery])?;
+    Ok(())
 }
 
 /// Why the commit of `new` is held, unless a person asks for it.
@@ -389,20 +408,16 @@ fn read_waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
 
 fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
     let now = now_ms();
-    let started: Option<bool> = c
+    let changed = c
         .prepare_cached(
             "UPDATE deployments SET status = ?, reason = ?, superseded_by = ?, finished_at = ?
-             WHERE id = ? AND finished_at IS NULL RETURNING started_at IS NOT NULL",
+             WHERE id = ? AND finished_at IS NULL",
         )?
-        .query_row(
-            params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0],
-            |row| row.get(0),
-        )
-        .optional()?;
-    let Some(started) = started else { return Ok(false) };
-    if started {
-        enter_phase(c, id, None, now)?;
+        .execute(params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0])?;
+    if changed == 0 {
+        return Ok(false);
     }
+    enter_phase(c, id, None, now)?;
     let kind = match finish.status {
         Status::Succeeded => NoticeKind::Succeeded,
         Status::RolledBack => NoticeKind::RolledBack,

@@ -1,4 +1,4 @@
--- Times are milliseconds since the epoch. Ids of deployments are never used twice.
+-- Times are milliseconds since the epoch. Deployments are never deleted, so that no id is used twice.
 
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
@@ -6,7 +6,7 @@ CREATE TABLE meta (
 ) STRICT;
 
 CREATE TABLE deployments (
-    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    id            INTEGER PRIMARY KEY,
     app           TEXT NOT NULL,
     trigger       TEXT NOT NULL,
     request       TEXT NOT NULL,
