@@ -114,7 +114,7 @@ impl Deployer {
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
-        self.prune(&app, &log).await;
+        self.prune(&app).await;
         Ok(())
     }
 }

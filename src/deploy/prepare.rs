@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::build::{Artifact, BuildError, BuildRequest};
-use super::source::{Ancestry, Source, SourceError, Want};
+use super::source::{Source, SourceError, Want};
 use super::{Halt, Story, failed};
 use crate::model::{CommitSha, ReleaseNumber, Status, Trigger, shorten};
-use crate::queue::Request;
+use crate::queue::{Ancestry, Request};
 use crate::store::{Finish, Release, ReleaseBody, ReleasedService};
 
 /// The release that a deployment brings live, and how.
@@ -48,7 +48,7 @@ impl Story<'_> {
                 let made = self.deployer.store.create_release(&self.app.name, id, &source.commit, body).await?;
                 return Ok(Target { release: made, renew: false, run_command: true });
             }
-            Request::Rollback { to } => (self.rollback_target(*to, live).await?, false),
+            Request::Rollback { to } => (self.rollback_target(*to).await?, false),
             Request::Scale { .. } => (live.cloned().ok_or_else(nothing_live)?, false),
             Request::Restart => (live.cloned().ok_or_else(nothing_live)?, true),
         };
@@ -58,13 +58,11 @@ impl Story<'_> {
         Ok(Target { release, renew, run_command: false })
     }
 
-    async fn rollback_target(&self, to: Option<ReleaseNumber>, live: Option<&Release>) -> Result<Release, Halt> {
+    async fn rollback_target(&self, to: Option<ReleaseNumber>) -> Result<Release, Halt> {
         let target = match to {
             Some(number) => self.release(number).await?,
             None => {
-                let all = self.deployer.store.releases(&self.app.name, 1000).await?;
-                let before = |r: &Release| r.good_at.is_some() && live.is_none_or(|live| r.number < live.number);
-                let last_good = all.into_iter().find(before);
+                let last_good = self.deployer.store.last_good_release(&self.app.name).await?;
                 last_good.ok_or_else(|| failed("there is no earlier release that passed its watch".into(), false))?
             }
         };

@@ -12,7 +12,7 @@ use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
 use crate::rollout::plan::{self, Plan, Wanted, Way};
-use crate::rollout::{Order, ServiceSpec};
+use crate::rollout::{Assignment, ServiceSpec};
 use crate::store::{Finish, Release, Step};
 
 /// How a rollout came out.
@@ -87,11 +87,12 @@ impl Story<'_> {
         // A release without a single instance has proved nothing.
         let proven = !plan.kept.is_empty() || plan.slots.iter().any(|slot| slot.incoming.is_some());
         let judge_errors = matches!(self.deployment.request, Request::Deploy { .. });
-        let order = Order { judge_errors, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
-        let rolled = self.deployer.driver.roll(order);
+        let assignment =
+            Assignment { judge_errors, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
+        let rolled = self.deployer.driver.roll(assignment);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
-            // In this order: the driver has the order before it may hear that it is cancelled.
+            // In this order: the driver has the assignment before it may hear that it is cancelled.
             biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             outcome = &mut rolled => outcome,

@@ -32,8 +32,8 @@ use publish::{Push, start_pusher};
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
 
-/// An order to roll out.
-pub struct Order {
+/// What is to be rolled out, and how.
+pub struct Assignment {
     /// For which deployment.
     pub deployment: DeploymentId,
     /// What changes.
@@ -58,7 +58,7 @@ pub struct Order {
 }
 
 enum Signal {
-    Roll(Box<Order>, oneshot::Sender<Outcome>),
+    Roll(Box<Assignment>, oneshot::Sender<Outcome>),
     Cancel(DeploymentId, String),
     Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, oneshot::Sender<()>),
     Domains(Vec<String>),
@@ -147,9 +147,9 @@ impl Driver {
     }
 
     /// Rolls out; `None` when the agent ends before the rollout does.
-    pub async fn roll(&self, order: Order) -> Option<Outcome> {
+    pub async fn roll(&self, assignment: Assignment) -> Option<Outcome> {
         let (answer, outcome) = oneshot::channel();
-        self.send(Signal::Roll(Box::new(order), answer));
+        self.send(Signal::Roll(Box::new(assignment), answer));
         outcome.await.ok()
     }
 
@@ -177,7 +177,7 @@ impl Driver {
 struct Active {
     round: Round,
     machine: Rollout,
-    order: Order,
+    assignment: Assignment,
     answer: Option<oneshot::Sender<Outcome>>,
     began: Instant,
     /// The failure with what was found out about it.
@@ -212,9 +212,9 @@ impl DriverTask {
 
     async fn on(&mut self, signal: Signal) {
         match signal {
-            Signal::Roll(order, answer) => self.roll(*order, answer).await,
+            Signal::Roll(assignment, answer) => self.roll(*assignment, answer).await,
             Signal::Cancel(deployment, why) => {
-                if self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment) {
+                if self.rollout.as_ref().is_some_and(|active| active.assignment.deployment == deployment) {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
@@ -268,7 +268,7 @@ impl DriverTask {
 
     fn say(&self, line: String) {
         match &self.rollout {
-            Some(active) => active.order.log.line(line),
+            Some(active) => active.assignment.log.line(line),
             None => tracing::info!(app = %self.app, "{line}"),
         }
     }

@@ -1,4 +1,4 @@
-//! What the machine asks for, performed: one rollout from its order to its outcome.
+//! What the machine asks for, performed: one rollout from its assignment to its outcome.
 
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::counting::CountedAt;
-use super::{Active, DriverTask, Order, REVERT_STEP, Round, Signal};
+use super::{Active, Assignment, DriverTask, REVERT_STEP, Round, Signal};
 use crate::health::Gate;
 use crate::model::{Duty, InstanceId, ServiceName, Status};
 use crate::proxy::table::DrainLimits;
@@ -23,24 +23,24 @@ const FAILURE_LINES: u32 = 20;
 const STOP_ATTEMPTS: u32 = 5;
 
 impl DriverTask {
-    pub(super) async fn roll(&mut self, order: Order, answer: oneshot::Sender<Outcome>) {
-        for kept in &order.plan.kept {
-            self.keep(kept, &order);
+    pub(super) async fn roll(&mut self, assignment: Assignment, answer: oneshot::Sender<Outcome>) {
+        for kept in &assignment.plan.kept {
+            self.keep(kept, &assignment);
         }
         self.push_routes();
-        let (slots, policy) = (order.plan.slots.clone(), order.policy.clone());
-        let machine = match order.reverting.clone() {
+        let (slots, policy) = (assignment.plan.slots.clone(), assignment.policy.clone());
+        let machine = match assignment.reverting.clone() {
             Some(failure) => Rollout::reverting(slots, policy, failure),
-            None if order.resumed => Rollout::resumed(slots, policy),
+            None if assignment.resumed => Rollout::resumed(slots, policy),
             None => Rollout::new(slots, policy),
         };
         self.rounds += 1;
         let (round, began) = (Round(self.rounds), Instant::now());
-        let failure = order.reverting.clone();
+        let failure = assignment.reverting.clone();
         self.rollout = Some(Active {
             round,
             machine,
-            order,
+            assignment,
             answer: Some(answer),
             began,
             failure,
@@ -53,8 +53,8 @@ impl DriverTask {
     }
 
     /// An instance that stays goes on as it is; how it is checked, drained and routed may have changed.
-    fn keep(&mut self, id: &InstanceId, order: &Order) {
-        let specs = if order.reverting.is_some() { &order.old } else { &order.new };
+    fn keep(&mut self, id: &InstanceId, assignment: &Assignment) {
+        let specs = if assignment.reverting.is_some() { &assignment.old } else { &assignment.new };
         let Some(member) = self.members.get_mut(id) else { return };
         member.duty = Duty::Serving;
         let Some(spec) = specs.get(&member.spec.service.name) else { return };
@@ -106,13 +106,13 @@ impl DriverTask {
 
     fn start(&mut self, id: InstanceId, service: ServiceName, slot: u32, restore: bool) {
         let Some(active) = &self.rollout else { return };
-        let specs = if restore { &active.order.old } else { &active.order.new };
+        let specs = if restore { &active.assignment.old } else { &active.assignment.new };
         let Some(spec) = specs.get(&service).cloned() else {
             let why = format!("service {service} is not part of the release");
             return self.send(Signal::Started(id, Err(RuntimeError::Refused(why))));
         };
-        let deployment = active.order.deployment;
-        active.order.log.line(format!("{id}: starting ({} of {})", slot, spec.service.instances));
+        let deployment = active.assignment.deployment;
+        active.assignment.log.line(format!("{id}: starting ({} of {})", slot, spec.service.instances));
         let instance = spec.instance(&self.app, deployment, id.clone(), slot);
         match self.members.entry(id.clone()) {
             // Started by an earlier life of the agent; found again by its name.
@@ -149,7 +149,7 @@ impl DriverTask {
         }
         member.pending = Pending::Stop;
         let (runtime, grace) = (self.parts.runtime.clone(), member.spec.service.stop_grace);
-        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.order.deployment));
+        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.assignment.deployment));
         self.spawn(async move {
             if let Some(deployment) = deployment
                 && let Err(err) = store.begin_stop(deployment, &id).await
@@ -172,9 +172,12 @@ impl DriverTask {
 
     async fn begin_watch(&mut self) {
         let Some(active) = &self.rollout else { return };
-        let (id, judge_errors) = (active.order.deployment, active.order.judge_errors);
-        if !active.order.policy.watch.is_zero() {
-            active.order.log.line(format!("every instance is switched; watching for {:?}", active.order.policy.watch));
+        let (id, judge_errors) = (active.assignment.deployment, active.assignment.judge_errors);
+        if !active.assignment.policy.watch.is_zero() {
+            active
+                .assignment
+                .log
+                .line(format!("every instance is switched; watching for {:?}", active.assignment.policy.watch));
         }
         if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
@@ -200,9 +203,9 @@ impl DriverTask {
             }
         }
         let Some(active) = &mut self.rollout else { return };
-        let id = active.order.deployment;
-        failure.why = (active.order.redact)(&failure.why);
-        active.order.log.line(format!("undoing: {}", failure.why));
+        let id = active.assignment.deployment;
+        failure.why = (active.assignment.redact)(&failure.why);
+        active.assignment.log.line(format!("undoing: {}", failure.why));
         active.failure = Some(failure.clone());
         let recorded = async {
             self.parts.store.begin_step::<Failure>(id, REVERT_STEP).await?;

@@ -75,7 +75,7 @@ impl DriverTask {
         if before == now {
             return;
         }
-        let deployment = self.rollout.as_ref().map(|active| active.order.deployment);
+        let deployment = self.rollout.as_ref().map(|active| active.assignment.deployment);
         for state in &now {
             let same = before.iter().any(|b| b.id == state.id && (b.health, b.duty) == (state.health, state.duty));
             if !same {
