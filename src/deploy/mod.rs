@@ -134,13 +134,14 @@ impl Story<'_> {
         if self.deployment.status != Status::Queued {
             self.log.line(format!("the agent was restarted; going on from {}", self.deployment.status));
         }
+        let at_start = self.counts_at_start().await;
         let live = self.deployer.store.live_release(&self.app.name).await?;
         let target = if in_rollout { self.target_under_way().await? } else { self.target(live.as_ref()).await? };
         if !in_rollout {
             self.check_cancelled()?;
             self.release_command(&target, live.as_ref()).await?;
         }
-        self.roll_out(&target, live.as_ref()).await
+        self.roll_out(&target, live.as_ref(), at_start).await
     }
 
     async fn advance(&self, status: Status) -> Result<(), Halt> {

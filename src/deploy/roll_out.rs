@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::prepare::Target;
 use super::redact::Redactor;
+use super::requests::Count;
 use super::{Halt, Story};
 use crate::model::{ReleaseNumber, ServiceName, Status};
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
 use crate::rollout::plan::{self, Plan, Wanted, Way};
+use crate::rollout::watch::History;
 use crate::rollout::{Assignment, ServiceSpec};
 use crate::store::{Finish, Release, Step};
 
@@ -25,15 +27,21 @@ struct Rolled {
 }
 
 impl Story<'_> {
-    pub(super) async fn roll_out(&self, target: &Target, live: Option<&Release>) -> Result<Finish, Halt> {
+    pub(super) async fn roll_out(
+        &self,
+        target: &Target,
+        live: Option<&Release>,
+        at_start: Option<Count>,
+    ) -> Result<Finish, Halt> {
         let recorded = match self.deployer.store.step::<Failure>(self.deployment.id, REVERT_STEP).await? {
             Step::Done(failure) => Some(failure),
             Step::New | Step::Begun => None,
         };
-        let before = self.counts_before().await?;
-        let mut rolled = self.roll(target, live, recorded).await?;
+        let before = self.counts_before(at_start).await?;
+        let history = self.history(before.as_ref(), live.is_some());
+        let mut rolled = self.roll(target, live, recorded, history).await?;
         if let Outcome::TurnBack(failure) = rolled.outcome {
-            rolled = self.roll(target, live, Some(failure)).await?;
+            rolled = self.roll(target, live, Some(failure), history).await?;
         }
         self.count_requests(before).await?;
         match rolled.outcome {
@@ -49,7 +57,13 @@ impl Story<'_> {
     }
 
     /// Plans from what runs, forward or (with a failure) back, and has the driver perform it.
-    async fn roll(&self, target: &Target, live: Option<&Release>, reverting: Option<Failure>) -> Result<Rolled, Halt> {
+    async fn roll(
+        &self,
+        target: &Target,
+        live: Option<&Release>,
+        reverting: Option<Failure>,
+        history: Option<History>,
+    ) -> Result<Rolled, Halt> {
         let id = self.deployment.id;
         let new = self.specs(&target.release)?;
         let old = match live {
@@ -86,9 +100,8 @@ impl Story<'_> {
         let (resumed, log) = (self.in_rollout(), self.log.clone());
         // A release without a single instance has proved nothing.
         let proven = !plan.kept.is_empty() || plan.slots.iter().any(|slot| slot.incoming.is_some());
-        let judge_errors = matches!(self.deployment.request, Request::Deploy { .. });
         let assignment =
-            Assignment { judge_errors, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
+            Assignment { history, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
         let rolled = self.deployer.driver.roll(assignment);
         tokio::pin!(rolled);
         let outcome = tokio::select! {

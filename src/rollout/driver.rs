@@ -14,7 +14,7 @@ use super::fleet::{InstanceState, Member, ServiceSpec, Task};
 use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
-use super::watch::Answers;
+use super::watch::History;
 use crate::journal::{DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
 use crate::proxy::table::Route;
@@ -26,7 +26,7 @@ mod instances;
 mod perform;
 mod publish;
 
-use counting::CountedAt;
+use counting::Count;
 use publish::{Push, start_pusher};
 
 /// The step that says that a deployment is being undone, and why.
@@ -50,9 +50,8 @@ pub struct Assignment {
     pub resumed: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
-    /// Undo it when requests fail in the watch that did not fail before: for a new version only. What a person asks for
-    /// in the middle of an outage (a restart, a rollback) is not to be undone because of that outage.
-    pub judge_errors: bool,
+    /// How the app answered before: it is undone when many more requests fail in the watch. `None`: they are not judged.
+    pub history: Option<History>,
     /// The deployment's log.
     pub log: DeployLog,
 }
@@ -71,7 +70,7 @@ enum Signal {
     Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
     Timer(Round, Timer),
-    Counted(Round, CountedAt, Answers),
+    Counted(Round, Count),
 }
 
 /// Counts a driver's rollouts: a late answer to one is not taken for an answer to the next, which may be of the same
@@ -182,10 +181,8 @@ struct Active {
     began: Instant,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
-    /// The app's requests before anything was switched.
-    before: Answers,
-    /// The same when the watch began.
-    at_watch: Option<Answers>,
+    /// The app's requests when the watch began.
+    at_watch: Option<Count>,
     counting: Option<Task>,
 }
 
@@ -249,9 +246,9 @@ impl DriverTask {
                 }
                 self.feed(Event::Drained(id)).await;
             }
-            Signal::Counted(round, at, answers) => {
+            Signal::Counted(round, count) => {
                 if self.is_in(round) {
-                    self.counted(at, answers).await;
+                    self.counted(count).await;
                 }
             }
             Signal::Timer(round, timer) => {

@@ -1,4 +1,4 @@
-//! The app's requests, counted around a rollout for the watch to compare.
+//! The app's requests, counted in the watch and compared with how it answered before.
 
 use std::time::Duration;
 
@@ -12,48 +12,48 @@ use crate::rollout::watch::{Answers, errors_jumped};
 /// Between two counts of the requests in the watch.
 const COUNT_PAUSE: Duration = Duration::from_millis(500);
 
-/// At which moment of a rollout requests were counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CountedAt {
-    Begin,
-    Watch,
+/// What the proxy had counted of the app at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Count {
+    /// Which process counted.
+    boot: String,
+    answers: Answers,
 }
 
 impl DriverTask {
-    /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.
-    pub(super) fn count(&mut self, at: CountedAt) {
+    /// Counts the app's requests again and again until the rollout ends.
+    pub(super) fn count(&mut self) {
         let Some(active) = &mut self.rollout else { return };
         let round = active.round;
         let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
         let counting = tokio::spawn(async move {
             loop {
-                let counts = proxy.counts().await.and_then(|counts| counts.apps.get(&app).copied());
+                let counts = proxy.counts().await;
                 let Some(signals) = signals.upgrade() else { return };
-                let counts = counts.unwrap_or_default();
-                let requests = counts.served + counts.failed;
-                let answers = Answers { requests, errors: counts.server_errors + counts.failed };
-                let _ = signals.send(Signal::Counted(round, at, answers));
-                drop(signals);
-                if at == CountedAt::Begin {
-                    return;
+                // A proxy that does not answer has counted nothing that could be told from zero.
+                if let Some(counts) = counts {
+                    let answers = counts.apps.get(&app).copied().map(Answers::from).unwrap_or_default();
+                    let _ = signals.send(Signal::Counted(round, Count { boot: counts.boot, answers }));
                 }
+                drop(signals);
                 sleep(COUNT_PAUSE).await;
             }
         });
         active.counting = Some(Task::new(counting.abort_handle()));
     }
 
-    /// The first count of the watch is what the later ones are compared with.
-    pub(super) async fn counted(&mut self, at: CountedAt, answers: Answers) {
+    /// The first count of the watch is what the later ones are compared with; so is the first of a new proxy process,
+    /// which begins at zero.
+    pub(super) async fn counted(&mut self, count: Count) {
         let Some(active) = &mut self.rollout else { return };
-        match (at, active.at_watch) {
-            (CountedAt::Begin, _) => active.before = answers,
-            (CountedAt::Watch, None) => active.at_watch = Some(answers),
-            (CountedAt::Watch, Some(at_watch)) => {
-                if let Some(why) = errors_jumped(active.before, answers.since(at_watch)) {
+        let Some(history) = active.assignment.history else { return };
+        match &active.at_watch {
+            Some(first) if first.boot == count.boot => {
+                if let Some(why) = errors_jumped(history, count.answers.since(first.answers)) {
                     self.feed(Event::ErrorsJumped(why)).await;
                 }
             }
+            _ => active.at_watch = Some(count),
         }
     }
 }

@@ -7,14 +7,12 @@ use futures_util::StreamExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::counting::CountedAt;
 use super::{Active, Assignment, DriverTask, REVERT_STEP, Round, Signal};
 use crate::health::Gate;
 use crate::model::{Duty, InstanceId, ServiceName, Status};
 use crate::proxy::table::DrainLimits;
 use crate::rollout::fleet::{Member, Pending};
 use crate::rollout::machine::{Action, Event, Failure, Outcome, Rollout, Timer};
-use crate::rollout::watch::Answers;
 use crate::runtime::{Runtime, RuntimeError};
 
 /// How many lines of an instance's output a failure carries.
@@ -44,11 +42,9 @@ impl DriverTask {
             answer: Some(answer),
             began,
             failure,
-            before: Answers::default(),
             at_watch: None,
             counting: None,
         });
-        self.count(CountedAt::Begin);
         self.feed(Event::Begin).await;
     }
 
@@ -172,7 +168,7 @@ impl DriverTask {
 
     async fn begin_watch(&mut self) {
         let Some(active) = &self.rollout else { return };
-        let (id, judge_errors) = (active.assignment.deployment, active.assignment.judge_errors);
+        let (id, judge_errors) = (active.assignment.deployment, active.assignment.history.is_some());
         if !active.assignment.policy.watch.is_zero() {
             active
                 .assignment
@@ -183,7 +179,7 @@ impl DriverTask {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
         }
         if judge_errors {
-            self.count(CountedAt::Watch);
+            self.count();
         }
     }
 
