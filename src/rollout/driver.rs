@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::fleet::{InstanceState, Member, ServiceSpec, Task};
+use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Task};
 use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
@@ -60,7 +60,7 @@ enum Signal {
     Roll(Box<Assignment>, oneshot::Sender<Outcome>),
     Cancel(DeploymentId, String),
     Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, oneshot::Sender<()>),
-    Domains(Vec<String>),
+    Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
@@ -100,13 +100,13 @@ pub struct Parts {
 
 impl Driver {
     /// Starts the driver of an app.
-    pub fn start(app: AppName, domains: Vec<String>, parts: Parts) -> Self {
+    pub fn start(app: AppName, entrance: Option<Entrance>, parts: Parts) -> Self {
         let (signals, inbox) = mpsc::unbounded_channel();
         let (published, state) = watch::channel(Vec::new());
         let pusher = start_pusher(app.clone(), parts.routes.clone(), signals.downgrade());
         let task = DriverTask {
             app,
-            domains,
+            entrance,
             parts,
             signals: signals.downgrade(),
             published,
@@ -162,9 +162,9 @@ impl Driver {
         self.send(Signal::Happened(happened));
     }
 
-    /// The app's hosts have changed.
-    pub fn set_domains(&self, domains: Vec<String>) {
-        self.send(Signal::Domains(domains));
+    /// The app's hosts may have changed.
+    pub fn set_entrance(&self, entrance: Option<Entrance>) {
+        self.send(Signal::Entrance(entrance));
     }
 
     fn send(&self, signal: Signal) {
@@ -188,7 +188,7 @@ struct Active {
 
 struct DriverTask {
     app: AppName,
-    domains: Vec<String>,
+    entrance: Option<Entrance>,
     parts: Parts,
     signals: mpsc::WeakUnboundedSender<Signal>,
     published: watch::Sender<Vec<InstanceState>>,
@@ -219,8 +219,8 @@ impl DriverTask {
                 self.adopt(instances);
                 let _ = done.send(());
             }
-            Signal::Domains(domains) => {
-                self.domains = domains;
+            Signal::Entrance(entrance) => {
+                self.entrance = entrance;
                 self.push_routes();
             }
             Signal::Current(answer) => {

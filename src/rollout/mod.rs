@@ -11,4 +11,4 @@ pub mod routes;
 pub mod watch;
 
 pub use driver::{Assignment, Driver};
-pub use fleet::{InstanceState, ServiceSpec};
+pub use fleet::{Entrance, InstanceState, ServiceSpec};

@@ -81,7 +81,7 @@ impl DriverTask {
     pub(super) fn start_probe(&mut self, id: &InstanceId) {
         let Some(signals) = self.signals.upgrade() else { return };
         let Some(member) = self.members.get_mut(id) else { return };
-        let target = member.target(id, &self.domains);
+        let target = member.target(id, self.entrance.as_ref());
         if !member.running || target.engine_reports() {
             member.probe = None;
             return;
@@ -145,7 +145,7 @@ impl DriverTask {
             },
             Happened::ImageHealth(id, passed) => {
                 let Some(member) = self.members.get_mut(&id) else { return };
-                if !member.target(&id, &self.domains).engine_reports() {
+                if !member.target(&id, self.entrance.as_ref()).engine_reports() {
                     return;
                 }
                 let said = if passed { "the image's HEALTHCHECK passed" } else { "the image's HEALTHCHECK failed" };

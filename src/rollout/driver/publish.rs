@@ -53,14 +53,14 @@ pub(super) fn start_pusher(
 impl DriverTask {
     /// Sends the routes in any case: a switch waits for the answer.
     pub(super) fn push_switch(&mut self, round: Round, switch: Switch) {
-        let routes = fleet::routes(&self.app, &self.domains, &self.members);
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
         self.pushed = Some(routes.clone());
         let _ = self.pusher.send(Push { routes, switch: Some((round, switch)) });
     }
 
     /// Sends the routes when they differ from what was sent last.
     pub(super) fn push_routes(&mut self) {
-        let routes = fleet::routes(&self.app, &self.domains, &self.members);
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
         if self.pushed.as_ref() == Some(&routes) {
             return;
         }
