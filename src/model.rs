@@ -312,7 +312,8 @@ word_enum!(
         Api = "api",
         /// A person at the command line.
         Cli = "cli",
-        /// A return to an earlier release.
+        /// A request for an earlier release, through the API or the command line: in the list of deployments it says
+        /// more than which of the two it was.
         Rollback = "rollback",
         /// The branch's tip was newer than what is recorded.
         Reconcile = "reconcile",

@@ -4,7 +4,6 @@
 //! on purpose. [`replaced_on_arrival`] decides what is certain without git when a request arrives;
 //! [`choose`] decides the rest when an app's turn comes and its mirror can be asked.
 
-use crate::deploy::source::Ancestry;
 use crate::model::{CommitSha, DeploymentId, ReleaseNumber, ServiceName};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +48,19 @@ impl Request {
             _ => None,
         }
     }
+}
+
+/// How two commits relate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ancestry {
+    /// The same commit.
+    Same,
+    /// The first is an ancestor of the second.
+    Ancestor,
+    /// The second is an ancestor of the first.
+    Descendant,
+    /// Neither, or one is not known to whoever was asked.
+    Unrelated,
 }
 
 /// A deployment that waits.

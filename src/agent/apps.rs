@@ -18,7 +18,7 @@ use crate::proxy::client::ProxyClient;
 use crate::rollout::driver::Parts;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Driver, ServiceSpec};
+use crate::rollout::{Driver, Entrance, ServiceSpec};
 use crate::runtime::docker::Docker;
 use crate::runtime::{Observed, RunState, Runtime};
 use crate::store::Deployment;
@@ -63,7 +63,7 @@ pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
         journal: agent.journal.clone(),
         store: agent.store.clone(),
     };
-    let driver = Driver::start(app.name.clone(), app.domains.clone(), parts);
+    let driver = Driver::start(app.name.clone(), Entrance::of(app), parts);
     if let Err(err) = adopt(agent, app, &driver).await {
         tracing::error!(app = %app.name, "its instances could not be adopted: {err:#}");
     }

@@ -15,7 +15,7 @@ use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
 use crate::journal::Journal;
 use crate::model::{AppName, DeploymentId, InstanceId, Status};
-use crate::rollout::InstanceState;
+use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::RuntimeError;
 use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
 
@@ -209,22 +209,28 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts what is newly configured, tells the others what changed and lets go of what is gone.
+    /// Lets go of what is gone, starts what is newly configured and tells the others what changed.
     async fn follow_config(self: &Arc<Self>) {
         let config = self.config();
+        for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {
+            self.let_go(&name).await;
+        }
         for (name, app) in &config.apps {
             match self.app(name) {
-                Some(handle) => handle.driver.set_domains(app.domains.clone()),
+                Some(handle) => handle.driver.set_entrance(Entrance::of(app)),
                 None => apps::start(self, app).await,
             }
         }
-        for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {
-            let mut apps = self.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(gone) = apps.remove(&name) {
-                gone.end.cancel();
-                tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
-            }
+    }
+
+    async fn let_go(&self, name: &AppName) {
+        let gone = self.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        let Some(gone) = gone else { return };
+        gone.end.cancel();
+        if let Ok(parts) = self.parts() {
+            parts.routes.let_go(name).await;
         }
+        tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
     }
 
     /// Whether it can do its job now.

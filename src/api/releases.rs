@@ -53,7 +53,7 @@ pub(super) async fn rollback(
         (Some(_), Some(release)) => Some(release),
         (Some(number), None) => return Err(no_such(&app.name, &format!("no release {number}"), &releases, live)),
         // What the last good one is may change until this rollback's turn comes; then it is decided.
-        (None, _) => match last_good(&releases, live).cloned() {
+        (None, _) => match store.last_good_release(&app.name).await? {
             None if !under_way => return Err(no_such(&app.name, "no earlier good release", &releases, live)),
             found => found,
         },
@@ -78,12 +78,6 @@ fn wanted(fields: &Fields) -> Result<Option<ReleaseNumber>, Problem> {
         }
         Some(_) => fields.text("to"),
     }
-}
-
-/// The newest release below the live one that passed its watch.
-fn last_good(releases: &[Release], live: Option<ReleaseNumber>) -> Option<&Release> {
-    let earlier = |release: &&Release| live.is_none_or(|live| release.number < live);
-    releases.iter().filter(earlier).find(|release| release.good_at.is_some())
 }
 
 fn no_such(app: &AppName, what: &str, releases: &[Release], live: Option<ReleaseNumber>) -> Problem {

@@ -16,7 +16,7 @@ use super::units::show_duration;
 use super::volumes::Forbidden;
 use super::{
     AgentConfig, App, Order, Provider, ReleaseCommand, RepoUrl, RolloutPolicy, Service, Webhook, build, credential,
-    domain, environment, service,
+    domain, environment, routed_service, service,
 };
 use crate::model::{AppName, GitRef, ParseError, ServiceName, shorten};
 
@@ -193,16 +193,14 @@ fn services(app: &Section<'_>, inherited: &Inherited<'_>) -> BTreeMap<ServiceNam
     services
 }
 
-/// Domains lead to exactly one service: `web`, else the only one with a port.
+/// Domains lead to exactly one service.
 fn check_route(domains: &Field<'_>, services: &BTreeMap<ServiceName, Service>) {
-    let with_port: Vec<&str> =
-        services.values().filter(|service| service.port.is_some()).map(|service| service.name.as_str()).collect();
-    if services.is_empty() || with_port.contains(&"web") {
+    if services.is_empty() || routed_service(services.values()).is_some() {
         return;
     }
-    match with_port.as_slice() {
+    let with_port = services.values().filter(|service| service.port.is_some());
+    match with_port.map(|service| service.name.as_str()).collect::<Vec<_>>().as_slice() {
         [] => domains.problem(" lead to no service: none has a port", "set port for the service that answers them"),
-        [_] => {}
         several => domains
             .problem(format!(" could lead to {}", several.join(" or ")), "name the service that answers them \"web\""),
     }

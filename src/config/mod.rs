@@ -38,6 +38,7 @@ mod tests;
 
 pub use problem::{Problem, Problems};
 pub use secret_ref::Environment;
+pub use service::routed_service;
 pub use source_url::RepoUrl;
 pub use validate::{load, parse, parse_in};
 
@@ -161,22 +162,6 @@ pub struct App {
     pub deadline: Duration,
     /// How many releases' images are kept. Default 5.
     pub keep_releases: u32,
-}
-
-impl App {
-    /// The service that the app's domains lead to: `web`, else the only one with a port.
-    pub fn routed_service(&self) -> Option<&Service> {
-        if self.domains.is_empty() {
-            return None;
-        }
-        let with_port = || self.services.values().filter(|service| service.port.is_some());
-        let web = with_port().find(|service| service.name.as_str() == "web");
-        match (web, with_port().count()) {
-            (Some(web), _) => Some(web),
-            (None, 1) => with_port().next(),
-            (None, _) => None,
-        }
-    }
 }
 
 /// How the agent proves itself to the git server.

@@ -24,6 +24,17 @@ pub(super) struct Inherited<'a> {
     pub forbidden: &'a Forbidden,
 }
 
+/// The service that an app's domains lead to: `web`, else the only one with a port.
+pub fn routed_service<'a>(services: impl Iterator<Item = &'a Service> + Clone) -> Option<&'a Service> {
+    let mut with_port = services.filter(|service| service.port.is_some());
+    let web = with_port.clone().find(|service| service.name.as_str() == "web");
+    match (web, with_port.next(), with_port.next()) {
+        (Some(web), ..) => Some(web),
+        (None, only, None) => only,
+        (None, ..) => None,
+    }
+}
+
 /// A service with a table of its own.
 pub(super) fn read(name: ServiceName, field: &Field<'_>, inherited: &Inherited<'_>) -> Option<Service> {
     let section = field.section("write [apps.NAME.services.SERVICE] on a line of its own")?;

@@ -67,7 +67,7 @@ fn the_example_is_valid_and_means_what_its_comments_say() {
     assert_eq!(config.warnings, []);
     assert_eq!(config.apps.len(), 2);
     let shop = &config.apps[&"shop".parse().unwrap()];
-    assert_eq!(shop.routed_service().unwrap().name.as_str(), "web");
+    assert_eq!(routed_service(shop.services.values()).unwrap().name.as_str(), "web");
     let web = service(&config, "shop", "web");
     assert_eq!((web.port, web.instances, web.memory, web.cpu_millis), (Some(8000), 2, Some(512 << 20), Some(500)));
     assert_eq!(web.build.target.as_deref(), Some("web"));

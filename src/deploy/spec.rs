@@ -7,20 +7,20 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use crate::config::EnvValue;
+use crate::config::{EnvValue, routed_service};
 use crate::model::ServiceName;
 use crate::rollout::ServiceSpec;
 use crate::store::{Release, ReleasedService};
 
 /// Every service of a release, ready to be started. The error names a secret that cannot be read.
 pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
-    let routed = routed_service(release);
+    let routed = routed_service(release.body.services.iter().map(|released| &released.service));
     let specs = release.body.services.iter().map(|released| {
         let name = released.service.name.clone();
         let env = resolve_env(released)?;
         let settings = settings_digest(released, &env, settings_key);
         let spec = ServiceSpec {
-            routed: routed.as_ref() == Some(&name),
+            routed: routed.is_some_and(|service| service.name == name),
             service: released.service.clone(),
             image: released.image.clone(),
             env,
@@ -31,17 +31,6 @@ pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<S
         Ok((name, Arc::new(spec)))
     });
     specs.collect()
-}
-
-/// The service that the app's domains lead to, as the release knows it: `web`, else the only one with a port.
-fn routed_service(release: &Release) -> Option<ServiceName> {
-    let mut with_port = release.body.services.iter().map(|r| &r.service).filter(|service| service.port.is_some());
-    let web = with_port.clone().find(|service| service.name.as_str() == "web");
-    match (web, with_port.next(), with_port.next()) {
-        (Some(web), ..) => Some(web.name.clone()),
-        (None, Some(only), None) => Some(only.name.clone()),
-        _ => None,
-    }
 }
 
 /// The environment with its secrets read now; `PORT` is set where it is not.

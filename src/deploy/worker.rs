@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Deployer;
-use super::source::{Ancestry, Want};
+use super::source::Want;
 use crate::config::App;
 use crate::journal::DeployLog;
-use crate::queue::{self, Choice, Waiting};
+use crate::queue::{self, Ancestry, Choice, Waiting};
 use crate::store::{Deployment, Finish, StoreError};
 
 /// Between two attempts while the journal fails.

@@ -18,8 +18,8 @@ pub enum Own {
     RequestTimeout,
     /// No route has this host.
     UnknownHost(String),
-    /// The route has no instance that is ready.
-    NoInstance,
+    /// The host is an app's, and no instance of it runs.
+    NothingRuns(String),
     /// No instance took the request, or it broke off before answering.
     BadGateway,
     /// No answer in time.
@@ -33,7 +33,7 @@ impl Own {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost(_) => StatusCode::NOT_FOUND,
-            Self::NoInstance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -45,7 +45,9 @@ impl Own {
             Self::MethodNotAllowed => "this is not a forward proxy".to_owned(),
             Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
             Self::UnknownHost(host) => format!("the host {} is not configured here", shorten(host, 100)),
-            Self::NoInstance => "no instance is ready; try again in a moment".to_owned(),
+            Self::NothingRuns(host) => {
+                format!("nothing runs behind {} at the moment; try again later", shorten(host, 100))
+            }
             Self::BadGateway => "no instance answered".to_owned(),
             Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
         }
@@ -65,7 +67,7 @@ impl Own {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match self {
-            Self::NoInstance => {
+            Self::NothingRuns(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::MethodNotAllowed => {
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn an_empty_route_says_when_to_come_back() {
-        let response = Own::NoInstance.response(false);
+        let response = Own::NothingRuns("shop.test".to_owned()).response(false);
         assert_eq!(
             (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
             (503, &HeaderValue::from_static("1"))

@@ -58,9 +58,10 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<Incoming>)
 
     let (claim, counters) = proxy.routing.claim(&host, &[]).map_err(|none| {
         none.count();
+        let host = host.clone().into_owned();
         match none {
-            NoClaim::UnknownHost => Own::UnknownHost(host.clone().into_owned()),
-            NoClaim::NoMember(_) => Own::NoInstance,
+            NoClaim::UnknownHost => Own::UnknownHost(host),
+            NoClaim::NoMember(_) => Own::NothingRuns(host),
         }
     })?;
     let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };

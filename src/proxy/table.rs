@@ -27,7 +27,7 @@ pub struct Route {
     pub app: AppName,
     /// Which service.
     pub service: ServiceName,
-    /// The instances that are chosen.
+    /// The instances that are chosen; none when nothing of the app runs.
     pub members: Vec<Member>,
 }
 

@@ -1,38 +1,39 @@
 //! One task per app: signals in, the machine asked, its actions performed. The task itself never waits for the runtime
 //! or the proxy; each call runs in a task of its own and comes back as a signal.
+//!
+//! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
+//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::Instant;
 
-use super::fleet::{self, InstanceState, Member, Pending, ServiceSpec, Task};
-use super::machine::{Action, Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
+use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Task};
+use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
-use super::watch::{Answers, errors_jumped};
-use crate::health::{Gate, probe};
-use crate::journal::{DeployEvent, DeployLog, Journal};
-use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName, Status};
-use crate::proxy::table::{DrainLimits, Route};
-use crate::runtime::{Exited, Happened, Observed, RunState, Runtime, RuntimeError};
+use super::watch::History;
+use crate::journal::{DeployLog, Journal};
+use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
+use crate::proxy::table::Route;
+use crate::runtime::{Happened, Observed, Runtime, RuntimeError};
 use crate::store::Store;
+
+mod counting;
+mod instances;
+mod perform;
+mod publish;
+
+use counting::Count;
+use publish::{Push, start_pusher};
 
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
-/// How many lines of an instance's output a failure carries.
-const FAILURE_LINES: u32 = 20;
-/// Between two counts of the requests in the watch.
-const COUNT_PAUSE: Duration = Duration::from_millis(500);
-/// A stop that fails is tried so often; what is left then is swept by a later start of the agent.
-const STOP_ATTEMPTS: u32 = 5;
 
-/// An order to roll out.
-pub struct Order {
+/// What is to be rolled out, and how.
+pub struct Assignment {
     /// For which deployment.
     pub deployment: DeploymentId,
     /// What changes.
@@ -49,18 +50,17 @@ pub struct Order {
     pub resumed: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
-    /// Undo it when requests fail in the watch that did not fail before: for a new version only. What a person asks for
-    /// in the middle of an outage (a restart, a rollback) is not to be undone because of that outage.
-    pub judge_errors: bool,
+    /// How the app answered before: it is undone when many more requests fail in the watch. `None`: they are not judged.
+    pub history: Option<History>,
     /// The deployment's log.
     pub log: DeployLog,
 }
 
 enum Signal {
-    Roll(Box<Order>, oneshot::Sender<Outcome>),
+    Roll(Box<Assignment>, oneshot::Sender<Outcome>),
     Cancel(DeploymentId, String),
     Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, oneshot::Sender<()>),
-    Domains(Vec<String>),
+    Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
@@ -70,14 +70,7 @@ enum Signal {
     Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
     Timer(Round, Timer),
-    Counted(Round, CountedAt, Answers),
-}
-
-/// At which moment of a rollout requests were counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CountedAt {
-    Begin,
-    Watch,
+    Counted(Round, Count),
 }
 
 /// Counts a driver's rollouts: a late answer to one is not taken for an answer to the next, which may be of the same
@@ -107,13 +100,13 @@ pub struct Parts {
 
 impl Driver {
     /// Starts the driver of an app.
-    pub fn start(app: AppName, domains: Vec<String>, parts: Parts) -> Self {
+    pub fn start(app: AppName, entrance: Option<Entrance>, parts: Parts) -> Self {
         let (signals, inbox) = mpsc::unbounded_channel();
         let (published, state) = watch::channel(Vec::new());
         let pusher = start_pusher(app.clone(), parts.routes.clone(), signals.downgrade());
         let task = DriverTask {
             app,
-            domains,
+            entrance,
             parts,
             signals: signals.downgrade(),
             published,
@@ -153,9 +146,9 @@ impl Driver {
     }
 
     /// Rolls out; `None` when the agent ends before the rollout does.
-    pub async fn roll(&self, order: Order) -> Option<Outcome> {
+    pub async fn roll(&self, assignment: Assignment) -> Option<Outcome> {
         let (answer, outcome) = oneshot::channel();
-        self.send(Signal::Roll(Box::new(order), answer));
+        self.send(Signal::Roll(Box::new(assignment), answer));
         outcome.await.ok()
     }
 
@@ -169,9 +162,9 @@ impl Driver {
         self.send(Signal::Happened(happened));
     }
 
-    /// The app's hosts have changed.
-    pub fn set_domains(&self, domains: Vec<String>) {
-        self.send(Signal::Domains(domains));
+    /// The app's hosts may have changed.
+    pub fn set_entrance(&self, entrance: Option<Entrance>) {
+        self.send(Signal::Entrance(entrance));
     }
 
     fn send(&self, signal: Signal) {
@@ -180,62 +173,22 @@ impl Driver {
     }
 }
 
-/// Routes to send, and whose switch waits for the answer.
-struct Push {
-    routes: Vec<Route>,
-    switch: Option<(Round, Switch)>,
-}
-
-/// Sends an app's routes one after another, so that the last one sent is the one in force.
-fn start_pusher(
-    app: AppName,
-    routes: Arc<Routes>,
-    signals: mpsc::WeakUnboundedSender<Signal>,
-) -> mpsc::UnboundedSender<Push> {
-    let (pusher, mut inbox) = mpsc::unbounded_channel::<Push>();
-    tokio::spawn(async move {
-        while let Some(mut push) = inbox.recv().await {
-            // Newer routes hold all that older ones say, unless a switch waits for those.
-            while push.switch.is_none()
-                && let Ok(newer) = inbox.try_recv()
-            {
-                push = newer;
-            }
-            let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
-            match (push.switch, signals.upgrade()) {
-                (Some((round, switch)), Some(signals)) => {
-                    let _ = signals.send(Signal::Switched(round, switch, applied));
-                }
-                (_, None) => return,
-                (None, _) => {
-                    if let Err(err) = applied {
-                        tracing::warn!(%app, %err, "the proxy did not take the routes");
-                    }
-                }
-            }
-        }
-    });
-    pusher
-}
-
 struct Active {
     round: Round,
     machine: Rollout,
-    order: Order,
+    assignment: Assignment,
     answer: Option<oneshot::Sender<Outcome>>,
     began: Instant,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
-    /// The app's requests before anything was switched.
-    before: Answers,
-    /// The same when the watch began.
-    at_watch: Option<Answers>,
+    /// The app's requests when the watch began.
+    at_watch: Option<Count>,
     counting: Option<Task>,
 }
 
 struct DriverTask {
     app: AppName,
-    domains: Vec<String>,
+    entrance: Option<Entrance>,
     parts: Parts,
     signals: mpsc::WeakUnboundedSender<Signal>,
     published: watch::Sender<Vec<InstanceState>>,
@@ -256,9 +209,9 @@ impl DriverTask {
 
     async fn on(&mut self, signal: Signal) {
         match signal {
-            Signal::Roll(order, answer) => self.roll(*order, answer).await,
+            Signal::Roll(assignment, answer) => self.roll(*assignment, answer).await,
             Signal::Cancel(deployment, why) => {
-                if self.rollout.as_ref().is_some_and(|active| active.order.deployment == deployment) {
+                if self.rollout.as_ref().is_some_and(|active| active.assignment.deployment == deployment) {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
@@ -266,8 +219,8 @@ impl DriverTask {
                 self.adopt(instances);
                 let _ = done.send(());
             }
-            Signal::Domains(domains) => {
-                self.domains = domains;
+            Signal::Entrance(entrance) => {
+                self.entrance = entrance;
                 self.push_routes();
             }
             Signal::Current(answer) => {
@@ -277,16 +230,7 @@ impl DriverTask {
             Signal::Probed(id, result) => self.probed(id, result).await,
             Signal::Started(id, result) => self.started(id, result).await,
             Signal::Inspected(id, result) => self.inspected(id, result).await,
-            Signal::Stopped(id, result) => {
-                if let Err(err) = result {
-                    self.say(format!("{id} could not be stopped: {err}; it is swept when the agent starts again"));
-                }
-                self.members.remove(&id);
-                if self.rollout.is_some() {
-                    self.say(format!("{id}: stopped"));
-                }
-                self.feed(Event::Stopped(id)).await;
-            }
+            Signal::Stopped(id, result) => self.stopped(id, result).await,
             Signal::Switched(round, switch, result) => {
                 if self.is_in(round) {
                     let event = match result {
@@ -302,9 +246,9 @@ impl DriverTask {
                 }
                 self.feed(Event::Drained(id)).await;
             }
-            Signal::Counted(round, at, answers) => {
+            Signal::Counted(round, count) => {
                 if self.is_in(round) {
-                    self.counted(at, answers).await;
+                    self.counted(count).await;
                 }
             }
             Signal::Timer(round, timer) => {
@@ -319,489 +263,11 @@ impl DriverTask {
         self.rollout.as_ref().is_some_and(|active| active.round == round)
     }
 
-    async fn roll(&mut self, order: Order, answer: oneshot::Sender<Outcome>) {
-        for kept in &order.plan.kept {
-            self.keep(kept, &order);
-        }
-        self.push_routes();
-        let (slots, policy) = (order.plan.slots.clone(), order.policy.clone());
-        let machine = match order.reverting.clone() {
-            Some(failure) => Rollout::reverting(slots, policy, failure),
-            None if order.resumed => Rollout::resumed(slots, policy),
-            None => Rollout::new(slots, policy),
-        };
-        self.rounds += 1;
-        let (round, began) = (Round(self.rounds), Instant::now());
-        let failure = order.reverting.clone();
-        self.rollout = Some(Active {
-            round,
-            machine,
-            order,
-            answer: Some(answer),
-            began,
-            failure,
-            before: Answers::default(),
-            at_watch: None,
-            counting: None,
-        });
-        self.count(CountedAt::Begin);
-        self.feed(Event::Begin).await;
-    }
-
-    /// An instance that stays goes on as it is; how it is checked, drained and routed may have changed.
-    fn keep(&mut self, id: &InstanceId, order: &Order) {
-        let specs = if order.reverting.is_some() { &order.old } else { &order.new };
-        let Some(member) = self.members.get_mut(id) else { return };
-        member.duty = Duty::Serving;
-        let Some(spec) = specs.get(&member.spec.service.name) else { return };
-        let checked_otherwise = spec.service.health != member.spec.service.health;
-        member.spec = spec.clone();
-        if checked_otherwise {
-            member.gate = Gate::new(&spec.service.health, member.image_healthcheck);
-            member.trusted = true;
-            self.start_probe(id);
-        }
-    }
-
-    /// Asks the machine and performs what it answers; performing may lead to further events.
-    async fn feed(&mut self, event: Event) {
-        let Some(active) = &mut self.rollout else { return };
-        let actions = active.machine.on(event, active.began.elapsed());
-        for action in actions {
-            self.perform(action).await;
-        }
-    }
-
-    async fn perform(&mut self, action: Action) {
-        match action {
-            Action::Start { instance, service, slot, restore } => self.start(instance, service, slot, restore),
-            Action::Switch { switch, duties } => {
-                for (id, duty) in duties {
-                    self.set_duty(&id, duty);
-                }
-                if let Some(active) = &self.rollout {
-                    let switch = Some((active.round, switch));
-                    let routes = fleet::routes(&self.app, &self.domains, &self.members);
-                    self.pushed = Some(routes.clone());
-                    let _ = self.pusher.send(Push { routes, switch });
-                }
-            }
-            Action::SetDuty(id, duty) => self.set_duty(&id, duty),
-            Action::Drain(id) => self.drain(id),
-            Action::Stop(id) => self.stop(id),
-            Action::SetDeadline { timer, at } => self.set_deadline(timer, at),
-            Action::Watch => self.begin_watch().await,
-            Action::Revert(failure) => self.begin_revert(failure).await,
-            Action::Say(line) => self.say(line),
-            Action::Finish(outcome) => self.finish(outcome),
-        }
-    }
-
     fn say(&self, line: String) {
         match &self.rollout {
-            Some(active) => active.order.log.line(line),
+            Some(active) => active.assignment.log.line(line),
             None => tracing::info!(app = %self.app, "{line}"),
         }
-    }
-
-    fn set_duty(&mut self, id: &InstanceId, duty: Duty) {
-        if let Some(member) = self.members.get_mut(id) {
-            member.duty = duty;
-        }
-    }
-
-    fn start(&mut self, id: InstanceId, service: ServiceName, slot: u32, restore: bool) {
-        let Some(active) = &self.rollout else { return };
-        let specs = if restore { &active.order.old } else { &active.order.new };
-        let Some(spec) = specs.get(&service).cloned() else {
-            let why = format!("service {service} is not part of the release");
-            return self.send(Signal::Started(id, Err(RuntimeError::Refused(why))));
-        };
-        let deployment = active.order.deployment;
-        active.order.log.line(format!("{id}: starting ({} of {})", slot, spec.service.instances));
-        let instance = spec.instance(&self.app, deployment, id.clone(), slot);
-        match self.members.entry(id.clone()) {
-            // Started by an earlier life of the agent; found again by its name.
-            Entry::Occupied(mut member) => member.get_mut().pending = Pending::Start,
-            Entry::Vacant(place) => drop(place.insert(Member::starting(spec, slot, deployment))),
-        }
-        let runtime = self.parts.runtime.clone();
-        self.spawn(async move {
-            let result = runtime.start(&instance).await;
-            Signal::Started(id, result)
-        });
-    }
-
-    async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
-        let Some(member) = self.members.get_mut(&id) else {
-            if let Err(err) = result {
-                self.feed(Event::StartFailed(id, err.to_string())).await;
-            }
-            return;
-        };
-        let stop_wanted = member.pending == Pending::StopAfterStart;
-        member.pending = Pending::None;
-        if stop_wanted {
-            return self.stop(id);
-        }
-        match result {
-            Ok(observed) => {
-                member.observe(&observed);
-                let early = member.ended_early.take();
-                self.start_probe(&id);
-                self.feed(Event::Started(id.clone())).await;
-                match (observed.state, early) {
-                    (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
-                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
-                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
-                    _ => {}
-                }
-            }
-            Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
-        }
-    }
-
-    fn is_ready(&self, id: &InstanceId) -> bool {
-        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
-    }
-
-    fn start_probe(&mut self, id: &InstanceId) {
-        let Some(signals) = self.signals.upgrade() else { return };
-        let Some(member) = self.members.get_mut(id) else { return };
-        let target = member.target(id, &self.domains);
-        if !member.running || target.engine_reports() {
-            member.probe = None;
-            return;
-        }
-        let (instance, signals, ready) = (id.clone(), signals.downgrade(), self.published.subscribe());
-        let report = move |result| {
-            if let Some(signals) = signals.upgrade() {
-                let _ = signals.send(Signal::Probed(instance.clone(), result));
-            }
-            ready.borrow().iter().any(|state| state.id == instance && state.health == Health::Ready)
-        };
-        let task = tokio::spawn(probe::watch(target, self.parts.runtime.clone(), report));
-        member.probe = Some(Task::new(task.abort_handle()));
-    }
-
-    async fn probed(&mut self, id: InstanceId, result: Result<(), String>) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if !member.running {
-            return;
-        }
-        let passed = result.is_ok();
-        member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
-        let change = member.gate.observe(passed, member.up_since.elapsed());
-        let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
-        if member.trusted && spoken {
-            member.trusted = false;
-            self.push_routes();
-        }
-        self.health_changed(id, change).await;
-    }
-
-    async fn health_changed(&mut self, id: InstanceId, change: Option<Health>) {
-        match change {
-            None => {}
-            Some(Health::Ready) => {
-                if self.rollout.is_some() {
-                    let up = self.members.get(&id).map(|m| m.up_since.elapsed().as_secs_f64()).unwrap_or_default();
-                    self.say(format!("{id}: ready after {up:.2} s"));
-                }
-                self.push_routes();
-                self.feed(Event::Ready(id)).await;
-            }
-            Some(Health::Unready) => {
-                let last = self.members.get(&id).and_then(|m| m.last_check.clone()).unwrap_or_default();
-                tracing::warn!(app = %self.app, instance = %id, %last, "unready");
-                self.push_routes();
-                self.feed(Event::Unready(id, last)).await;
-            }
-            Some(Health::Starting) => self.push_routes(),
-        }
-    }
-
-    async fn happened(&mut self, happened: Happened) {
-        match happened {
-            Happened::Started(id) => self.inspect(id),
-            Happened::Exited(id, exited) => match self.members.get_mut(&id) {
-                Some(member) if member.pending == Pending::None => self.ended(id, exited).await,
-                // It ended before the runtime's answer to the start arrived.
-                Some(member) if member.pending == Pending::Start => member.ended_early = Some(exited),
-                _ => {}
-            },
-            Happened::ImageHealth(id, passed) => {
-                let Some(member) = self.members.get_mut(&id) else { return };
-                if !member.target(&id, &self.domains).engine_reports() {
-                    return;
-                }
-                let said = if passed { "the image's HEALTHCHECK passed" } else { "the image's HEALTHCHECK failed" };
-                member.last_check = Some(said.into());
-                let change = member.gate.observe(passed, member.up_since.elapsed());
-                self.health_changed(id, change).await;
-            }
-            Happened::Removed(id) => {
-                let ours = self.members.get(&id).is_some_and(|m| m.pending == Pending::None);
-                if ours {
-                    let gone = Exited { code: 137, oom: false, output: Vec::new() };
-                    self.ended(id, gone).await;
-                }
-            }
-            Happened::Reconnected => {
-                let ids: Vec<_> = self.members.keys().cloned().collect();
-                ids.into_iter().for_each(|id| self.inspect(id));
-            }
-        }
-    }
-
-    fn inspect(&self, id: InstanceId) {
-        // One that is being started or stopped answers by itself.
-        if !self.members.get(&id).is_some_and(|m| m.pending == Pending::None) {
-            return;
-        }
-        let runtime = self.parts.runtime.clone();
-        self.spawn(async move {
-            let result = runtime.inspect(&id).await;
-            Signal::Inspected(id, result)
-        });
-    }
-
-    async fn inspected(&mut self, id: InstanceId, result: Result<Option<Observed>, RuntimeError>) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        if member.pending != Pending::None {
-            return;
-        }
-        match result {
-            Ok(Some(observed)) => {
-                let before = (member.started_at, member.address, member.running);
-                member.observe(&observed);
-                if before == (member.started_at, member.address, member.running) {
-                    return;
-                }
-                if let RunState::Exited(exited) = observed.state {
-                    return self.ended(id, exited).await;
-                }
-                self.start_probe(&id);
-                self.push_routes();
-            }
-            Ok(None) => self.ended(id, Exited { code: 137, oom: false, output: Vec::new() }).await,
-            Err(err) => tracing::warn!(app = %self.app, instance = %id, %err, "cannot be inspected"),
-        }
-    }
-
-    /// An instance's process ended by itself. The runtime restarts it; a rollout of it fails at once.
-    async fn ended(&mut self, id: InstanceId, exited: Exited) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
-        tracing::warn!(app = %self.app, instance = %id, "{why}");
-        member.running = false;
-        member.address = None;
-        member.probe = None;
-        member.last_check = Some(why.clone());
-        member.trusted = false;
-        member.gate.restarted();
-        self.push_routes();
-        self.feed(Event::Exited(id, why)).await;
-    }
-
-    fn drain(&self, id: InstanceId) {
-        let limits = self.members.get(&id).map(|m| m.spec.service.drain);
-        let Some(limits) = limits else { return self.send(Signal::Drained(id, 0, 0)) };
-        let proxy = self.parts.routes.proxy().clone();
-        self.spawn(async move {
-            let limits = DrainLimits { requests: limits.requests, streams: limits.streams };
-            let drained = proxy.drain(&id, limits).await;
-            Signal::Drained(id, drained.cut_requests, drained.cut_streams)
-        });
-    }
-
-    fn stop(&mut self, id: InstanceId) {
-        let Some(member) = self.members.get_mut(&id) else {
-            return self.send(Signal::Stopped(id, Ok(())));
-        };
-        member.probe = None;
-        member.duty = Duty::Retired;
-        if member.pending == Pending::Start {
-            member.pending = Pending::StopAfterStart;
-            return;
-        }
-        member.pending = Pending::Stop;
-        let (runtime, grace) = (self.parts.runtime.clone(), member.spec.service.stop_grace);
-        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.order.deployment));
-        self.spawn(async move {
-            if let Some(deployment) = deployment
-                && let Err(err) = store.begin_stop(deployment, &id).await
-            {
-                tracing::error!(instance = %id, %err, "its stop could not be recorded");
-            }
-            let result = stop_for_sure(runtime.as_ref(), &id, grace).await;
-            Signal::Stopped(id, result)
-        });
-    }
-
-    fn set_deadline(&self, timer: Timer, at: Duration) {
-        let Some(active) = &self.rollout else { return };
-        let (round, at) = (active.round, active.began + at);
-        self.spawn(async move {
-            sleep_until(at).await;
-            Signal::Timer(round, timer)
-        });
-    }
-
-    async fn begin_watch(&mut self) {
-        let Some(active) = &self.rollout else { return };
-        let (id, judge_errors) = (active.order.deployment, active.order.judge_errors);
-        if !active.order.policy.watch.is_zero() {
-            active.order.log.line(format!("every instance is switched; watching for {:?}", active.order.policy.watch));
-        }
-        if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
-            tracing::error!(app = %self.app, %err, "the watch could not be recorded");
-        }
-        if judge_errors {
-            self.count(CountedAt::Watch);
-        }
-    }
-
-    /// Counts the app's requests: once now, or in the watch again and again until the rollout ends.
-    fn count(&mut self, at: CountedAt) {
-        let Some(active) = &mut self.rollout else { return };
-        let round = active.round;
-        let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
-        let counting = tokio::spawn(async move {
-            loop {
-                let counts = proxy.counts().await.and_then(|counts| counts.apps.get(&app).copied());
-                let Some(signals) = signals.upgrade() else { return };
-                let counts = counts.unwrap_or_default();
-                let requests = counts.served + counts.failed;
-                let answers = Answers { requests, errors: counts.server_errors + counts.failed };
-                let _ = signals.send(Signal::Counted(round, at, answers));
-                drop(signals);
-                if at == CountedAt::Begin {
-                    return;
-                }
-                sleep(COUNT_PAUSE).await;
-            }
-        });
-        active.counting = Some(Task::new(counting.abort_handle()));
-    }
-
-    /// The first count of the watch is what the later ones are compared with.
-    async fn counted(&mut self, at: CountedAt, answers: Answers) {
-        let Some(active) = &mut self.rollout else { return };
-        match (at, active.at_watch) {
-            (CountedAt::Begin, _) => active.before = answers,
-            (CountedAt::Watch, None) => active.at_watch = Some(answers),
-            (CountedAt::Watch, Some(at_watch)) => {
-                if let Some(why) = errors_jumped(active.before, answers.since(at_watch)) {
-                    self.feed(Event::ErrorsJumped(why)).await;
-                }
-            }
-        }
-    }
-
-    /// Finds out what a person needs to know, and has it on disk before anything is undone.
-    async fn begin_revert(&mut self, mut failure: Failure) {
-        if let Some(id) = &failure.instance {
-            if failure.why.ends_with("in time")
-                && let Some(member) = self.members.get(id)
-            {
-                let allowed = member.spec.service.health.start_deadline;
-                let last = member.last_check.clone().unwrap_or_else(|| "no check has answered".into());
-                failure.why = format!("{} ({allowed:?}); last check: {last}", failure.why);
-            }
-            for line in last_lines(self.parts.runtime.as_ref(), id).await {
-                failure.why.push_str("\n  ");
-                failure.why.push_str(&line);
-            }
-        }
-        let Some(active) = &mut self.rollout else { return };
-        let id = active.order.deployment;
-        failure.why = (active.order.redact)(&failure.why);
-        active.order.log.line(format!("undoing: {}", failure.why));
-        active.failure = Some(failure.clone());
-        let recorded = async {
-            self.parts.store.begin_step::<Failure>(id, REVERT_STEP).await?;
-            self.parts.store.end_step(id, REVERT_STEP, &failure).await
-        };
-        if let Err(err) = recorded.await {
-            // Without the record a crash now would lead forward again, into the same failure: no harm.
-            tracing::error!(app = %self.app, %err, "the undoing could not be recorded");
-        }
-    }
-
-    fn finish(&mut self, outcome: Outcome) {
-        let Some(mut active) = self.rollout.take() else { return };
-        let outcome = match (outcome, active.failure.take()) {
-            (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
-            (Outcome::TurnBack(_), Some(failure)) => Outcome::TurnBack(failure),
-            (outcome, _) => outcome,
-        };
-        if let Some(answer) = active.answer.take() {
-            let _ = answer.send(outcome);
-        }
-        self.push_routes();
-    }
-
-    fn adopt(&mut self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>) {
-        for (observed, spec, duty) in instances {
-            let member = Member::adopted(spec, &observed, duty);
-            self.members.insert(observed.id.clone(), member);
-            self.start_probe(&observed.id);
-        }
-        self.push_routes();
-    }
-
-    fn current(&self) -> Vec<Current> {
-        let current = |(id, m): (&InstanceId, &Member)| Current {
-            id: id.clone(),
-            service: m.spec.service.name.clone(),
-            slot: m.slot,
-            settings: m.settings.clone(),
-            deployment: m.deployment,
-            running: m.running,
-        };
-        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
-    }
-
-    /// Sends the routes when they differ from what was sent last.
-    fn push_routes(&mut self) {
-        let routes = fleet::routes(&self.app, &self.domains, &self.members);
-        if self.pushed.as_ref() == Some(&routes) {
-            return;
-        }
-        self.pushed = Some(routes.clone());
-        let _ = self.pusher.send(Push { routes, switch: None });
-    }
-
-    /// Tells what changed since the last signal.
-    fn publish(&self) {
-        let now: Vec<_> = self.members.iter().map(|(id, member)| member.state(id)).collect();
-        let before = self.published.borrow().clone();
-        if before == now {
-            return;
-        }
-        let deployment = self.rollout.as_ref().map(|active| active.order.deployment);
-        for state in &now {
-            let same = before.iter().any(|b| b.id == state.id && (b.health, b.duty) == (state.health, state.duty));
-            if !same {
-                self.tell(deployment, state, state.duty);
-            }
-        }
-        for gone in before.iter().filter(|b| !now.iter().any(|n| n.id == b.id)) {
-            self.tell(deployment, gone, Duty::Retired);
-        }
-        self.published.send_replace(now);
-    }
-
-    fn tell(&self, deployment: Option<DeploymentId>, state: &InstanceState, duty: Duty) {
-        let event = DeployEvent::Instance {
-            instance: state.id.clone(),
-            service: state.service.clone(),
-            slot: state.slot,
-            health: state.health,
-            duty,
-        };
-        self.parts.journal.publish(&self.app, deployment, event);
     }
 
     fn send(&self, signal: Signal) {
@@ -819,46 +285,5 @@ impl DriverTask {
                 let _ = signals.send(signal);
             }
         });
-    }
-}
-
-/// Stops an instance, again after a pause when the runtime does not answer.
-async fn stop_for_sure(runtime: &dyn Runtime, id: &InstanceId, grace: Duration) -> Result<(), RuntimeError> {
-    let mut pause = Duration::from_millis(200);
-    for _ in 1..STOP_ATTEMPTS {
-        if runtime.stop(id, grace).await.is_ok() {
-            return Ok(());
-        }
-        sleep(pause).await;
-        pause *= 3;
-    }
-    runtime.stop(id, grace).await
-}
-
-async fn last_lines(runtime: &dyn Runtime, id: &InstanceId) -> Vec<String> {
-    let read = async {
-        let Ok(mut output) = runtime.logs(id, FAILURE_LINES, false).await else { return Vec::new() };
-        let mut text = Vec::new();
-        while let Some(chunk) = output.next().await {
-            text.extend_from_slice(&chunk);
-        }
-        String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
-    };
-    timeout(Duration::from_secs(3), read).await.unwrap_or_default()
-}
-
-fn describe_exit(exited: &Exited, memory: Option<u64>, up: Duration) -> String {
-    let after = if up >= Duration::from_secs(1) {
-        format!("after {} s", up.as_secs())
-    } else {
-        format!("after {} ms", up.as_millis())
-    };
-    if exited.oom {
-        let limit = memory.map(|bytes| format!(" of {} MiB", bytes >> 20)).unwrap_or_default();
-        return format!("ran out of its memory limit{limit} {after} and was killed");
-    }
-    match exited.code {
-        code @ 129..=159 => format!("was ended by signal {} {after} (exit code {code})", code - 128),
-        code => format!("exited with code {code} {after}"),
     }
 }

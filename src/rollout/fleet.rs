@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::config::Service;
+use crate::config::{App, Service, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
@@ -46,6 +46,23 @@ pub struct InstanceState {
     pub restarts: u32,
     /// The last answer of its health check, in words.
     pub last_check: Option<String>,
+}
+
+/// Where an app's requests come in, as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entrance {
+    /// Its domains; never empty.
+    pub hosts: Vec<String>,
+    /// The service that they lead to.
+    pub service: ServiceName,
+}
+
+impl Entrance {
+    /// `None` for an app without domains.
+    pub fn of(app: &App) -> Option<Self> {
+        let service = routed_service(app.services.values())?.name.clone();
+        (!app.domains.is_empty()).then(|| Self { hosts: app.domains.clone(), service })
+    }
 }
 
 /// A service of a release with everything that its instances are started with; secrets are resolved.
@@ -200,8 +217,8 @@ impl Member {
     }
 
     /// What its probe needs to know.
-    pub fn target(&self, id: &InstanceId, domains: &[String]) -> Target {
-        let host = domains.first().filter(|_| self.spec.routed).cloned();
+    pub fn target(&self, id: &InstanceId, entrance: Option<&Entrance>) -> Target {
+        let host = entrance.filter(|_| self.spec.routed).and_then(|entrance| entrance.hosts.first().cloned());
         Target {
             instance: id.clone(),
             address: self.address,
@@ -235,20 +252,17 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
 }
 
 /// The routes of an app: its serving, ready instances; when none of those that run is ready, all that serve and
-/// run, because an answer that may fail is better than none at all.
-pub(super) fn routes(app: &AppName, domains: &[String], members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
-    if domains.is_empty() {
-        return Vec::new();
-    }
+/// run, because an answer that may fail is better than none at all. Where nothing runs the route is there without
+/// members: the proxy says so, instead of not knowing the host.
+pub(super) fn routes(app: &AppName, entrance: Option<&Entrance>, members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
+    let Some(entrance) = entrance else { return Vec::new() };
     let serving = || members.iter().filter(|(_, m)| m.duty == Duty::Serving && m.spec.routed && m.address.is_some());
-    let Some((_, any)) = serving().next().or_else(|| members.iter().find(|(_, m)| m.spec.routed)) else {
-        return Vec::new();
-    };
+    let service = serving().next().map_or(&entrance.service, |(_, m)| &m.spec.service.name).clone();
     let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
     let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
     let members = chosen
         .into_iter()
         .filter_map(|(id, m)| Some(RouteMember { instance: id.clone(), address: m.address?, weight: 1 }))
         .collect();
-    vec![Route { hosts: domains.to_vec(), app: app.clone(), service: any.spec.service.name.clone(), members }]
+    vec![Route { hosts: entrance.hosts.clone(), app: app.clone(), service, members }]
 }

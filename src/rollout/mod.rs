@@ -10,5 +10,5 @@ pub mod plan;
 pub mod routes;
 pub mod watch;
 
-pub use driver::{Driver, Order};
-pub use fleet::{InstanceState, ServiceSpec};
+pub use driver::{Assignment, Driver};
+pub use fleet::{Entrance, InstanceState, ServiceSpec};

@@ -16,20 +16,24 @@ pub struct Routes {
 }
 
 struct Parts {
-    /// From the table that the proxy keeps, of apps that have not been observed in this life of the agent.
+    /// Of apps that have no driver: from the table that the proxy keeps, not observed yet in this life of the agent;
+    /// and of those that are no longer configured.
     kept: BTreeMap<AppName, Vec<Route>>,
     set: BTreeMap<AppName, Vec<Route>>,
 }
 
 impl Parts {
-    /// What the apps have set; of kept routes what does not contradict it.
+    /// Each host once: for what an app has set rather than for what is kept. But an app of which nothing runs takes no
+    /// host from one that answers, such as from its former name until its own first release is live.
     fn joined(&self) -> Vec<Route> {
-        let claimed: BTreeSet<&String> = self.set.values().flatten().flat_map(|route| &route.hosts).collect();
-        let kept = self.kept.values().flatten().map(|route| {
-            let hosts = route.hosts.iter().filter(|host| !claimed.contains(host)).cloned().collect();
+        let all = || self.set.values().chain(self.kept.values()).flatten();
+        let answers = |route: &&Route| !route.members.is_empty();
+        let mut claimed = BTreeSet::new();
+        let claims = all().filter(answers).chain(all().filter(|route| !answers(route))).map(|route| {
+            let hosts = route.hosts.iter().filter(|host| claimed.insert(*host)).cloned().collect();
             Route { hosts, ..route.clone() }
         });
-        self.set.values().flatten().cloned().chain(kept.filter(|route| !route.hosts.is_empty())).collect()
+        claims.filter(|route| !route.hosts.is_empty()).collect()
     }
 }
 
@@ -66,8 +70,59 @@ impl Routes {
         self.proxy.apply(parts.joined()).await.map(drop)
     }
 
+    /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts.
+    pub async fn let_go(&self, app: &AppName) {
+        let mut parts = self.parts.lock().await;
+        if let Some(routes) = parts.set.remove(app) {
+            parts.kept.insert(app.clone(), routes);
+        }
+    }
+
     /// The proxy itself.
     pub fn proxy(&self) -> &ProxyClient {
         &self.proxy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::table::Member;
+
+    fn route(app: &str, hosts: &[&str], instances: u32) -> Route {
+        let member = |number: u32| Member {
+            instance: InstanceId::parse(&format!("d1-{app}-{number}")).unwrap(),
+            address: ([127, 0, 0, 1], 80).into(),
+            weight: 1,
+        };
+        Route {
+            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            app: app.parse().unwrap(),
+            service: "web".parse().unwrap(),
+            members: (1..=instances).map(member).collect(),
+        }
+    }
+
+    fn parts(kept: &[Route], set: &[Route]) -> Parts {
+        let by_app = |routes: &[Route]| routes.iter().map(|route| (route.app.clone(), vec![route.clone()])).collect();
+        Parts { kept: by_app(kept), set: by_app(set) }
+    }
+
+    #[test]
+    fn what_an_app_has_set_goes_before_what_is_kept() {
+        let kept = [route("shop", &["shop.test", "old.test"], 2), route("blog", &["blog.test"], 1)];
+        let set = [route("store", &["shop.test"], 1)];
+        let joined = parts(&kept, &set).joined();
+        let rest = Route { hosts: vec!["old.test".into()], ..kept[0].clone() };
+        assert_eq!(joined, [set[0].clone(), kept[1].clone(), rest]);
+    }
+
+    #[test]
+    fn an_app_of_which_nothing_runs_takes_no_host_from_one_that_answers() {
+        let kept = [route("shop", &["shop.test"], 2)];
+        let set = [route("store", &["shop.test", "store.test"], 0)];
+        let own = Route { hosts: vec!["store.test".into()], ..set[0].clone() };
+        assert_eq!(parts(&kept, &set).joined(), [kept[0].clone(), own]);
+        assert_eq!(parts(&[], &set).joined(), set);
     }
 }

@@ -1,17 +1,21 @@
 //! Whether a release answers with errors that the one before it did not: the part of the watch that health checks
 //! cannot see.
 
+use serde::{Deserialize, Serialize};
+
+use crate::proxy::control::AppCounts;
+
 /// Fewer errors than this are no jump, whatever their share.
 const LEAST_ERRORS: u64 = 10;
 /// A smaller share of errors is no jump (thousandths).
 const LEAST_SHARE: u64 = 100;
 /// A jump is at least so many times the share of errors before the rollout.
 const FACTOR: u64 = 3;
-/// With fewer requests than this before the rollout nothing is known of how the app usually answers.
+/// Fewer requests than this say nothing of how the app usually answers.
 const LEAST_HISTORY: u64 = 20;
 
 /// Requests of an app, counted from some moment on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Answers {
     /// All of them.
     pub requests: u64,
@@ -34,9 +38,32 @@ impl Answers {
     }
 }
 
+impl From<AppCounts> for Answers {
+    fn from(counts: AppCounts) -> Self {
+        Self { requests: counts.served + counts.failed, errors: counts.server_errors + counts.failed }
+    }
+}
+
+/// How an app answered before its rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct History {
+    /// From the deployment's start to the rollout's begin: what it does these days.
+    pub recent: Answers,
+    /// Since the proxy counts, for an app with few requests. An outage of last week is in it.
+    pub lifetime: Answers,
+}
+
+impl History {
+    /// The usual share of errors in thousandths; of an app that nothing is known of, none.
+    fn usual(self) -> u64 {
+        let telling = [self.recent, self.lifetime].into_iter().find(|answers| answers.requests >= LEAST_HISTORY);
+        telling.map_or(0, Answers::share)
+    }
+}
+
 /// Says in words when the errors in the watch are a jump over those before the rollout.
-pub fn errors_jumped(before: Answers, in_watch: Answers) -> Option<String> {
-    let usual = if before.requests >= LEAST_HISTORY { before.share() } else { 0 };
+pub fn errors_jumped(history: History, in_watch: Answers) -> Option<String> {
+    let usual = history.usual();
     // An app that fails often cannot fail three times as often: then half of what was left to fail is a jump.
     let much_more = (usual * FACTOR).min((usual + 1000) / 2).max(usual + LEAST_SHARE);
     let jumped = in_watch.errors >= LEAST_ERRORS && in_watch.share() >= much_more;
@@ -61,24 +88,45 @@ mod tests {
         Answers { requests, errors }
     }
 
+    /// An app that has answered so for as long as is known.
+    fn always(requests: u64, errors: u64) -> History {
+        History { recent: answers(0, 0), lifetime: answers(requests, errors) }
+    }
+
     #[test]
     fn a_release_that_fails_where_the_old_one_did_not_is_seen() {
-        let said = errors_jumped(answers(10_000, 3), answers(100, 40)).unwrap();
+        let said = errors_jumped(always(10_000, 3), answers(100, 40)).unwrap();
         assert_eq!(
             said,
             "40 of 100 requests in the watch were answered with an error (40.0 %), before the rollout 0.0 %"
         );
-        assert!(errors_jumped(answers(0, 0), answers(12, 12)).is_some());
+        assert!(errors_jumped(History::default(), answers(12, 12)).is_some());
     }
 
     #[test]
     fn what_is_usual_or_rare_is_no_jump() {
-        assert_eq!(errors_jumped(answers(1000, 200), answers(100, 30)), None, "it has always failed a lot");
-        assert_eq!(errors_jumped(answers(1000, 1000), answers(100, 100)), None, "it never worked");
-        assert!(errors_jumped(answers(1000, 400), answers(100, 80)).is_some(), "it fails much more");
-        assert_eq!(errors_jumped(answers(1000, 0), answers(9, 9)), None, "too few to say");
-        assert_eq!(errors_jumped(answers(1000, 0), answers(1000, 50)), None, "a small share");
-        assert_eq!(errors_jumped(answers(1000, 0), answers(0, 0)), None);
+        assert_eq!(errors_jumped(always(1000, 200), answers(100, 30)), None, "it has always failed a lot");
+        assert_eq!(errors_jumped(always(1000, 1000), answers(100, 100)), None, "it never worked");
+        assert!(errors_jumped(always(1000, 400), answers(100, 80)).is_some(), "it fails much more");
+        assert_eq!(errors_jumped(always(1000, 0), answers(9, 9)), None, "too few to say");
+        assert_eq!(errors_jumped(always(1000, 0), answers(1000, 50)), None, "a small share");
+        assert_eq!(errors_jumped(always(1000, 0), answers(0, 0)), None);
+    }
+
+    #[test]
+    fn these_days_count_and_not_an_outage_of_long_ago() {
+        let mended = History { recent: answers(200, 0), lifetime: answers(10_000, 6_000) };
+        let said = errors_jumped(mended, answers(100, 40)).unwrap();
+        assert!(said.ends_with("before the rollout 0.0 %"), "{said}");
+        let failing = History { recent: answers(200, 120), lifetime: answers(1_000_000, 120) };
+        assert_eq!(errors_jumped(failing, answers(100, 60)), None, "it failed like that just before the rollout");
+    }
+
+    #[test]
+    fn too_few_recent_requests_leave_it_to_the_lifetime() {
+        let quiet = |recent| History { recent, lifetime: answers(1000, 500) };
+        assert_eq!(errors_jumped(quiet(answers(19, 0)), answers(100, 50)), None);
+        assert!(errors_jumped(quiet(answers(20, 0)), answers(100, 50)).is_some());
     }
 
     #[test]

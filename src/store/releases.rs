@@ -119,6 +119,18 @@ impl Store {
         .await
     }
 
+    /// The newest release below the live one that passed its watch: what a rollback without a number returns to.
+    pub async fn last_good_release(&self, app: &AppName) -> Result<Option<Release>, StoreError> {
+        let app = app.clone();
+        self.call(move |c| {
+            let clause = "WHERE app = ?1 AND good_at IS NOT NULL
+                AND number < coalesce((SELECT live_release FROM apps WHERE app = ?1), number + 1)
+                ORDER BY number DESC LIMIT 1";
+            Ok(query(c, clause, params![app.as_str()])?.into_iter().next())
+        })
+        .await
+    }
+
     /// Makes a release the live one. It is `proven` when instances of it ran and passed the watch.
     pub async fn set_live(&self, app: &AppName, number: ReleaseNumber, proven: bool) -> Result<(), StoreError> {
         let app = app.clone();

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use super::*;
-use crate::model::{AppName, CommitSha, DeploymentId, Status, Trigger};
+use crate::config::{Order, RolloutPolicy};
+use crate::model::{AppName, CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 
 fn app() -> AppName {
@@ -146,6 +149,32 @@ async fn steps_say_how_far_an_earlier_life_came() {
     store.end_step(id, "release_command", &3i64).await.unwrap();
     assert_eq!(store.begin_step::<i64>(id, "release_command").await.unwrap(), Step::Done(3));
     assert_eq!(store.step::<i64>(id, "other").await.unwrap(), Step::New);
+}
+
+#[tokio::test]
+async fn a_rollback_without_a_number_goes_to_the_last_good_release_below_the_live_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let last_good = async || store.last_good_release(&app()).await.unwrap().map(|release| release.number.0);
+    for (number, live, proven) in [(1, true, true), (2, true, true), (3, false, false), (4, true, false)] {
+        let Admission::Queued { id, .. } = store.admit(push(number, None)).await.unwrap() else { panic!("not queued") };
+        let body = ReleaseBody {
+            services: Vec::new(),
+            release_command: None,
+            rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+            author: String::new(),
+            subject: String::new(),
+        };
+        let made = store.create_release(&app(), id, &sha(number), body).await.unwrap();
+        if live {
+            store.set_live(&app(), made.number, proven).await.unwrap();
+        }
+    }
+    assert_eq!(last_good().await, Some(2), "neither the one that never went live nor the live one itself");
+    store.set_live(&app(), ReleaseNumber(2), true).await.unwrap();
+    assert_eq!(last_good().await, Some(1), "not a newer one that a rollback left");
+    store.set_live(&app(), ReleaseNumber(1), true).await.unwrap();
+    assert_eq!(last_good().await, None);
 }
 
 #[tokio::test]

@@ -180,7 +180,9 @@ async fn a_first_version_that_fails_leaves_nothing_and_a_good_one_goes_live() {
     let app = shop.app().await;
     assert_eq!((&app["live"], &app["instances"]), (&Value::Null, &json!([])), "{app:#}");
     assert!(shop.instances("web").await.is_empty());
-    assert_eq!(shop.agent.visit(HOST, "/").await.unwrap().status, 404);
+    let nothing = shop.agent.visit(HOST, "/").await.unwrap().expect(503);
+    assert!(nothing.text().contains(&format!("nothing runs behind {HOST}")), "{}", nothing.text());
+    assert_eq!(shop.agent.visit("else.test", "/").await.unwrap().status, 404);
     shop.told(1, &["was rolled back", "nothing is live yet"]).await;
 
     assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);

@@ -87,6 +87,9 @@ async fn scaling_keeps_what_runs_and_survives_a_restart_of_the_agent() {
     shop.assert_live(2, &[("web", 1)]).await;
     load.stop().await.assert_flawless(100);
     shop.agent.api("PUT", scale, Some(json!({ "instances": 65 }))).await.expect(422);
+    assert_ended(&shop.ask_and_wait("PUT", scale, json!({ "instances": 0 })).await, "succeeded", &[]);
+    let nothing = shop.agent.visit(HOST, "/").await.unwrap().expect(503);
+    assert!(nothing.text().contains(&format!("nothing runs behind {HOST}")), "{}", nothing.text());
     shop.finish().await;
 }
 

@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::chown;
 
-use longshore::deploy::source::{Ancestry, SourceError, Want};
+use longshore::deploy::source::{SourceError, Want};
 use longshore::model::CommitSha;
+use longshore::queue::Ancestry;
 
 use crate::git::{Repo, git};
 use crate::{Bench, assert_whole, local};

@@ -7,9 +7,9 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions, Reposi
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::Ancestry;
 use super::limits::{Limits, Trouble, one_line};
 use crate::config::RepoUrl;
+use crate::queue::Ancestry;
 
 /// What was fetched is kept under these refs, so that no clean-up takes it and the next fetch builds on it.
 const PINS: &str = "refs/longshore/tips/";

@@ -35,6 +35,7 @@ use self::session::{Session, Wire};
 use crate::config::{App, RepoUrl};
 use crate::journal::DeployLog;
 use crate::model::CommitSha;
+use crate::queue::Ancestry;
 
 /// The mirrors of all apps, under `data_dir/mirrors`. Cheap to clone; clones share locks and connections.
 #[derive(Debug, Clone)]
@@ -79,19 +80,6 @@ pub struct Source {
     pub mirror: PathBuf,
     /// Submodules by path, each in a mirror of its own; filled only when the app asks for them.
     pub submodules: Vec<(String, PathBuf, CommitSha)>,
-}
-
-/// How two commits of one mirror relate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ancestry {
-    /// The same commit.
-    Same,
-    /// The first is an ancestor of the second.
-    Ancestor,
-    /// The second is an ancestor of the first.
-    Descendant,
-    /// Neither, or one is not known here.
-    Unrelated,
 }
 
 /// Why the source could not be had. Each text names host and cause, never a credential.

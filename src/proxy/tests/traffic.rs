@@ -36,6 +36,7 @@ async fn hosts_lead_to_their_apps_over_kept_connections() {
     assert_eq!((empty.status, empty.header("retry-after")), (503, Some("1")));
     let problem: serde_json::Value = serde_json::from_str(&empty.body).unwrap();
     assert_eq!(problem["title"], "Service Unavailable");
+    assert!(problem["detail"].as_str().unwrap().starts_with("nothing runs behind bare.test"), "{problem}");
     wire.send("GET http://blog.test/x HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     assert_eq!(wire.reply().await.body, "d2-web-1", "a full target beats the Host header");
 

@@ -1,0 +1,200 @@
+//! The second half of a deployment: planned from what runs, performed by the app's driver, and ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::prepare::Target;
+use super::redact::Redactor;
+use super::requests::Count;
+use super::{Halt, Story};
+use crate::model::{ReleaseNumber, ServiceName, Status};
+use crate::queue::Request;
+use crate::rollout::driver::REVERT_STEP;
+use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
+use crate::rollout::plan::{self, Plan, Wanted, Way};
+use crate::rollout::watch::History;
+use crate::rollout::{Assignment, ServiceSpec};
+use crate::store::{Finish, Release, Step};
+
+/// How a rollout came out.
+struct Rolled {
+    outcome: Outcome,
+    /// There was nothing to replace.
+    unchanged: bool,
+    /// At least one instance ran it.
+    proven: bool,
+}
+
+impl Story<'_> {
+    pub(super) async fn roll_out(
+        &self,
+        target: &Target,
+        live: Option<&Release>,
+        at_start: Option<Count>,
+    ) -> Result<Finish, Halt> {
+        let recorded = match self.deployer.store.step::<Failure>(self.deployment.id, REVERT_STEP).await? {
+            Step::Done(failure) => Some(failure),
+            Step::New | Step::Begun => None,
+        };
+        let before = self.counts_before(at_start).await?;
+        let history = self.history(before.as_ref(), live.is_some());
+        let mut rolled = self.roll(target, live, recorded, history).await?;
+        if let Outcome::TurnBack(failure) = rolled.outcome {
+            rolled = self.roll(target, live, Some(failure), history).await?;
+        }
+        self.count_requests(before).await?;
+        match rolled.outcome {
+            Outcome::Succeeded => {
+                self.keep_scale(target).await?;
+                self.deployer.store.set_live(&self.app.name, target.release.number, rolled.proven).await?;
+                let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
+                Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
+            }
+            Outcome::Undone { failure, left } => Ok(self.undone(failure, &left)),
+            Outcome::TurnBack(failure) => Ok(self.undone(failure, &[])),
+        }
+    }
+
+    /// Plans from what runs, forward or (with a failure) back, and has the driver perform it.
+    async fn roll(
+        &self,
+        target: &Target,
+        live: Option<&Release>,
+        reverting: Option<Failure>,
+        history: Option<History>,
+    ) -> Result<Rolled, Halt> {
+        let id = self.deployment.id;
+        let new = self.specs(&target.release)?;
+        let old = match live {
+            Some(live) => self.specs(live)?,
+            None => BTreeMap::new(),
+        };
+        let (towards, way) = match (&reverting, target.renew) {
+            (Some(_), _) => (&old, Way::Back),
+            (None, true) => (&new, Way::Renew),
+            (None, false) => (&new, Way::Forward),
+        };
+        let plan = self.plan(towards, &target.release, way).await?;
+        match (plan.slots.is_empty(), way) {
+            (true, Way::Back) => {}
+            (true, _) => {
+                let (release, stay) = (target.release.number, plan.kept.len());
+                self.log.line(format!("{release}: nothing to replace, {stay} instances stay"));
+            }
+            (false, _) => {
+                self.advance(Status::RollingOut).await?;
+                self.log.line(describe(&plan, target.release.number, way));
+            }
+        }
+        let unchanged = plan.slots.is_empty() && reverting.is_none() && self.deployment.status == Status::Queued;
+        let policy = Policy {
+            deployment: id,
+            // What did not change has been watched before.
+            watch: if unchanged { Duration::ZERO } else { target.release.body.rollout.watch },
+            services: new.iter().map(|(name, spec)| (name.clone(), policy_of(spec))).collect(),
+            default_start_deadline: Duration::from_secs(60),
+        };
+        let redactor = Redactor::of(self.app, &target.release);
+        let redact = Arc::new(move |text: &str| redactor.clean(text));
+        let (resumed, log) = (self.in_rollout(), self.log.clone());
+        // A release without a single instance has proved nothing.
+        let proven = !plan.kept.is_empty() || plan.slots.iter().any(|slot| slot.incoming.is_some());
+        let assignment =
+            Assignment { history, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
+        let rolled = self.deployer.driver.roll(assignment);
+        tokio::pin!(rolled);
+        let outcome = tokio::select! {
+            // In this order: the driver has the assignment before it may hear that it is cancelled.
+            biased;
+            () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
+            outcome = &mut rolled => outcome,
+            () = self.running.stop.cancelled() => {
+                self.deployer.driver.cancel(id, self.running.why());
+                tokio::select! {
+                    () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
+                    outcome = &mut rolled => outcome,
+                }
+            }
+        };
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven })
+    }
+
+    fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
+        failure.cancelled &= !self.running.by_deadline();
+        undone(failure, left, &self.deployment.request)
+    }
+
+    async fn plan(
+        &self,
+        specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
+        release: &Release,
+        way: Way,
+    ) -> Result<Plan, Halt> {
+        let mut wanted = Vec::new();
+        for (name, spec) in specs {
+            let configured = self.configured(name, spec.service.instances);
+            let instances = match &self.deployment.request {
+                Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
+                _ => self.deployer.store.scale(&self.app.name, name, configured).await?,
+            };
+            wanted.push(Wanted {
+                service: name.clone(),
+                settings: spec.settings.clone(),
+                instances,
+                routed: spec.routed,
+                order: release.body.rollout.order,
+            });
+        }
+        let current = self.deployer.driver.current().await;
+        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+    }
+
+    /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
+    fn configured(&self, service: &ServiceName, released: u32) -> u32 {
+        self.app.services.get(service).map_or(released, |service| service.instances)
+    }
+
+    /// A scale counts from when it has gone well: one that is undone leaves the number that was.
+    async fn keep_scale(&self, target: &Target) -> Result<(), Halt> {
+        let Request::Scale { service, instances } = &self.deployment.request else { return Ok(()) };
+        let released = target.release.body.service(service).map_or(*instances, |r| r.service.instances);
+        let configured = self.configured(service, released);
+        Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
+    }
+}
+
+fn policy_of(spec: &ServiceSpec) -> ServicePolicy {
+    ServicePolicy { start_deadline: spec.service.health.start_deadline }
+}
+
+fn undone(failure: Failure, left: &[String], request: &Request) -> Finish {
+    let mut reason = failure.why;
+    for line in left {
+        reason.push_str("\n  ");
+        reason.push_str(line);
+    }
+    let status = if failure.cancelled { Status::Cancelled } else { Status::RolledBack };
+    // A release that failed is not tried again by itself; what a person asked for is theirs to repeat.
+    let hold = !failure.cancelled && matches!(request, Request::Deploy { .. });
+    Finish { status, reason: Some(reason), superseded_by: None, hold }
+}
+
+fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
+    let mut counts: BTreeMap<&ServiceName, (u32, u32)> = BTreeMap::new();
+    for slot in &plan.slots {
+        let (new, gone) = counts.entry(&slot.service).or_default();
+        *new += u32::from(slot.incoming.is_some());
+        *gone += u32::from(slot.incoming.is_none());
+    }
+    let parts = counts.iter().map(|(service, (new, gone))| match (new, gone) {
+        (new, 0) => format!("{service}: {new} to start"),
+        (0, gone) => format!("{service}: {gone} to stop"),
+        (new, gone) => format!("{service}: {new} to start, {gone} to stop"),
+    });
+    let parts = parts.collect::<Vec<_>>().join("; ");
+    match way {
+        Way::Back => format!("undoing {release} ({parts})"),
+        Way::Forward | Way::Renew => format!("rolling out {release}, one instance at a time ({parts})"),
+    }
+}

@@ -1,0 +1,235 @@
+//! The app's instances as they change: what the runtime and the probes say of them, and what follows for routes and
+//! rollout.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{DriverTask, Signal};
+use crate::health::probe;
+use crate::model::{Duty, Health, InstanceId};
+use crate::rollout::fleet::{Member, Pending, ServiceSpec, Task};
+use crate::rollout::machine::Event;
+use crate::rollout::plan::Current;
+use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
+
+impl DriverTask {
+    pub(super) fn adopt(&mut self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>) {
+        for (observed, spec, duty) in instances {
+            let member = Member::adopted(spec, &observed, duty);
+            self.members.insert(observed.id.clone(), member);
+            self.start_probe(&observed.id);
+        }
+        self.push_routes();
+    }
+
+    pub(super) fn current(&self) -> Vec<Current> {
+        let current = |(id, m): (&InstanceId, &Member)| Current {
+            id: id.clone(),
+            service: m.spec.service.name.clone(),
+            slot: m.slot,
+            settings: m.settings.clone(),
+            deployment: m.deployment,
+            running: m.running,
+        };
+        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
+    }
+
+    pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
+        let Some(member) = self.members.get_mut(&id) else {
+            if let Err(err) = result {
+                self.feed(Event::StartFailed(id, err.to_string())).await;
+            }
+            return;
+        };
+        let stop_wanted = member.pending == Pending::StopAfterStart;
+        member.pending = Pending::None;
+        if stop_wanted {
+            return self.stop(id);
+        }
+        match result {
+            Ok(observed) => {
+                member.observe(&observed);
+                let early = member.ended_early.take();
+                self.start_probe(&id);
+                self.feed(Event::Started(id.clone())).await;
+                match (observed.state, early) {
+                    (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
+                    // One that an earlier life of the agent started may have passed its gate before the rollout went on.
+                    _ if self.is_ready(&id) => self.feed(Event::Ready(id)).await,
+                    _ => {}
+                }
+            }
+            Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
+        }
+    }
+
+    pub(super) async fn stopped(&mut self, id: InstanceId, result: Result<(), RuntimeError>) {
+        if let Err(err) = result {
+            self.say(format!("{id} could not be stopped: {err}; it is swept when the agent starts again"));
+        }
+        self.members.remove(&id);
+        if self.rollout.is_some() {
+            self.say(format!("{id}: stopped"));
+        }
+        self.feed(Event::Stopped(id)).await;
+    }
+
+    fn is_ready(&self, id: &InstanceId) -> bool {
+        self.members.get(id).is_some_and(|member| member.gate.health() == Health::Ready)
+    }
+
+    pub(super) fn start_probe(&mut self, id: &InstanceId) {
+        let Some(signals) = self.signals.upgrade() else { return };
+        let Some(member) = self.members.get_mut(id) else { return };
+        let target = member.target(id, self.entrance.as_ref());
+        if !member.running || target.engine_reports() {
+            member.probe = None;
+            return;
+        }
+        let (instance, signals, ready) = (id.clone(), signals.downgrade(), self.published.subscribe());
+        let report = move |result| {
+            if let Some(signals) = signals.upgrade() {
+                let _ = signals.send(Signal::Probed(instance.clone(), result));
+            }
+            ready.borrow().iter().any(|state| state.id == instance && state.health == Health::Ready)
+        };
+        let task = tokio::spawn(probe::watch(target, self.parts.runtime.clone(), report));
+        member.probe = Some(Task::new(task.abort_handle()));
+    }
+
+    pub(super) async fn probed(&mut self, id: InstanceId, result: Result<(), String>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if !member.running {
+            return;
+        }
+        let passed = result.is_ok();
+        member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
+        let change = member.gate.observe(passed, member.up_since.elapsed());
+        let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
+        if member.trusted && spoken {
+            member.trusted = false;
+            self.push_routes();
+        }
+        self.health_changed(id, change).await;
+    }
+
+    async fn health_changed(&mut self, id: InstanceId, change: Option<Health>) {
+        match change {
+            None => {}
+            Some(Health::Ready) => {
+                if self.rollout.is_some() {
+                    let up = self.members.get(&id).map(|m| m.up_since.elapsed().as_secs_f64()).unwrap_or_default();
+                    self.say(format!("{id}: ready after {up:.2} s"));
+                }
+                self.push_routes();
+                self.feed(Event::Ready(id)).await;
+            }
+            Some(Health::Unready) => {
+                let last = self.members.get(&id).and_then(|m| m.last_check.clone()).unwrap_or_default();
+                tracing::warn!(app = %self.app, instance = %id, %last, "unready");
+                self.push_routes();
+                self.feed(Event::Unready(id, last)).await;
+            }
+            Some(Health::Starting) => self.push_routes(),
+        }
+    }
+
+    pub(super) async fn happened(&mut self, happened: Happened) {
+        match happened {
+            Happened::Started(id) => self.inspect(id),
+            Happened::Exited(id, exited) => match self.members.get_mut(&id) {
+                Some(member) if member.pending == Pending::None => self.ended(id, exited).await,
+                // It ended before the runtime's answer to the start arrived.
+                Some(member) if member.pending == Pending::Start => member.ended_early = Some(exited),
+                _ => {}
+            },
+            Happened::ImageHealth(id, passed) => {
+                let Some(member) = self.members.get_mut(&id) else { return };
+                if !member.target(&id, self.entrance.as_ref()).engine_reports() {
+                    return;
+                }
+                let said = if passed { "the image's HEALTHCHECK passed" } else { "the image's HEALTHCHECK failed" };
+                member.last_check = Some(said.into());
+                let change = member.gate.observe(passed, member.up_since.elapsed());
+                self.health_changed(id, change).await;
+            }
+            Happened::Removed(id) => {
+                let ours = self.members.get(&id).is_some_and(|m| m.pending == Pending::None);
+                if ours {
+                    let gone = Exited { code: 137, oom: false, output: Vec::new() };
+                    self.ended(id, gone).await;
+                }
+            }
+            Happened::Reconnected => {
+                let ids: Vec<_> = self.members.keys().cloned().collect();
+                ids.into_iter().for_each(|id| self.inspect(id));
+            }
+        }
+    }
+
+    fn inspect(&self, id: InstanceId) {
+        // One that is being started or stopped answers by itself.
+        if !self.members.get(&id).is_some_and(|m| m.pending == Pending::None) {
+            return;
+        }
+        let runtime = self.parts.runtime.clone();
+        self.spawn(async move {
+            let result = runtime.inspect(&id).await;
+            Signal::Inspected(id, result)
+        });
+    }
+
+    pub(super) async fn inspected(&mut self, id: InstanceId, result: Result<Option<Observed>, RuntimeError>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.pending != Pending::None {
+            return;
+        }
+        match result {
+            Ok(Some(observed)) => {
+                let before = (member.started_at, member.address, member.running);
+                member.observe(&observed);
+                if before == (member.started_at, member.address, member.running) {
+                    return;
+                }
+                if let RunState::Exited(exited) = observed.state {
+                    return self.ended(id, exited).await;
+                }
+                self.start_probe(&id);
+                self.push_routes();
+            }
+            Ok(None) => self.ended(id, Exited { code: 137, oom: false, output: Vec::new() }).await,
+            Err(err) => tracing::warn!(app = %self.app, instance = %id, %err, "cannot be inspected"),
+        }
+    }
+
+    /// An instance's process ended by itself. The runtime restarts it; a rollout of it fails at once.
+    async fn ended(&mut self, id: InstanceId, exited: Exited) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
+        tracing::warn!(app = %self.app, instance = %id, "{why}");
+        member.running = false;
+        member.address = None;
+        member.probe = None;
+        member.last_check = Some(why.clone());
+        member.trusted = false;
+        member.gate.restarted();
+        self.push_routes();
+        self.feed(Event::Exited(id, why)).await;
+    }
+}
+
+fn describe_exit(exited: &Exited, memory: Option<u64>, up: Duration) -> String {
+    let after = if up >= Duration::from_secs(1) {
+        format!("after {} s", up.as_secs())
+    } else {
+        format!("after {} ms", up.as_millis())
+    };
+    if exited.oom {
+        let limit = memory.map(|bytes| format!(" of {} MiB", bytes >> 20)).unwrap_or_default();
+        return format!("ran out of its memory limit{limit} {after} and was killed");
+    }
+    match exited.code {
+        code @ 129..=159 => format!("was ended by signal {} {after} (exit code {code})", code - 128),
+        code => format!("exited with code {code} {after}"),
+    }
+}

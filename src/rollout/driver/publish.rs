@@ -1,0 +1,101 @@
+//! What an app's driver tells others: its routes to the proxy, its instances to whoever looks.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{DriverTask, Round, Signal};
+use crate::journal::DeployEvent;
+use crate::model::{AppName, DeploymentId, Duty};
+use crate::proxy::table::Route;
+use crate::rollout::fleet::{self, InstanceState};
+use crate::rollout::machine::Switch;
+use crate::rollout::routes::Routes;
+
+/// Routes to send, and whose switch waits for the answer.
+pub(super) struct Push {
+    routes: Vec<Route>,
+    switch: Option<(Round, Switch)>,
+}
+
+/// Sends an app's routes one after another, so that the last one sent is the one in force.
+pub(super) fn start_pusher(
+    app: AppName,
+    routes: Arc<Routes>,
+    signals: mpsc::WeakUnboundedSender<Signal>,
+) -> mpsc::UnboundedSender<Push> {
+    let (pusher, mut inbox) = mpsc::unbounded_channel::<Push>();
+    tokio::spawn(async move {
+        while let Some(mut push) = inbox.recv().await {
+            // Newer routes hold all that older ones say, unless a switch waits for those.
+            while push.switch.is_none()
+                && let Ok(newer) = inbox.try_recv()
+            {
+                push = newer;
+            }
+            let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
+            match (push.switch, signals.upgrade()) {
+                (Some((round, switch)), Some(signals)) => {
+                    let _ = signals.send(Signal::Switched(round, switch, applied));
+                }
+                (_, None) => return,
+                (None, _) => {
+                    if let Err(err) = applied {
+                        tracing::warn!(%app, %err, "the proxy did not take the routes");
+                    }
+                }
+            }
+        }
+    });
+    pusher
+}
+
+impl DriverTask {
+    /// Sends the routes in any case: a switch waits for the answer.
+    pub(super) fn push_switch(&mut self, round: Round, switch: Switch) {
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
+        self.pushed = Some(routes.clone());
+        let _ = self.pusher.send(Push { routes, switch: Some((round, switch)) });
+    }
+
+    /// Sends the routes when they differ from what was sent last.
+    pub(super) fn push_routes(&mut self) {
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
+        if self.pushed.as_ref() == Some(&routes) {
+            return;
+        }
+        self.pushed = Some(routes.clone());
+        let _ = self.pusher.send(Push { routes, switch: None });
+    }
+
+    /// Tells what changed since the last signal.
+    pub(super) fn publish(&self) {
+        let now: Vec<_> = self.members.iter().map(|(id, member)| member.state(id)).collect();
+        let before = self.published.borrow().clone();
+        if before == now {
+            return;
+        }
+        let deployment = self.rollout.as_ref().map(|active| active.assignment.deployment);
+        for state in &now {
+            let same = before.iter().any(|b| b.id == state.id && (b.health, b.duty) == (state.health, state.duty));
+            if !same {
+                self.tell(deployment, state, state.duty);
+            }
+        }
+        for gone in before.iter().filter(|b| !now.iter().any(|n| n.id == b.id)) {
+            self.tell(deployment, gone, Duty::Retired);
+        }
+        self.published.send_replace(now);
+    }
+
+    fn tell(&self, deployment: Option<DeploymentId>, state: &InstanceState, duty: Duty) {
+        let event = DeployEvent::Instance {
+            instance: state.id.clone(),
+            service: state.service.clone(),
+            slot: state.slot,
+            health: state.health,
+            duty,
+        };
+        self.parts.journal.publish(&self.app, deployment, event);
+    }
+}
