@@ -10,13 +10,13 @@ mod cancel;
 mod check;
 mod client;
 mod completions;
+mod daemon;
 mod demo;
 mod deploy;
 mod deployments;
 mod error;
 mod hook;
 mod init;
-mod logging;
 mod logs;
 mod plan;
 mod progress;
@@ -58,7 +58,7 @@ enum Command {
     Serve,
     /// Run the proxy alone: the data plane, which outlives the agent.
     #[command(after_help = proxy::EXAMPLES)]
-    Proxy,
+    Proxy(proxy::ProxyArgs),
     /// Say whether the configuration is valid, and everything that is wrong with it.
     #[command(after_help = "Examples:\n  longshore check\n  longshore check --config /etc/longshore/deploy.toml")]
     Check,
@@ -145,7 +145,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = target::config_path(cli.config.clone());
     let client_command = match cli.command {
         Command::Serve => return serve::run(&config),
-        Command::Proxy => return proxy::run(&config),
+        Command::Proxy(args) => return proxy::run(&config, &args),
         Command::Check => return check::run(&config),
         Command::Init(args) => return exit_code(init::run(&args, &config)),
         Command::Demo(options) => return demo::run(options),
@@ -192,7 +192,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
         Command::Serve
-        | Command::Proxy
+        | Command::Proxy(_)
         | Command::Check
         | Command::Init(_)
         | Command::Demo(_)
