@@ -68,9 +68,6 @@ enum Command {
     /// Show a deployment of a small example app on this machine.
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Options),
-    /// The demo's site; runs in its image.
-    #[command(hide = true)]
-    DemoSite,
     /// Deploy a commit, a ref, or the branch's tip, and watch it.
     #[command(after_help = deploy::EXAMPLES)]
     Deploy(deploy::DeployArgs),
@@ -134,6 +131,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // What runs in the demo's image is no command for people: not even a suggestion may name it.
+    if args.get(1).is_some_and(|command| command == demo::SITE) {
+        return demo::run_site();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(err) => {
@@ -149,7 +151,6 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check => return check::run(&config),
         Command::Init(args) => return exit_code(init::run(&args, &config)),
         Command::Demo(options) => return demo::run(options),
-        Command::DemoSite => return demo::run_site(),
         Command::Hook(HookCommand::Install(args)) => return exit_code(hook::run(&args, &config)),
         Command::Completions(args) => return completions::run(args),
         other => other,
@@ -196,7 +197,6 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         | Command::Check
         | Command::Init(_)
         | Command::Demo(_)
-        | Command::DemoSite
         | Command::Hook(_)
         | Command::Completions(_) => Err(CliError::Usage("this command does not ask an agent".into())),
     }

@@ -63,6 +63,12 @@ fn mistakes_on_the_command_line_say_what_is_allowed() {
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
+    let both = parse("longshore logs shop --deployment 12").unwrap_err();
+    assert!(both.contains("longshore logs [--follow] --deployment ID"), "{both}");
+    let token = parse("longshore token revoke nope").unwrap_err();
+    assert!(token.contains("\"nope\" is not a token's number; longshore token list shows them"), "{token}");
+    let site = parse("longshore demo-sit").unwrap_err();
+    assert!(site.contains("'demo'") && !site.contains("demo-site"), "{site}");
     assert!(parse("longshore rollback shop --to ;rm").unwrap_err().contains("is not a release (write v7 or 7)"));
     assert!(parse("longshore status My_App").unwrap_err().contains("lower-case letters, digits or hyphens"));
 }

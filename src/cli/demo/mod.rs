@@ -62,6 +62,8 @@ pub(super) fn run_site() -> ExitCode {
     daemon::finish(daemon::runtime().and_then(|runtime| runtime.block_on(site::serve(Path::new("/site.conf")))))
 }
 
+/// The argument by which the binary serves the demo's site in its image.
+pub(super) const SITE: &str = "demo-site";
 /// The app's name and host.
 const APP: &str = "demo";
 const HOST: &str = "demo.localhost";
