@@ -17,6 +17,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod data_dir;
 pub mod deploy;
 pub mod health;
 pub mod journal;

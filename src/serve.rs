@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use crate::rollout::routes::Routes;
 use crate::runtime::Happened;
 use crate::runtime::docker::Docker;
 use crate::store::Store;
-use crate::{api, notify, trigger};
+use crate::{api, data_dir, notify, trigger};
 
 /// Builds at a time, over all apps.
 const BUILDS: usize = 2;
@@ -38,7 +38,7 @@ const END_GRACE: Duration = Duration::from_secs(5);
 /// Runs the agent until SIGTERM or SIGINT.
 pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let data_dir = config.agent.data_dir.clone();
-    prepare_data_dir(&data_dir)?;
+    data_dir::prepare(&data_dir)?;
     let store = Store::open(&data_dir.join("journal.db"))?;
     let id = store.kept_random("agent_id", 6).await?;
     std::fs::write(data_dir.join("agent-id"), &id).context("cannot write agent-id")?;
@@ -50,7 +50,13 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
     let proxy = ProxyClient::start(&data_dir);
-    ensure_proxy(&proxy, config.proxy.http, &config_path, &data_dir).await?;
+    let starter = ProxyStarter {
+        // Looked up now: once the file has been replaced by an upgrade, the kernel no longer knows its path.
+        exe: std::env::current_exe().context("cannot find the longshore binary")?,
+        config: config_path.clone(),
+        log: data_dir.join("proxy.log"),
+    };
+    starter.ensure(&proxy, config.proxy.http).await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let parts = Shared {
         runtime: Arc::new(docker.clone()),
@@ -72,7 +78,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let events = tokio::spawn(hand_on_events(agent.clone(), parts.runtime.watch()));
     agent.start_apps().await;
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
-    let keeper = tokio::spawn(keep_proxy(agent.clone(), config_path.clone(), proxy, data_dir));
+    let keeper = tokio::spawn(keep_proxy(agent.clone(), proxy, starter));
 
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
@@ -93,16 +99,6 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     Ok(())
 }
 
-fn prepare_data_dir(dir: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot create the data directory {}", dir.display()))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot set the mode of {} to 0700: is it owned by another user?", dir.display()))
-}
-
 /// The journal's lock says that no other agent lives in this directory, so a socket that is there is left over.
 fn bind_socket(path: &Path) -> Result<UnixListener> {
     match std::fs::remove_file(path) {
@@ -116,35 +112,42 @@ fn bind_socket(path: &Path) -> Result<UnixListener> {
     Ok(socket)
 }
 
-/// Adopts a running proxy or starts one.
-async fn ensure_proxy(proxy: &ProxyClient, wanted: SocketAddr, config_path: &Path, data_dir: &Path) -> Result<()> {
-    if proxy.connected(Duration::from_millis(300)).await {
-        let pid = proxy.status().pid;
-        tracing::info!(?pid, "adopted the running proxy");
-        let listeners = proxy.status().listeners;
-        if wanted.port() != 0 && !listeners.contains(&wanted.to_string()) {
-            tracing::warn!(
-                ?pid,
-                ?listeners,
-                "the running proxy does not listen on {wanted} ([proxy] http): end it to have it started anew"
-            );
+/// How a proxy is started.
+struct ProxyStarter {
+    exe: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl ProxyStarter {
+    /// Adopts a running proxy or starts one.
+    async fn ensure(&self, proxy: &ProxyClient, wanted: SocketAddr) -> Result<()> {
+        if proxy.connected(Duration::from_millis(300)).await {
+            let (pid, version) = (proxy.status().pid, proxy.status().version.clone());
+            tracing::info!(?pid, version, "adopted the running proxy");
+            let listeners = proxy.status().listeners;
+            if wanted.port() != 0 && !listeners.contains(&wanted.to_string()) {
+                tracing::warn!(
+                    ?pid,
+                    ?listeners,
+                    "the running proxy does not listen on {wanted} ([proxy] http): end it to have it started anew"
+                );
+            }
+            return Ok(());
         }
-        return Ok(());
+        let pid = spawn_proxy(&self.exe, &self.config, &self.log).context("cannot start the proxy")?;
+        if !proxy.connected(PROXY_START).await {
+            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let last: Vec<&str> = said.lines().rev().take(5).collect();
+            bail!("the proxy did not come up:\n  {}", last.into_iter().rev().collect::<Vec<_>>().join("\n  "));
+        }
+        tracing::info!(pid, "started the proxy");
+        Ok(())
     }
-    let exe = std::env::current_exe().context("cannot find the longshore binary")?;
-    let log = data_dir.join("proxy.log");
-    let pid = spawn_proxy(&exe, config_path, &log).context("cannot start the proxy")?;
-    if !proxy.connected(PROXY_START).await {
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let last: Vec<&str> = said.lines().rev().take(5).collect();
-        bail!("the proxy did not come up:\n  {}", last.into_iter().rev().collect::<Vec<_>>().join("\n  "));
-    }
-    tracing::info!(pid, "started the proxy");
-    Ok(())
 }
 
 /// Starts the proxy again when it is gone.
-async fn keep_proxy(agent: Arc<Agent>, config_path: PathBuf, proxy: ProxyClient, data_dir: PathBuf) {
+async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, starter: ProxyStarter) {
     let mut status = proxy.watch_status();
     loop {
         tokio::select! {
@@ -156,7 +159,7 @@ async fn keep_proxy(agent: Arc<Agent>, config_path: PathBuf, proxy: ProxyClient,
             }
         }
         tracing::error!("the proxy is gone");
-        if let Err(err) = ensure_proxy(&proxy, agent.config().proxy.http, &config_path, &data_dir).await {
+        if let Err(err) = starter.ensure(&proxy, agent.config().proxy.http).await {
             tracing::error!("{err:#}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::fs::Permissions;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -280,4 +282,47 @@ fn a_watched_status_shows_each_change_until_ctrl_c() {
     read_until(&mut child, "no Dockerfile");
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(code(&child.wait_with_output().unwrap()), 0);
+}
+
+#[test]
+fn a_data_directory_of_somebody_else_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let srv = dir.path().join("srv");
+    std::fs::create_dir(&srv).unwrap();
+    std::fs::write(srv.join("mail"), "").unwrap();
+    std::fs::set_permissions(&srv, Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(dir.path().join("deploy.toml"), "[agent]\ndata_dir = \"srv\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n")
+        .unwrap();
+    for command in ["serve", "proxy"] {
+        let refused = longshore(dir.path()).arg(command).output().unwrap();
+        assert_eq!(code(&refused), 1);
+        let said = text(&refused.stderr);
+        assert!(said.contains("srv ([agent] data_dir) is not longshore's: it holds \"mail\""), "{said}");
+        assert_eq!(std::fs::metadata(&srv).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(std::fs::read_dir(&srv).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn the_proxys_log_is_set_aside_when_it_is_full_and_takes_every_word() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("deploy.toml"), "[agent]\ndata_dir = \"data\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n")
+        .unwrap();
+    let (log, aside) = (dir.path().join("proxy.log"), dir.path().join("proxy.log.1"));
+    std::fs::File::create(&log).unwrap().set_len(10 << 20).unwrap();
+    let mut proxy = longshore(dir.path()).args(["proxy", "--log", "proxy.log"]).spawn().unwrap();
+    let started = Instant::now();
+    let fresh = || aside.exists() && std::fs::read_to_string(&log).is_ok_and(|text| text.contains("proxy serves"));
+    while !fresh() {
+        assert!(started.elapsed() < LIMIT && proxy.try_wait().unwrap().is_none(), "the log was not set aside");
+        std::thread::yield_now();
+    }
+    assert_eq!(std::fs::metadata(&aside).unwrap().len(), 10 << 20);
+    // A panic or an abort is written to standard error.
+    let open = |fd: u32| std::fs::read_link(format!("/proc/{}/fd/{fd}", proxy.id())).unwrap();
+    let here = log.canonicalize().unwrap();
+    assert_eq!((open(1), open(2)), (here.clone(), here));
+    kill(Pid::from_raw(proxy.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let ended = proxy.wait_with_output().unwrap();
+    assert_eq!((code(&ended), text(&ended.stderr).as_str()), (0, ""));
 }

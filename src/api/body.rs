@@ -1,16 +1,13 @@
-//! Reading what a caller sends: JSON objects with a few known fields, and query parameters. Whatever is wrong is
-//! answered with the field's name.
+//! Reading a body: a JSON object with a few known fields. Whatever is wrong is answered with the field's name.
 
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Query, Request};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
@@ -65,15 +62,10 @@ impl Fields {
 
     /// Refuses fields other than `known`, with a suggestion.
     pub fn only(self, known: &[&str]) -> Result<Self, Problem> {
-        let Some(unknown) = self.0.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(self) };
-        let hint = match (closest(unknown, known.iter().copied()), known) {
-            (Some(close), _) => format!("did you mean {close:?}?"),
-            (None, []) => "no fields are known here".into(),
-            (None, _) => format!("known: {}", known.join(", ")),
-        };
-        let unknown = shorten(unknown, 80);
-        let detail = format!("unknown field {unknown:?}; {hint}");
-        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).field(unknown))
+        match self.0.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(self),
+            Some(stranger) => Err(unknown("field", stranger, known)),
+        }
     }
 
     /// A field's value where it is given and not null.
@@ -100,27 +92,22 @@ pub(super) fn wrong(field: &str, why: impl Display) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{field}: {why}")).field(field)
 }
 
+/// A field or parameter that is not among `known`.
+pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> Problem {
+    let hint = match (closest(name, known.iter().copied()), known) {
+        (Some(close), _) => format!("did you mean {close:?}?"),
+        (None, []) => format!("no {what}s are known here"),
+        (None, _) => format!("known: {}", known.join(", ")),
+    };
+    let name = shorten(name, 80);
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("unknown {what} {name:?}; {hint}")).field(name)
+}
+
 /// Which of `known` may have been meant.
 pub(super) fn closest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let near = known.into_iter().map(|word| (strsim::damerau_levenshtein(text, word), word)).min()?;
     // A third of the letters wrong (at least two of them) is still a slip of the fingers.
     (near.0 <= (near.1.chars().count() / 3).max(2) && near.0 < near.1.chars().count()).then_some(near.1)
-}
-
-/// Query parameters; unknown ones are refused.
-pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
-    let Query(parsed) = Query::<T>::try_from_uri(uri)
-        .map_err(|refused| Problem::new(StatusCode::BAD_REQUEST, shorten(&refused.body_text(), 300)))?;
-    Ok(parsed)
-}
-
-/// For `?follow=1`: also `true`, and the bare name.
-pub(super) fn switch<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    match String::deserialize(from)?.as_str() {
-        "1" | "true" | "" => Ok(true),
-        "0" | "false" => Ok(false),
-        other => Err(serde::de::Error::custom(format!("{other:?} is neither 1 nor 0"))),
-    }
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use axum::{Json, response::sse::Event};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use serde::Deserialize;
 
 use super::auth::Caller;
-use super::body::{Fields, query, switch, wrong};
+use super::body::{Fields, wrong};
+use super::params::Params;
 use super::problem::Problem;
 use super::serve::Closing;
 use super::views::DeploymentView;
@@ -23,17 +23,9 @@ use crate::store::{Admission, Deployment, NewDeployment, Store, StoreError};
 
 /// Log lines read at once.
 const PAGE: u32 = 1000;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    #[serde(default = "twenty")]
-    limit: u32,
-}
-
-fn twenty() -> u32 {
-    20
-}
+/// Deployments listed, unless the caller says how many.
+const LISTED: u64 = 20;
+const MOST_LISTED: u64 = 200;
 
 pub(super) async fn list(
     State(api): State<ApiState>,
@@ -42,8 +34,8 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<DeploymentView>>, Problem> {
     let config = api.agent.config();
     let app = apps::find(&config, &name)?;
-    let ListQuery { limit } = query(&uri)?;
-    let found = api.agent.store.deployments(&app.name, limit.clamp(1, 200)).await?;
+    let limit = Params::of(&uri, &["limit"])?.number("limit", 1..=MOST_LISTED)?.unwrap_or(LISTED);
+    let found = api.agent.store.deployments(&app.name, limit as u32).await?;
     let public_url = config.agent.public_url.as_deref();
     Ok(Json(found.iter().map(|deployment| DeploymentView::of(deployment, public_url, Timestamp::now())).collect()))
 }
@@ -136,16 +128,6 @@ pub(super) async fn cancel(
     Ok(accepted(&api, &cancelled.unwrap_or(found)))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct LogQuery {
-    #[serde(default, deserialize_with = "switch")]
-    follow: bool,
-    /// Only lines after this one.
-    #[serde(default)]
-    after: u64,
-}
-
 pub(super) async fn log(
     State(api): State<ApiState>,
     Path(id): Path<String>,
@@ -153,7 +135,10 @@ pub(super) async fn log(
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let LogQuery { follow, after } = query(&uri)?;
+    let params = Params::of(&uri, &["follow", "after"])?;
+    let follow = params.switch("follow")?;
+    // Only lines after this one.
+    let after = params.number("after", 0..=u64::MAX)?.unwrap_or(0);
     let deployment = find(&api.agent.store, &id).await?;
     if !follow {
         let body = Body::from_stream(text(api.agent.store.clone(), deployment.id, after));

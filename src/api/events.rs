@@ -5,27 +5,18 @@ use axum::http::Uri;
 use axum::response::Response;
 use axum::response::sse::Event;
 use futures_util::stream;
-use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::body::query;
+use super::params::Params;
 use super::problem::Problem;
 use super::serve::Closing;
 use super::{ApiState, apps, sse};
 use crate::journal::{DeployEvent, Published};
 use crate::model::AppName;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EventsQuery {
-    /// Only of this app.
-    app: Option<String>,
-}
-
 pub(super) async fn stream(State(api): State<ApiState>, closing: Closing, uri: Uri) -> Result<Response, Problem> {
-    let EventsQuery { app } = query(&uri)?;
-    let only: Option<AppName> = match app {
-        Some(name) => Some(apps::find(&api.agent.config(), &name)?.name.clone()),
+    let only: Option<AppName> = match Params::of(&uri, &["app"])?.text("app") {
+        Some(name) => Some(apps::find(&api.agent.config(), name)?.name.clone()),
         None => None,
     };
     let events = stream::unfold((api.agent.journal.subscribe(), only), |(mut events, only)| async move {

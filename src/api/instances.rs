@@ -7,10 +7,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, stream};
-use serde::Deserialize;
 use std::convert::Infallible;
 
-use super::body::{query, switch};
+use super::params::Params;
 use super::problem::Problem;
 use super::serve::Closing;
 use super::{ApiState, sse};
@@ -18,20 +17,9 @@ use crate::model::InstanceId;
 
 /// A line without an end is cut here.
 const LONGEST_LINE: usize = 16 * 1024;
-const MOST_LINES: u32 = 10_000;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct LogsQuery {
-    #[serde(default, deserialize_with = "switch")]
-    follow: bool,
-    #[serde(default = "hundred")]
-    tail: u32,
-}
-
-fn hundred() -> u32 {
-    100
-}
+/// Lines that come first, unless the caller says how many.
+const LINES: u64 = 100;
+const MOST_LINES: u64 = 10_000;
 
 pub(super) async fn logs(
     State(api): State<ApiState>,
@@ -39,10 +27,12 @@ pub(super) async fn logs(
     closing: Closing,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    let LogsQuery { follow, tail } = query(&uri)?;
+    let params = Params::of(&uri, &["follow", "tail"])?;
+    let follow = params.switch("follow")?;
+    let tail = params.number("tail", 0..=MOST_LINES)?.unwrap_or(LINES);
     let no_such = |why: String| Problem::new(StatusCode::NOT_FOUND, why).field("id");
     let id = InstanceId::parse(&id).map_err(|err| no_such(err.to_string()))?;
-    let output = api.agent.instance_logs(&id, tail.min(MOST_LINES), follow).await?;
+    let output = api.agent.instance_logs(&id, tail as u32, follow).await?;
     let output = output.ok_or_else(|| no_such(format!("there is no instance {id}")))?;
     if follow {
         return Ok(sse::respond(lines(output).map(|line| sse::text_event(&line)), closing));

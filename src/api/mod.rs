@@ -21,6 +21,7 @@ mod instances;
 mod limit;
 mod openapi;
 mod origin;
+mod params;
 mod probes;
 pub mod problem;
 mod releases;

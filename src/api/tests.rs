@@ -370,7 +370,20 @@ async fn requests_that_make_no_sense_are_refused_with_the_field() {
         let answer = api.local("POST", path, Some(body.clone())).await;
         assert_eq!((answer.status.as_u16(), answer.json()["field"].as_str()), (422, Some(field)), "{body}");
     }
-    assert_eq!(api.local("GET", "/api/v1/apps/shop/deployments?limt=3", None).await.status, 400);
+    for (path, field, words) in [
+        ("apps/shop/deployments?limt=3", "limt", "did you mean \"limit\"?"),
+        ("apps/shop/deployments?limit=0", "limit", "from 1 to 200, not \"0\""),
+        ("apps/shop/deployments?limit=-1", "limit", "from 1 to 200, not \"-1\""),
+        ("deployments/1/log?after=x", "after", "0 or more, not \"x\""),
+        ("deployments/1/log?follow=maybe", "follow", "must be 1 or 0"),
+        ("instances/d12-web-1/logs?tail=10001", "tail", "from 0 to 10000"),
+        ("events?apps=shop", "apps", "did you mean \"app\"?"),
+        ("events?app=shop&app=blog", "app", "more than once"),
+    ] {
+        let answer = api.local("GET", &format!("/api/v1/{path}"), None).await;
+        assert_eq!((answer.status.as_u16(), answer.json()["field"].as_str()), (422, Some(field)), "{path}");
+        assert!(answer.detail().contains(words), "{path}: {}", answer.detail());
+    }
     assert!(api.agent.store.deployments(&shop(), 10).await.unwrap().is_empty());
 }
 

@@ -156,8 +156,8 @@ fn secret_from_stdin() -> Result<SecretString> {
 pub fn install(repository: &Path, settings: &HookSettings, force: bool) -> Result<Installed> {
     check(settings)?;
     let repository = &fs::canonicalize(repository).with_context(|| format!("cannot open {}", repository.display()))?;
-    let git_dir = repository.join(git(repository, &["rev-parse", "--git-common-dir"])?);
-    let hooks = repository.join(git(repository, &["rev-parse", "--git-path", "hooks"])?);
+    let git_dir = within(repository, &git(repository, &["rev-parse", "--git-common-dir"])?);
+    let hooks = within(repository, &git(repository, &["rev-parse", "--git-path", "hooks"])?);
     let git_config = git_dir.join("config");
     let owner = Owner::of(&git_config)?;
 
@@ -193,6 +193,11 @@ fn git(repository: &Path, args: &[&str]) -> Result<String> {
     ensure!(output.status.success(), "git {} in {}: {}", args.join(" "), repository.display(), said.trim());
     let text = String::from_utf8(output.stdout).context("git's answer is not UTF-8")?;
     Ok(text.trim_end_matches('\n').to_owned())
+}
+
+/// A path as git gives it, relative to the repository: in a bare one that is `.` or `./hooks`.
+fn within(repository: &Path, path: &str) -> PathBuf {
+    repository.join(path).components().collect()
 }
 
 fn run_git(repository: &Path, args: &[&str]) -> Result<Output> {

@@ -22,6 +22,9 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 /// Arguments of `logs`.
 #[derive(Debug, Args)]
+#[command(override_usage = "longshore logs [OPTIONS] APP [--service SERVICE]
+       longshore logs [OPTIONS] --instance INSTANCE
+       longshore logs [--follow] --deployment ID")]
 pub(super) struct LogsArgs {
     /// The app.
     #[arg(required_unless_present_any = ["instance", "deployment"])]

@@ -10,13 +10,13 @@ mod cancel;
 mod check;
 mod client;
 mod completions;
+mod daemon;
 mod demo;
 mod deploy;
 mod deployments;
 mod error;
 mod hook;
 mod init;
-mod logging;
 mod logs;
 mod plan;
 mod progress;
@@ -58,7 +58,7 @@ enum Command {
     Serve,
     /// Run the proxy alone: the data plane, which outlives the agent.
     #[command(after_help = proxy::EXAMPLES)]
-    Proxy,
+    Proxy(proxy::ProxyArgs),
     /// Say whether the configuration is valid, and everything that is wrong with it.
     #[command(after_help = "Examples:\n  longshore check\n  longshore check --config /etc/longshore/deploy.toml")]
     Check,
@@ -68,9 +68,6 @@ enum Command {
     /// Show a deployment of a small example app on this machine.
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::Options),
-    /// The demo's site; runs in its image.
-    #[command(hide = true)]
-    DemoSite,
     /// Deploy a commit, a ref, or the branch's tip, and watch it.
     #[command(after_help = deploy::EXAMPLES)]
     Deploy(deploy::DeployArgs),
@@ -134,6 +131,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // What runs in the demo's image is no command for people: not even a suggestion may name it.
+    if args.get(1).is_some_and(|command| command == demo::SITE) {
+        return demo::run_site();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(err) => {
@@ -145,11 +147,10 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = target::config_path(cli.config.clone());
     let client_command = match cli.command {
         Command::Serve => return serve::run(&config),
-        Command::Proxy => return proxy::run(&config),
+        Command::Proxy(args) => return proxy::run(&config, &args),
         Command::Check => return check::run(&config),
         Command::Init(args) => return exit_code(init::run(&args, &config)),
         Command::Demo(options) => return demo::run(options),
-        Command::DemoSite => return demo::run_site(),
         Command::Hook(HookCommand::Install(args)) => return exit_code(hook::run(&args, &config)),
         Command::Completions(args) => return completions::run(args),
         other => other,
@@ -192,11 +193,10 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
         Command::Serve
-        | Command::Proxy
+        | Command::Proxy(_)
         | Command::Check
         | Command::Init(_)
         | Command::Demo(_)
-        | Command::DemoSite
         | Command::Hook(_)
         | Command::Completions(_) => Err(CliError::Usage("this command does not ask an agent".into())),
     }

@@ -54,6 +54,10 @@ fn shown(app: &AppName, plan: &PlanView) -> String {
     if plan.services.iter().all(idle) {
         out.push_str("no instance would be replaced\n");
     }
+    if let Some(held) = &plan.held {
+        let reason = text::lines(held).swap_remove(0);
+        out.push_str(&format!("held: {commit} failed before ({reason}); pushes do not deploy it again, this would\n"));
+    }
     out.push_str("nothing was changed\n");
     out
 }
@@ -93,6 +97,7 @@ mod tests {
             author: "Ada".into(),
             live: Some("v6".into()),
             services: vec![service("web", ImagePlan::Build, 2), service("worker", ImagePlan::Reuse, 0)],
+            held: Some("web-1 exited with code 1\n  Traceback".into()),
             release_command: Some(vec!["/site".into(), "migrate".into()]),
         };
         let app = "shop".parse().unwrap();
@@ -104,6 +109,7 @@ mod tests {
         worker   reuse  2          0         0        start first
 
         release command: /site migrate
+        held: abababa failed before (web-1 exited with code 1); pushes do not deploy it again, this would
         nothing was changed
         ");
         let idle = PlanView { services: vec![service("web", ImagePlan::Reuse, 0)], release_command: None, ..plan };

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 
 use super::term::{Look, Paint};
-use super::text::{clean, count, took};
+use super::text::{clean, count, lines, took};
 use crate::api::views::{AppView, DeploymentView, InstanceView, seconds_between};
 use crate::model::{Duty, Health, ReleaseNumber, Status, shorten};
 
@@ -110,14 +110,30 @@ fn instance_box(instance: &InstanceView, paint: Paint) -> String {
     format!("{}{release}{word}", paint.paint(look, mark))
 }
 
-/// `succeeded v7 in 12.3 s (5 instances, 1,234 requests, 0 failed)`
+/// `succeeded v7 in 12.3 s (5 instances, 1,234 requests, 0 failed)`, or why it did not: a reason of several lines
+/// (what an instance said last) goes on below.
 pub(super) fn summary(deployment: &DeploymentView, app: Option<&AppView>, paint: Paint) -> String {
+    let mut lines = vec![headline(deployment, app, paint)];
+    lines.extend(rest_of_reason(deployment).iter().map(|line| format!("    {line}")));
+    lines.join("\n")
+}
+
+/// What of the reason stands below the headline.
+pub(super) fn rest_of_reason(deployment: &DeploymentView) -> Vec<String> {
+    match (deployment.status, &deployment.reason) {
+        (Status::Failed | Status::RolledBack | Status::Cancelled, Some(reason)) => lines(reason).split_off(1),
+        _ => Vec::new(),
+    }
+}
+
+/// How it ended, in one line.
+pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint: Paint) -> String {
     let seconds = deployment
         .finished_at
         .map(|finished| seconds_between(deployment.started_at.unwrap_or(deployment.queued_at), finished));
     let time = seconds.map(|seconds| format!(" in {}", took(seconds))).unwrap_or_default();
     let status = words(deployment.status);
-    let reason = || clean(deployment.reason.as_deref().unwrap_or("no reason was recorded"));
+    let reason = || lines(deployment.reason.as_deref().unwrap_or("no reason was recorded")).swap_remove(0);
     match deployment.status {
         Status::Succeeded => {
             let release = deployment.release.map(|number| format!(" {}", ReleaseNumber(number))).unwrap_or_default();

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::client::{AskError, Client};
 use super::error::CliError;
-use super::progress::{Progress, services, summary, title};
+use super::progress::{Progress, headline, rest_of_reason, services, title};
 use super::sse::Event;
 use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
@@ -197,14 +197,18 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         None => fact("live", format!("nothing yet; start with: longshore deploy {}", clean(&app.name))),
     }
     if let Some(held) = &app.held {
-        fact(
-            "held",
-            format!("{} failed and is not tried again by itself: {}", held.commit.short(), clean(&held.reason)),
-        );
+        let mut reason = text::lines(&held.reason);
+        let first = reason.remove(0);
+        fact("held", format!("{} failed and is not tried again by itself: {first}", held.commit.short()));
+        // The last deployment tells the rest, when it is the one that failed.
+        if last.is_none_or(|last| last.reason.as_ref() != Some(&held.reason)) {
+            reason.iter().for_each(|line| fact("", format!("  {line}")));
+        }
     }
     if let Some(last) = last {
         let when = last.finished_at.map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
-        fact("last", format!("#{} {}{when}", last.id, summary(last, None, paint)));
+        fact("last", format!("#{} {}{when}", last.id, headline(last, None, paint)));
+        rest_of_reason(last).iter().for_each(|line| fact("", format!("  {line}")));
     }
     if app.queued > 0 {
         fact("queued", app.queued.to_string());

@@ -63,6 +63,12 @@ fn mistakes_on_the_command_line_say_what_is_allowed() {
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
+    let both = parse("longshore logs shop --deployment 12").unwrap_err();
+    assert!(both.contains("longshore logs [--follow] --deployment ID"), "{both}");
+    let token = parse("longshore token revoke nope").unwrap_err();
+    assert!(token.contains("\"nope\" is not a token's number; longshore token list shows them"), "{token}");
+    let site = parse("longshore demo-sit").unwrap_err();
+    assert!(site.contains("'demo'") && !site.contains("demo-site"), "{site}");
     assert!(parse("longshore rollback shop --to ;rm").unwrap_err().contains("is not a release (write v7 or 7)"));
     assert!(parse("longshore status My_App").unwrap_err().contains("lower-case letters, digits or hyphens"));
 }
@@ -143,6 +149,10 @@ fn the_end_is_one_line() {
         @"succeeded v8 in 12.3 s (6 instances, 1,234 requests, 0 failed)");
     insta::assert_snapshot!(say(json!({ "status": "rolled_back", "finished_at": end, "reason": "web 2 did not \u{1b}[2Jbecome ready" })),
         @"rolled back in 12.3 s: web 2 did not become ready; v7 is live");
+    insta::assert_snapshot!(say(json!({ "status": "failed", "finished_at": end, "reason": "the build failed\n  no such file\n" })), @r"
+    failed in 12.3 s: the build failed; v7 is live
+        no such file
+    ");
     insta::assert_snapshot!(say(json!({ "status": "superseded", "finished_at": end, "reason": "replaced by #13", "superseded_by": 13 })),
         @"superseded by #13");
 }
@@ -167,6 +177,26 @@ fn a_status_shows_what_is_live_and_each_instance() {
     d7-web-2     v7       ready     serving   3 min  0         172.18.0.4:8000  200 in 3 ms
     d7-web-3     v7       unready   serving   3 min  0         172.18.0.4:8000  200 in 3 ms
     d7-worker-1  v7       ready     serving   3 min  0         172.18.0.4:8000  200 in 3 ms
+    ");
+    let reason = "web 1 (d12-web-1) exited with code 1\n  Traceback:\n  KeyError: \u{1b}[31m'DB'\n";
+    let bad = deployment(json!({ "status": "rolled_back", "finished_at": "2026-11-21T04:00:05Z", "reason": reason }));
+    let mut held = app();
+    held.held = Some(HeldView { commit: "1a".repeat(20).parse().unwrap(), reason: reason.into() });
+    let shown = |last| {
+        let lines = status::detail(&held, Some(last), now(), Paint(false));
+        lines.into_iter().skip(2).take_while(|line| !line.contains("queued")).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(shown(&bad), @r"
+    held     1a1a1a1 failed and is not tried again by itself: web 1 (d12-web-1) exited with code 1
+    last     #12 rolled back in 4.9 s: web 1 (d12-web-1) exited with code 1, 5 s ago
+               Traceback:
+               KeyError: 'DB'
+    ");
+    insta::assert_snapshot!(shown(&last), @r"
+    held     1a1a1a1 failed and is not tried again by itself: web 1 (d12-web-1) exited with code 1
+               Traceback:
+               KeyError: 'DB'
+    last     #12 failed in 4.9 s: no Dockerfile, 5 s ago
     ");
     let mut held = app();
     held.queued = 0;

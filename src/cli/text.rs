@@ -24,6 +24,16 @@ pub(super) fn clean(text: &str) -> String {
     out
 }
 
+/// `text` as lines that are safe to show, without the empty ones and without what indents them; one at least.
+pub(super) fn lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = text.lines().map(|line| clean(line).trim().to_owned()).collect();
+    lines.retain(|line| !line.is_empty());
+    if lines.is_empty() {
+        lines.push(String::new());
+    }
+    lines
+}
+
 fn skip_csi(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     while let Some(c) = chars.next_if(|c| ('\u{20}'..='\u{7e}').contains(c)) {
         if c >= '\u{40}' {

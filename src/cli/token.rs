@@ -12,6 +12,7 @@ use super::error::CliError;
 use super::term::Term;
 use super::{Json, text};
 use crate::api::views::TokenView;
+use crate::model::{ParseError, shorten};
 use crate::store::Scope;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -45,8 +46,15 @@ pub(super) enum TokenCommand {
     /// Make a token invalid at once.
     Revoke {
         /// Its number in the list.
+        #[arg(value_parser = number)]
         id: u32,
     },
+}
+
+fn number(text: &str) -> Result<u32, ParseError> {
+    let why =
+        || ParseError(format!("{:?} is not a token's number; longshore token list shows them", shorten(text, 40)));
+    text.parse().map_err(|_| why())
 }
 
 pub(super) async fn run(client: &Client, term: &mut Term, command: TokenCommand) -> Result<ExitCode, CliError> {

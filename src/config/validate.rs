@@ -201,11 +201,14 @@ fn socket_address(field: &Field<'_>) -> Option<SocketAddr> {
     field.parsed(|text| {
         text.parse().map_err(|_| {
             let port = text.strip_prefix("localhost:").or_else(|| text.strip_prefix(':')).unwrap_or(text);
-            let hint = match port.parse::<u16>() {
-                Ok(port) => {
+            let number = text.rsplit_once(':').map_or(text, |(_, port)| port);
+            let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+            let hint = match (port.parse::<u16>(), number.parse::<u16>()) {
+                (Ok(port), _) => {
                     format!("write \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for everybody")
                 }
-                Err(_) => FORM.to_owned(),
+                (Err(_), Err(_)) if is_number => format!("{} is no port: ports are 1 to 65535", shorten(number, 20)),
+                _ => FORM.to_owned(),
             };
             Fault::new(format!(" must be IP:PORT, got {:?}", shorten(text, 60)), hint)
         })

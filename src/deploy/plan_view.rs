@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::build::BuildRequest;
 use super::source::Want;
 use super::{Deployer, spec};
-use crate::config::{App, Order};
+use crate::config::{App, Order, Service};
 use crate::journal::DeployLog;
-use crate::model::{CommitSha, GitRef, ServiceName};
-use crate::store::Release;
+use crate::model::{CommitSha, GitRef};
+use crate::store::{Release, ReleasedService};
 use tokio_util::sync::CancellationToken;
 
 /// The answer of a dry run.
@@ -26,6 +26,9 @@ pub struct PlanView {
     pub services: Vec<ServicePlan>,
     /// The release command that would run, if any.
     pub release_command: Option<Vec<String>>,
+    /// Why the commit is held: pushes do not deploy it again, a person's deployment does.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// Where a service's image would come from.
@@ -34,7 +37,7 @@ pub struct PlanView {
 pub enum ImagePlan {
     /// It is built.
     Build,
-    /// Its content is that of the live release.
+    /// Its content was built before and is found.
     Reuse,
 }
 
@@ -63,7 +66,7 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
     let source = deployer.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await;
     let source = source.map_err(|err| err.to_string())?;
     let live = deployer.store.live_release(&app.name).await.map_err(|err| err.to_string())?;
-    let mut services = Vec::new();
+    let (mut services, mut unchanged) = (Vec::new(), Vec::new());
     for service in app.services.values() {
         let request = BuildRequest {
             app: &app.name,
@@ -72,6 +75,9 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
             build: &service.build,
         };
         let key = deployer.builder.key(request).await.map_err(|err| err.to_string())?;
+        if live_image(live.as_ref(), service, &key).is_some() {
+            unchanged.push(service.name.clone());
+        }
         services.push(service_plan(deployer, &app, live.as_ref(), service, &key).await?);
     }
     for gone in gone_services(&app, live.as_ref()) {
@@ -85,13 +91,12 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
             order: app.rollout.order,
         });
     }
-    // The release command runs where the image that it runs in is a new one.
-    let new_image = |name: &ServiceName| {
-        services.iter().any(|service| service.name == name.as_str() && service.image == ImagePlan::Build)
-    };
-    let release_command = app.release.as_ref().filter(|release| new_image(&release.service));
+    // The release command runs where the image that it runs in is not the live one.
+    let release_command = app.release.as_ref().filter(|release| !unchanged.contains(&release.service));
     let release_command = release_command.map(|release| release.command.clone());
+    let held = deployer.store.held_commit(&app.name).await.map_err(|err| err.to_string())?;
     Ok(PlanView {
+        held: held.filter(|(commit, _)| *commit == source.commit).map(|(_, reason)| reason),
         commit: source.commit,
         subject: source.subject,
         author: source.author,
@@ -114,15 +119,20 @@ fn parse_want(app: &App, want: Option<String>) -> Result<Want, String> {
     Ok(Want::Branch(branch.to_owned()))
 }
 
+/// The service as it is live, when its image is of the content with this key.
+fn live_image<'a>(live: Option<&'a Release>, service: &Service, key: &str) -> Option<&'a ReleasedService> {
+    live.and_then(|live| live.body.service(&service.name)).filter(|released| released.artifact == key)
+}
+
 async fn service_plan(
     deployer: &Deployer,
     app: &App,
     live: Option<&Release>,
-    service: &crate::config::Service,
+    service: &Service,
     key: &str,
 ) -> Result<ServicePlan, String> {
-    let released = live.and_then(|live| live.body.service(&service.name));
-    let same_image = released.filter(|released| released.artifact == key);
+    let same_image = live_image(live, service, key);
+    let is_there = same_image.is_some() || deployer.builder.has(&app.name, key).await.map_err(|err| err.to_string())?;
     let configured = service.instances;
     let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
     let now = running(deployer, service.name.as_str());
@@ -133,7 +143,7 @@ async fn service_plan(
     let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
     Ok(ServicePlan {
         name: service.name.to_string(),
-        image: if same_image.is_some() { ImagePlan::Reuse } else { ImagePlan::Build },
+        image: if is_there { ImagePlan::Reuse } else { ImagePlan::Build },
         instances,
         replaced,
         stopped: now.saturating_sub(instances),
@@ -145,13 +155,13 @@ async fn service_plan(
 async fn same_settings(
     deployer: &Deployer,
     live: &Release,
-    released: &crate::store::ReleasedService,
-    service: &crate::config::Service,
+    released: &ReleasedService,
+    service: &Service,
 ) -> Result<bool, String> {
     let mut next = live.clone();
     for candidate in &mut next.body.services {
         if candidate.service.name == service.name {
-            *candidate = crate::store::ReleasedService { service: service.clone(), ..released.clone() };
+            *candidate = ReleasedService { service: service.clone(), ..released.clone() };
         }
     }
     let wanted = spec::service_specs(&next, &deployer.settings_key)?;

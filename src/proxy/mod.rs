@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod control;
+pub mod log;
 pub mod server;
 pub mod spawn;
 pub mod table;

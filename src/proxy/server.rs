@@ -1,10 +1,10 @@
 //! The proxy process: listeners, client connections, and the way down.
 
 use std::convert::Infallible;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,6 +30,7 @@ use super::instance::{Instance, lock};
 use super::routing::Routing;
 use super::saved::Saved;
 use super::{forward, listen, orders};
+use crate::data_dir;
 
 /// How long a client may take to send the head of a request, and a connection may idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
@@ -162,12 +163,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 /// data directory cannot be had, or another proxy has the data directory.
 pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     let ProxyOptions { http, data_dir, ready } = options;
-    let mut create = fs::DirBuilder::new();
-    create
-        .recursive(true)
-        .mode(0o700)
-        .create(&data_dir)
-        .with_context(|| format!("cannot make {}", data_dir.display()))?;
+    data_dir::prepare(&data_dir)?;
     let _alone = lock_data_dir(&data_dir)?;
 
     let saved = Saved::in_dir(&data_dir);

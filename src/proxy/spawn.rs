@@ -1,25 +1,26 @@
 //! Starting the proxy as a process of its own.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Starts `EXE proxy --config CONFIG` in a process group of its own, so that neither the agent's death nor Ctrl-C in
-/// its terminal reaches it. Output is appended to `log` (mode 0600). Answers the process id; when the proxy ends
-/// while this process lives, it is reaped.
+use super::log::append_to;
+
+/// Starts `EXE proxy --config CONFIG --log LOG` in a process group of its own, so that neither the agent's death nor
+/// Ctrl-C in its terminal reaches it. What it says before it opens its log is appended there as well. Answers the
+/// process id; when the proxy ends while this process lives, it is reaped.
 pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<u32> {
     let named = |what: &str, path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot {what} {}: {error}", path.display()))
     };
-    let output = File::options().append(true).create(true).mode(0o600).open(log);
-    let output = output.map_err(|error| named("open the proxy's log", log, error))?;
+    let output = append_to(log).map_err(|error| named("open the proxy's log", log, error))?;
     let mut child = Command::new(exe)
         .arg("proxy")
         .arg("--config")
         .arg(config)
+        .arg("--log")
+        .arg(log)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
@@ -46,7 +47,7 @@ mod tests {
         std::fs::write(&exe, "#!/bin/sh\necho \"$@\" group $(cut -d' ' -f5 /proc/$$/stat) self $$\n").unwrap();
         std::fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
         let pid = spawn_proxy(&exe, Path::new("/etc/deploy.toml"), &log).unwrap();
-        let expected = format!("proxy --config /etc/deploy.toml group {pid} self {pid}\n");
+        let expected = format!("proxy --config /etc/deploy.toml --log {} group {pid} self {pid}\n", log.display());
         let written = || std::fs::read_to_string(&log).unwrap_or_default();
         let started = std::time::Instant::now();
         // Reaped: not even a zombie is left under its number.

@@ -140,6 +140,43 @@ async fn a_held_commit_is_not_deployed_again_by_itself() {
 }
 
 #[tokio::test]
+async fn a_hold_ends_when_the_branch_has_moved_on() {
+    let deploy = |trigger, commit| NewDeployment { trigger, ..push(commit, None) };
+    let tip = NewDeployment {
+        trigger: Trigger::Cli,
+        request: Request::Deploy { commit: None, before: None, forced: false },
+        git_ref: None,
+        ..push(1, None)
+    };
+    let restart = NewDeployment { trigger: Trigger::Cli, request: Request::Restart, ..push(1, None) };
+    let rollback =
+        NewDeployment { trigger: Trigger::Rollback, request: Request::Rollback { to: None }, ..push(1, None) };
+    // Commit 1 is live and commit 2 is held. What goes well next, of which commit, and whether the hold stays.
+    for (what, next, commit, stays) in [
+        ("a push of a newer commit", deploy(Trigger::Push, 3), 3, false),
+        ("a push that takes the branch back", deploy(Trigger::Push, 1), 1, false),
+        ("the branch's tip, by hand", tip, 1, false),
+        ("a commit that nobody has seen, by hand", deploy(Trigger::Api, 3), 3, false),
+        ("the held commit itself, by hand", deploy(Trigger::Cli, 2), 2, false),
+        ("an older commit, by hand", deploy(Trigger::Cli, 1), 1, true),
+        ("a restart", restart, 1, true),
+        ("a rollback", rollback, 1, true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        let succeeded = || Finish { status: Status::Succeeded, reason: None, superseded_by: None, hold: false };
+        let _ = store.admit(push(1, None)).await.unwrap();
+        store.finish(DeploymentId(1), succeeded()).await.unwrap();
+        let _ = store.admit(push(2, None)).await.unwrap();
+        store.finish(DeploymentId(2), failed("never ready", true)).await.unwrap();
+        let _ = store.admit(next).await.unwrap();
+        store.describe(DeploymentId(3), &sha(commit), "Ada", "What it is").await.unwrap();
+        store.finish(DeploymentId(3), succeeded()).await.unwrap();
+        assert_eq!(store.held_commit(&app()).await.unwrap().is_some(), stays, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn steps_say_how_far_an_earlier_life_came() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);

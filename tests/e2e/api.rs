@@ -152,6 +152,15 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
     let dry = shop.agent.api("POST", path, Some(json!({ "commit": tagged, "dry_run": true }))).await.expect(200).json();
     assert_eq!((&dry["live"], &dry["services"][0]["replaced"]), (&"v5".into(), &json!(0)), "{dry:#}");
     assert_eq!((&dry["services"][0]["image"], &dry["release_command"]), (&"reuse".into(), &Value::Null), "{dry:#}");
+    // Not what is live, but built before: nothing to build, and the release command runs in the other image.
+    let dry =
+        shop.agent.api("POST", path, Some(json!({ "commit": branched, "dry_run": true }))).await.expect(200).json();
+    assert_eq!(
+        (&dry["services"][0]["image"], &dry["services"][0]["replaced"]),
+        (&"reuse".into(), &json!(1)),
+        "{dry:#}"
+    );
+    assert_eq!((&dry["release_command"], &dry["held"]), (&json!(["migrate"]), &Value::Null), "{dry:#}");
     assert_eq!(shop.deployments().await.len(), 5, "a dry run is no deployment");
 
     let unknown = "4".repeat(40);

@@ -224,6 +224,11 @@ async fn a_failed_commit_is_held_until_a_newer_one_or_a_person() {
     assert_eq!(answer["decision"], "held", "{answer}");
     assert!(answer["reason"].as_str().unwrap().contains("code 3"), "{answer}");
 
+    // A plan says that pushes do not bring it back.
+    let dry = json!({ "commit": bad, "dry_run": true });
+    let plan = shop.agent.api("POST", "/api/v1/apps/shop/deployments", Some(dry)).await.expect(200).json();
+    assert!(plan["held"].as_str().unwrap().contains("code 3"), "{plan}");
+
     // A person may try it again, and then it runs.
     let deployment = shop.ask_and_wait("POST", "/api/v1/apps/shop/deployments", json!({ "commit": bad })).await;
     assert_ended(&deployment, "rolled_back", &["code 3"]);
@@ -231,5 +236,6 @@ async fn a_failed_commit_is_held_until_a_newer_one_or_a_person() {
 
     assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
     assert_eq!(shop.version().await, "v3");
+    assert!(shop.app().await["held"].is_null(), "the branch has moved on");
     shop.finish().await;
 }

@@ -6,11 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const DOCKERFILE: &str = "FROM scratch\n\
-    COPY root /\n\
-    COPY site.conf /site.conf\n\
-    EXPOSE 8000\n\
-    ENTRYPOINT [\"/longshore\", \"demo-site\"]\n";
+fn dockerfile() -> String {
+    format!(
+        "FROM scratch\nCOPY root /\nCOPY site.conf /site.conf\nEXPOSE 8000\nENTRYPOINT [\"/longshore\", \"{}\"]\n",
+        super::SITE
+    )
+}
 
 /// Writes the Dockerfile and `root/` into the working tree.
 pub(super) fn write_files(exe: &Path, work: &Path) -> Result<()> {
@@ -20,7 +21,7 @@ pub(super) fn write_files(exe: &Path, work: &Path) -> Result<()> {
         let inside = library.strip_prefix("/").unwrap_or(&library);
         copy(&library, &root.join(inside))?;
     }
-    fs::write(work.join("Dockerfile"), DOCKERFILE).context("cannot write the Dockerfile")
+    fs::write(work.join("Dockerfile"), dockerfile()).context("cannot write the Dockerfile")
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

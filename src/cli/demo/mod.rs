@@ -21,7 +21,7 @@ mod site;
 use load::Load;
 use site::Site;
 
-use super::logging;
+use super::daemon;
 use remove::remove;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -45,7 +45,7 @@ pub(super) struct Options {
 
 /// Runs the demo, or removes one.
 pub(super) fn run(options: Options) -> ExitCode {
-    logging::finish(logging::runtime().and_then(|runtime| {
+    daemon::finish(daemon::runtime().and_then(|runtime| {
         runtime.block_on(async {
             if options.remove {
                 remove(&options.dir).await?;
@@ -59,9 +59,11 @@ pub(super) fn run(options: Options) -> ExitCode {
 
 /// Serves the demo's site.
 pub(super) fn run_site() -> ExitCode {
-    logging::finish(logging::runtime().and_then(|runtime| runtime.block_on(site::serve(Path::new("/site.conf")))))
+    daemon::finish(daemon::runtime().and_then(|runtime| runtime.block_on(site::serve(Path::new("/site.conf")))))
 }
 
+/// The argument by which the binary serves the demo's site in its image.
+pub(super) const SITE: &str = "demo-site";
 /// The app's name and host.
 const APP: &str = "demo";
 const HOST: &str = "demo.localhost";

@@ -317,6 +317,9 @@ async fn installing_writes_a_hook_and_private_settings() {
             let done = install(dir.path(), &settings("https://deploy.example.com", "shop", awkward), false).unwrap();
             assert_eq!((mode(&done.hook), mode(&done.settings), done.backup), (0o755, 0o600, None));
             assert!(done.hook.is_absolute() && done.hook.ends_with("hooks/post-receive"));
+            for path in [&done.hook, &done.settings] {
+                assert!(!path.display().to_string().contains("/./"), "{}", path.display());
+            }
         }
         for (key, value) in [("url", "https://deploy.example.com"), ("app", "shop"), ("secret", awkward)] {
             assert_eq!(

@@ -350,6 +350,12 @@ fn listeners() {
     deploy.toml:6:8: proxy.http must be IP:PORT in quotes
         write an IP address and a port in quotes, such as "127.0.0.1:9000" or "[::]:80"
     "#);
+    insta::assert_snapshot!(report("[agent]\nlisten = \"127.0.0.1:70000\"\n[proxy]\nhttp = \"70000\"\n"), @r#"
+    deploy.toml:2:10: agent.listen must be IP:PORT, got "127.0.0.1:70000"
+        70000 is no port: ports are 1 to 65535
+    deploy.toml:4:8: proxy.http must be IP:PORT, got "70000"
+        70000 is no port: ports are 1 to 65535
+    "#);
     let free = "[agent]\nlisten = \"127.0.0.1:0\"\nreconcile = \"0s\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n";
     assert_eq!(config(free).agent.reconcile, None);
 }

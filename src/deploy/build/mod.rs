@@ -149,6 +149,11 @@ impl Builder {
         Ok(Artifact { key, image, base, built })
     }
 
+    /// Whether content of this key was built before and its image is still there.
+    pub async fn has(&self, app: &AppName, key: &str) -> Result<bool, BuildError> {
+        Ok(within(self.images(app).find(key)).await?.is_some())
+    }
+
     /// Whether the image is on the engine.
     pub async fn exists(&self, image: &ImageId) -> Result<bool, BuildError> {
         within(async { Ok(images::inspect(&self.docker.client(), &image.0).await?.is_some()) }).await
