@@ -42,6 +42,13 @@ pub enum DeployEvent {
         /// Its duty now.
         duty: Duty,
     },
+    /// A live instance drifted from what it should be, outside of a deployment.
+    Drift {
+        /// Which, where it is about one.
+        instance: Option<InstanceId>,
+        /// What happened and what is done about it.
+        what: String,
+    },
     /// A line of the log.
     Log {
         /// Counted per deployment, from 1.
@@ -114,6 +121,14 @@ impl Journal {
             self.publish_end(app, id).await?;
         }
         Ok(ended)
+    }
+
+    /// Records drift and tells it.
+    pub async fn drift(&self, app: &AppName, instance: Option<InstanceId>, what: String) -> Result<(), StoreError> {
+        tracing::warn!(%app, instance = instance.as_ref().map(InstanceId::as_str), "{what}");
+        self.store.add_drift(app, instance.as_ref(), what.clone()).await?;
+        self.publish(app, None, DeployEvent::Drift { instance, what });
+        Ok(())
     }
 
     /// Tells that a deployment waits.

@@ -2,15 +2,22 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use jiff::Timestamp;
 
 use super::ApiState;
 use super::body::closest;
+use super::params::Params;
 use super::problem::Problem;
-use super::views::{AppFacts, AppView, DeploymentView};
+use super::views::{AppFacts, AppView, DeploymentView, DriftView};
 use crate::config::{App, Config};
 use crate::model::shorten;
+
+/// Entries of drift that an app is shown with.
+const DRIFT_SHOWN: u32 = 5;
+/// Entries of drift listed, unless the caller says how many.
+const DRIFT_LISTED: u64 = 50;
+const MOST_DRIFT: u64 = 1000;
 
 pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<Vec<AppView>>, Problem> {
     let config = api.agent.config();
@@ -25,6 +32,18 @@ pub(super) async fn show(State(api): State<ApiState>, Path(name): Path<String>) 
     let config = api.agent.config();
     let app = find(&config, &name)?;
     Ok(Json(view(&api, &config, app).await?))
+}
+
+pub(super) async fn drift(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Result<Json<Vec<DriftView>>, Problem> {
+    let config = api.agent.config();
+    let app = find(&config, &name)?;
+    let limit = Params::of(&uri, &["limit"])?.number("limit", 1..=MOST_DRIFT)?.unwrap_or(DRIFT_LISTED);
+    let entries = api.agent.store.drift(&app.name, limit as u32).await?;
+    Ok(Json(entries.iter().map(DriftView::of).collect()))
 }
 
 /// A configured app by name, or 404 with what there is.
@@ -58,5 +77,6 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
         queued: store.waiting(&app.name).await?.len(),
+        drift: store.drift(&app.name, DRIFT_SHOWN).await?,
     }))
 }

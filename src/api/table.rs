@@ -47,6 +47,7 @@ pub(super) fn routes() -> Vec<Route> {
         post("/api/v1/deployments/{id}/cancel", DEPLOY, deployments::cancel),
 
         get("/api/v1/apps/{app}/releases", READ, releases::list),
+        get("/api/v1/apps/{app}/drift", READ, apps::drift),
         post("/api/v1/apps/{app}/rollback", DEPLOY, releases::rollback),
 
         put("/api/v1/apps/{app}/services/{service}/scale", DEPLOY, services::scale),

@@ -8,7 +8,7 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
-use crate::store::{Deployment, Release, Scope, Token};
+use crate::store::{Deployment, Drift, Release, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,25 @@ pub struct AppView {
     pub deployment: Option<DeploymentView>,
     /// How many deployments wait.
     pub queued: usize,
+    /// What last happened to live instances outside of deployments, newest first.
+    pub drift: Vec<DriftView>,
+}
+
+/// Something that happened to live instances outside of a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DriftView {
+    /// When.
+    pub at: Timestamp,
+    /// Which instance, where it is about one.
+    pub instance: Option<String>,
+    /// What happened, and what was done about it.
+    pub what: String,
+}
+
+impl DriftView {
+    pub(super) fn of(drift: &Drift) -> Self {
+        Self { at: drift.at, instance: drift.instance.as_ref().map(ToString::to_string), what: drift.what.clone() }
+    }
 }
 
 /// The live release.
@@ -250,6 +269,7 @@ pub(super) struct AppFacts<'a> {
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
     pub queued: usize,
+    pub drift: Vec<Drift>,
 }
 
 impl AppView {
@@ -273,6 +293,7 @@ impl AppView {
             instances,
             deployment: facts.deployment,
             queued: facts.queued,
+            drift: facts.drift.iter().map(DriftView::of).collect(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::client::{AskError, Client};
@@ -27,6 +27,8 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 --watch shows every change until Ctrl-C.";
 
+/// How old drift may be to be shown.
+const DRIFT_SHOWN: SignedDuration = SignedDuration::from_hours(1);
 /// For the times that are shown ("3 min ago").
 const TICK: Duration = Duration::from_secs(1);
 
@@ -209,6 +211,11 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         let when = last.finished_at.map(|at| format!(", {}", ago(at, now))).unwrap_or_default();
         fact("last", format!("#{} {}{when}", last.id, headline(last, None, paint)));
         rest_of_reason(last).iter().for_each(|line| fact("", format!("  {line}")));
+    }
+    // What is older is history; the API has it.
+    for (index, drift) in app.drift.iter().filter(|drift| now.duration_since(drift.at) < DRIFT_SHOWN).enumerate() {
+        let about = drift.instance.as_deref().unwrap_or("the app");
+        fact(if index == 0 { "drift" } else { "" }, clean(&format!("{}: {about} {}", ago(drift.at, now), drift.what)));
     }
     if app.queued > 0 {
         fact("queued", app.queued.to_string());

@@ -106,7 +106,7 @@ fn app() -> AppView {
     serde_json::from_value(json!({
         "name": "shop", "repo": "https://github.com/example/shop.git", "branch": "main", "domains": ["shop.example.com"],
         "live": { "release": 7, "commit": "0a0b0c0d0e0f000102030405060708090a0b0c0d", "author": "Bo", "subject": "Before", "deployment": 11, "since": "2026-11-21T03:57:00Z" },
-        "held": null, "services": [service("web", 3), service("worker", 1)],
+        "held": null, "drift": [], "services": [service("web", 3), service("worker", 1)],
         "instances": [
             instance("web", 1, 8, "ready", "serving"), instance("web", 1, 7, "ready", "draining"),
             instance("web", 2, 8, "starting", "idle"), instance("web", 2, 7, "ready", "serving"),

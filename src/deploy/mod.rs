@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{App, Config};
 use crate::journal::{DeployLog, Journal};
 use crate::model::{AppName, ServiceName, Status};
-use crate::rollout::{Driver, ServiceSpec};
+use crate::rollout::{Driver, LivePlace, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::store::{Deployment, Finish, Release, Store, StoreError};
 
@@ -114,8 +114,29 @@ impl Deployer {
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
+        self.expect_live().await;
         self.prune(&app).await;
         Ok(())
+    }
+
+    /// Tells the driver where instances of the live release are meant to be, now that no deployment moves any.
+    async fn expect_live(&self) {
+        match self.live_places().await {
+            Ok(places) => self.driver.expect(places),
+            Err(why) => tracing::error!(app = %self.app, %why, "what should be live could not be found out"),
+        }
+    }
+
+    async fn live_places(&self) -> Result<Vec<LivePlace>, String> {
+        let live = self.store.live_release(&self.app).await.map_err(|err| err.to_string())?;
+        let instances = self.store.live_instances(&self.app).await.map_err(|err| err.to_string())?;
+        let (Some(live), Some((deployment, instances))) = (live, instances) else { return Ok(Vec::new()) };
+        let specs = spec::service_specs(&live, &self.settings_key)?;
+        let places = specs.into_iter().flat_map(|(service, spec)| {
+            let count = instances.get(&service).copied().unwrap_or(0);
+            (1..=count).map(move |slot| LivePlace { spec: spec.clone(), slot, deployment })
+        });
+        Ok(places.collect())
     }
 }
 

@@ -24,6 +24,8 @@ struct Rolled {
     unchanged: bool,
     /// At least one instance ran it.
     proven: bool,
+    /// How many of each service it led to.
+    instances: BTreeMap<ServiceName, u32>,
 }
 
 impl Story<'_> {
@@ -47,6 +49,8 @@ impl Story<'_> {
         match rolled.outcome {
             Outcome::Succeeded => {
                 self.keep_scale(target).await?;
+                let id = self.deployment.id;
+                self.deployer.store.set_live_instances(&self.app.name, id, &rolled.instances).await?;
                 self.deployer.store.set_live(&self.app.name, target.release.number, rolled.proven).await?;
                 let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
@@ -75,7 +79,10 @@ impl Story<'_> {
             (None, true) => (&new, Way::Renew),
             (None, false) => (&new, Way::Forward),
         };
-        let plan = self.plan(towards, &target.release, way).await?;
+        let wanted = self.wanted(towards, &target.release, way).await?;
+        let instances = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
+        let current = self.deployer.driver.current().await;
+        let plan = plan::plan(&current, &wanted, id, way);
         match (plan.slots.is_empty(), way) {
             (true, Way::Back) => {}
             (true, _) => {
@@ -117,7 +124,7 @@ impl Story<'_> {
                 }
             }
         };
-        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven })
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven, instances })
     }
 
     fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
@@ -125,12 +132,12 @@ impl Story<'_> {
         undone(failure, left, &self.deployment.request)
     }
 
-    async fn plan(
+    async fn wanted(
         &self,
         specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
         release: &Release,
         way: Way,
-    ) -> Result<Plan, Halt> {
+    ) -> Result<Vec<Wanted>, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
             let configured = self.configured(name, spec.service.instances);
@@ -146,8 +153,7 @@ impl Story<'_> {
                 order: release.body.rollout.order,
             });
         }
-        let current = self.deployer.driver.current().await;
-        Ok(plan::plan(&current, &wanted, self.deployment.id, way))
+        Ok(wanted)
     }
 
     /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.

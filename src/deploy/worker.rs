@@ -21,6 +21,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 impl Deployer {
     /// Runs the app's deployments until the agent ends. `wake` says that something was queued.
     pub async fn work(self, wake: Arc<Notify>) {
+        if matches!(self.store.unfinished(&self.app).await, Ok(None)) {
+            self.expect_live().await;
+        }
         while !self.shutdown.is_cancelled() {
             let ran = match self.next().await {
                 Ok(Some(deployment)) => self.run(deployment).await.map(|()| true),

@@ -2,13 +2,14 @@
 //! or the proxy; each call runs in a task of its own and comes back as a signal.
 //!
 //! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
-//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others.
+//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others, `upkeep` keeps running what is live.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Task};
 use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
@@ -25,9 +26,12 @@ mod counting;
 mod instances;
 mod perform;
 mod publish;
+mod upkeep;
 
 use counting::Count;
 use publish::{Push, start_pusher};
+pub use upkeep::LivePlace;
+use upkeep::TICK;
 
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
@@ -62,6 +66,8 @@ enum Signal {
     Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, oneshot::Sender<()>),
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
+    Expect(Vec<LivePlace>),
+    Listed(u64, Result<Vec<Observed>, RuntimeError>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
     Started(InstanceId, Result<Observed, RuntimeError>),
@@ -115,6 +121,10 @@ impl Driver {
             rounds: 0,
             pusher,
             pushed: None,
+            up_since: Instant::now(),
+            adopted: false,
+            compared: None,
+            strangers: BTreeSet::new(),
         };
         tokio::spawn(task.run(inbox));
         Self { signals, state }
@@ -136,6 +146,11 @@ impl Driver {
         self.send(Signal::Adopt(instances, done));
         // Closed only when the agent ends.
         let _ = adopted.await;
+    }
+
+    /// Says in which places of the app an instance is meant to serve now; those that are missing are started.
+    pub fn expect(&self, places: Vec<LivePlace>) {
+        self.send(Signal::Expect(places));
     }
 
     /// What runs, for planning.
@@ -186,6 +201,15 @@ struct Active {
     counting: Option<Task>,
 }
 
+impl Active {
+    /// Whether the rollout decides about an instance.
+    fn changes(&self, id: &InstanceId, member: &Member) -> bool {
+        let plan = &self.assignment.plan;
+        let in_a_slot = || plan.slots.iter().any(|slot| [&slot.incoming, &slot.outgoing].contains(&&Some(id.clone())));
+        !plan.kept.contains(id) && (member.deployment == self.assignment.deployment || in_a_slot())
+    }
+}
+
 struct DriverTask {
     app: AppName,
     entrance: Option<Entrance>,
@@ -197,12 +221,28 @@ struct DriverTask {
     rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,
     pushed: Option<Vec<Route>>,
+    /// When the driver was started.
+    up_since: Instant,
+    /// What an earlier life of the agent started is known: only then can anything be missing.
+    adopted: bool,
+    /// How long after `up_since` the engine was last asked what there is.
+    compared: Option<Duration>,
+    /// Told of already: with our labels, and of no deployment on record.
+    strangers: BTreeSet<InstanceId>,
 }
 
 impl DriverTask {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Signal>) {
-        while let Some(signal) = inbox.recv().await {
-            self.on(signal).await;
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = inbox.recv() => match signal {
+                    Some(signal) => self.on(signal).await,
+                    None => return,
+                },
+                _ = ticks.tick() => self.look_after_all().await,
+            }
             self.publish();
         }
     }
@@ -226,6 +266,8 @@ impl DriverTask {
             Signal::Current(answer) => {
                 let _ = answer.send(self.current());
             }
+            Signal::Expect(places) => self.expect(places).await,
+            Signal::Listed(rounds, listed) => self.listed(rounds, listed).await,
             Signal::Happened(happened) => self.happened(happened).await,
             Signal::Probed(id, result) => self.probed(id, result).await,
             Signal::Started(id, result) => self.started(id, result).await,

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::upkeep::Upkeep;
 use crate::config::{App, Service, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
@@ -130,6 +131,8 @@ impl Drop for Task {
 pub(super) enum Pending {
     None,
     Start,
+    /// Stop, then start: it stays unready.
+    Replace,
     /// Stop as soon as the start has been answered.
     StopAfterStart,
     Stop,
@@ -147,6 +150,8 @@ pub(super) struct Member {
     pub gate: Gate,
     pub duty: Duty,
     pub pending: Pending,
+    /// The runtime has it, running or not.
+    pub exists: bool,
     pub running: bool,
     pub address: Option<SocketAddr>,
     pub started_at: Option<Timestamp>,
@@ -155,6 +160,7 @@ pub(super) struct Member {
     pub last_check: Option<String>,
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
+    pub upkeep: Upkeep,
     /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
     pub trusted: bool,
     /// It ended before the runtime's answer to its start arrived.
@@ -173,6 +179,7 @@ impl Member {
             settings: spec.settings.clone(),
             duty: Duty::Idle,
             pending: Pending::Start,
+            exists: true,
             running: false,
             address: None,
             started_at: None,
@@ -181,6 +188,7 @@ impl Member {
             last_check: None,
             image_healthcheck: false,
             probe: None,
+            upkeep: Upkeep::default(),
             trusted: false,
             ended_early: None,
             spec,
@@ -202,6 +210,7 @@ impl Member {
 
     /// Takes over what the runtime shows: a new process means that health is to be observed anew.
     pub fn observe(&mut self, observed: &Observed) {
+        self.exists = true;
         self.running = observed.state == RunState::Running;
         self.restarts = observed.restarts;
         self.image_healthcheck = observed.has_healthcheck;

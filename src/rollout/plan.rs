@@ -130,13 +130,14 @@ pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, wa
 /// Which of the instances that exist are meant to be there, and which were left behind.
 ///
 /// In each place the newest instance counts that a deployment started which succeeded (or is under way), or that was
-/// started to restore the old release while a deployment was undone.
+/// started to restore the old release while a deployment was undone. What no deployment on record has started is in
+/// neither: it is not ours to remove.
 pub fn live_set(
     current: &[Current],
     status: impl Fn(DeploymentId) -> Option<Status>,
 ) -> (Vec<InstanceId>, Vec<InstanceId>) {
     let mut newest: BTreeMap<(&ServiceName, u32), &Current> = BTreeMap::new();
-    let mut under_way = Vec::new();
+    let (mut under_way, mut unknown) = (Vec::new(), Vec::new());
     for instance in current {
         let counts = match status(instance.deployment) {
             Some(Status::Succeeded) => true,
@@ -144,7 +145,11 @@ pub fn live_set(
                 under_way.push(instance.id.clone());
                 continue;
             }
-            _ => is_restored(&instance.id),
+            Some(_) => is_restored(&instance.id),
+            None => {
+                unknown.push(instance.id.clone());
+                continue;
+            }
         };
         if !counts {
             continue;
@@ -156,7 +161,7 @@ pub fn live_set(
     }
     let mut live: Vec<InstanceId> = newest.into_values().map(|c| c.id.clone()).collect();
     live.extend(under_way);
-    let left = current.iter().map(|c| c.id.clone()).filter(|id| !live.contains(id)).collect();
+    let left = current.iter().map(|c| c.id.clone()).filter(|id| !live.contains(id) && !unknown.contains(id)).collect();
     (live, left)
 }
 
@@ -251,9 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_deployment_left_is_not_live() {
+    fn what_a_failed_deployment_left_is_not_live_and_a_strangers_is_neither() {
         let restored = Current { id: InstanceId::new(DeploymentId(3), &web(), 2, 1), ..current(3, 2, "a") };
-        let now = [current(1, 1, "a"), current(3, 1, "b"), restored, current(2, 3, "a"), current(4, 3, "a")];
+        let stranger = current(9, 1, "a");
+        let now = [current(1, 1, "a"), current(3, 1, "b"), restored, current(2, 3, "a"), current(4, 3, "a"), stranger];
         let status = |id: DeploymentId| match id.0 {
             1 | 2 | 4 => Some(Status::Succeeded),
             3 => Some(Status::RolledBack),

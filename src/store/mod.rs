@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
 mod deployments;
+mod drift;
 mod log;
 mod notices;
 mod releases;
@@ -20,6 +21,7 @@ mod steps;
 mod tokens;
 
 pub use deployments::{Admission, Decision, Deployment, Finish, NewDeployment, PhaseSpan};
+pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::Notice;
 pub use releases::{Release, ReleaseBody, ReleasedService};

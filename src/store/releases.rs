@@ -1,5 +1,7 @@
 //! Releases: immutable, numbered per app; which one is live and which ones are good.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -162,6 +164,43 @@ impl Store {
                 )
                 .optional()?;
             found.map(|(commit, reason)| Ok((commit.parse().map_err(unreadable)?, reason))).transpose()
+        })
+        .await
+    }
+
+    /// Remembers how many instances of each service a deployment brought live.
+    pub async fn set_live_instances(
+        &self,
+        app: &AppName,
+        deployment: DeploymentId,
+        instances: &BTreeMap<ServiceName, u32>,
+    ) -> Result<(), StoreError> {
+        let app = app.clone();
+        let instances = to_json(instances).map_err(|err| StoreError::Sqlite(err.to_string()))?;
+        self.call(move |c| {
+            c.execute(
+                "INSERT INTO apps (app, live_deployment, live_instances) VALUES (?, ?, ?)
+                 ON CONFLICT (app) DO UPDATE
+                 SET live_deployment = excluded.live_deployment, live_instances = excluded.live_instances",
+                params![app.as_str(), deployment.0, instances],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// How many instances of each service are live, and which deployment brought them there last.
+    pub async fn live_instances(
+        &self,
+        app: &AppName,
+    ) -> Result<Option<(DeploymentId, BTreeMap<ServiceName, u32>)>, StoreError> {
+        let app = app.clone();
+        self.call(move |c| {
+            let sql = "SELECT live_deployment, live_instances FROM apps
+                       WHERE app = ? AND live_deployment IS NOT NULL AND live_instances IS NOT NULL";
+            let found: Option<(i64, String)> =
+                c.query_row(sql, params![app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            found.map(|(deployment, instances)| Ok((DeploymentId(deployment), from_json(&instances)?))).transpose()
         })
         .await
     }

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::{OpenError, explain_open};
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_start.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_upkeep.sql")];
 
 /// Applies what is missing, each migration with its version in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {

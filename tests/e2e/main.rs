@@ -27,3 +27,4 @@ mod secrets;
 mod shop;
 mod sources;
 mod support_selftest;
+mod upkeep;

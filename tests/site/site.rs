@@ -65,6 +65,7 @@ struct Site {
     started: Instant,
     requests: AtomicU64,
     stopping: AtomicBool,
+    broken: AtomicBool,
     in_flight: Mutex<u64>,
     idle: Condvar,
     ballast: Mutex<Vec<Vec<u8>>>,
@@ -73,7 +74,7 @@ struct Site {
 impl Site {
     fn is_ready(&self) -> bool {
         let wait = Duration::from_millis(self.behaviour.number("ready_after_ms").unwrap_or(0));
-        !self.behaviour.flag("never_ready") && self.started.elapsed() >= wait
+        !self.behaviour.flag("never_ready") && !self.broken.load(SeqCst) && self.started.elapsed() >= wait
     }
 }
 
@@ -104,6 +105,7 @@ fn main() {
         started: Instant::now(),
         requests: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
+        broken: AtomicBool::new(false),
         in_flight: Mutex::new(0),
         idle: Condvar::new(),
         ballast: Mutex::new(Vec::new()),
@@ -244,6 +246,11 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
             // Written, not only reserved: the memory limit counts pages that were touched.
             site.ballast.lock().unwrap().push(vec![1; number("mb") as usize * 1024 * 1024]);
             ("200 OK", b"allocated\n".to_vec())
+        }
+        // From now on its health check fails; its pages go on being answered.
+        "/break" => {
+            site.broken.store(true, SeqCst);
+            ("200 OK", b"unready from now on\n".to_vec())
         }
         "/exit" => exit(number("code") as i32),
         "/sse" => return send_events(site, out),

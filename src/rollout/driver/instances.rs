@@ -19,6 +19,7 @@ impl DriverTask {
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
+        self.adopted = true;
         self.push_routes();
     }
 
@@ -59,7 +60,10 @@ impl DriverTask {
                     _ => {}
                 }
             }
-            Err(err) => self.feed(Event::StartFailed(id, err.to_string())).await,
+            Err(err) => {
+                self.not_started(&id, &err);
+                self.feed(Event::StartFailed(id, err.to_string())).await;
+            }
         }
     }
 
@@ -136,7 +140,9 @@ impl DriverTask {
 
     pub(super) async fn happened(&mut self, happened: Happened) {
         match happened {
-            Happened::Started(id) => self.inspect(id),
+            Happened::Started(id) if self.members.contains_key(&id) => self.inspect(id),
+            // Nobody asked for it, or this is the first that is heard of one that is being started.
+            Happened::Started(_) => self.compare(),
             Happened::Exited(id, exited) => match self.members.get_mut(&id) {
                 Some(member) if member.pending == Pending::None => self.ended(id, exited).await,
                 // It ended before the runtime's answer to the start arrived.
@@ -154,15 +160,15 @@ impl DriverTask {
                 self.health_changed(id, change).await;
             }
             Happened::Removed(id) => {
-                let ours = self.members.get(&id).is_some_and(|m| m.pending == Pending::None);
-                if ours {
-                    let gone = Exited { code: 137, oom: false, output: Vec::new() };
-                    self.ended(id, gone).await;
+                if self.members.get(&id).is_some_and(|m| m.pending == Pending::None) {
+                    self.gone(id).await;
+                    self.look_after_all().await;
                 }
             }
             Happened::Reconnected => {
                 let ids: Vec<_> = self.members.keys().cloned().collect();
                 ids.into_iter().for_each(|id| self.inspect(id));
+                self.compare();
             }
         }
     }
@@ -197,13 +203,13 @@ impl DriverTask {
                 self.start_probe(&id);
                 self.push_routes();
             }
-            Ok(None) => self.ended(id, Exited { code: 137, oom: false, output: Vec::new() }).await,
+            Ok(None) => self.gone(id).await,
             Err(err) => tracing::warn!(app = %self.app, instance = %id, %err, "cannot be inspected"),
         }
     }
 
     /// An instance's process ended by itself. The runtime restarts it; a rollout of it fails at once.
-    async fn ended(&mut self, id: InstanceId, exited: Exited) {
+    pub(super) async fn ended(&mut self, id: InstanceId, exited: Exited) {
         let Some(member) = self.members.get_mut(&id) else { return };
         let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
         tracing::warn!(app = %self.app, instance = %id, "{why}");

@@ -1,0 +1,224 @@
+//! Outside of what a rollout is changing: instances that are meant to serve are kept running, and what is on the engine
+//! is compared with what should be there. What differs is drift: told and recorded, and no deployment.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{DriverTask, Signal};
+use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
+use crate::rollout::fleet::{Member, Pending, ServiceSpec};
+use crate::rollout::upkeep::{Care, Standing};
+use crate::runtime::{Exited, Observed, RuntimeError};
+
+/// Between two looks at how the instances stand.
+pub(super) const TICK: Duration = Duration::from_millis(500);
+/// Between two comparisons with the engine: for what no event told of.
+const COMPARE: Duration = Duration::from_secs(30);
+/// For stopping what a deployment left behind.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A place of the live release: one instance is meant to serve in it.
+#[derive(Debug, Clone)]
+pub struct LivePlace {
+    /// What runs in it.
+    pub spec: Arc<ServiceSpec>,
+    /// Which place, from 1.
+    pub slot: u32,
+    /// The deployment that a missing instance is started for.
+    pub deployment: DeploymentId,
+}
+
+impl DriverTask {
+    /// Adds the instances that are missing in the places of the live release; upkeep starts them.
+    pub(super) async fn expect(&mut self, places: Vec<LivePlace>) {
+        if self.rollout.is_some() {
+            return;
+        }
+        for place in places {
+            let service = &place.spec.service.name;
+            let taken = |m: &Member| m.duty == Duty::Serving && m.slot == place.slot && m.spec.service.name == *service;
+            if self.members.values().any(taken) {
+                continue;
+            }
+            let id = InstanceId::new(place.deployment, service, place.slot, 0);
+            self.members.entry(id).or_insert_with(|| Member::missing(place.spec, place.slot, place.deployment));
+        }
+        self.look_after_all().await;
+    }
+
+    /// Looks how each instance that is meant to serve stands, and does what is due.
+    pub(super) async fn look_after_all(&mut self) {
+        if !self.adopted {
+            return;
+        }
+        let now = self.up_since.elapsed();
+        let mut disturbed: BTreeSet<ServiceName> = self
+            .members
+            .values()
+            .filter(|m| m.pending != Pending::None || !m.running)
+            .map(|m| m.spec.service.name.clone())
+            .collect();
+        let mut due = Vec::new();
+        for (id, member) in &mut self.members {
+            let in_rollout = self.rollout.as_ref().is_some_and(|active| active.changes(id, member));
+            if member.duty != Duty::Serving || member.pending != Pending::None || in_rollout {
+                continue;
+            }
+            // One at a time: what answers badly is still better than nothing.
+            let may_replace = !disturbed.contains(&member.spec.service.name);
+            let patience = member.spec.service.health.start_deadline;
+            match member.upkeep.observe(member.standing(), now, patience, may_replace) {
+                Care::Wait => {}
+                care => due.push((id.clone(), care)),
+            }
+            if due.last().is_some_and(|(other, care)| other == id && *care == Care::Replace) {
+                disturbed.insert(member.spec.service.name.clone());
+            }
+        }
+        for (id, care) in due {
+            self.take_care(id, care).await;
+        }
+        if self.compared.is_none_or(|at| now.saturating_sub(at) >= COMPARE) {
+            self.compare();
+        }
+    }
+
+    async fn take_care(&mut self, id: InstanceId, care: Care) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let attempts = member.upkeep.attempts();
+        let why = member.last_check.clone().unwrap_or_else(|| "it is not there".to_owned());
+        let (app, slot, spec) = (self.app.clone(), member.slot, member.spec.clone());
+        let instance = spec.instance(&app, member.deployment, id.clone(), slot);
+        let (runtime, grace) = (self.parts.runtime.clone(), spec.service.stop_grace);
+        match care {
+            Care::Wait => {}
+            Care::Recovered { attempts } => {
+                self.record_drift(Some(id), format!("serves again (attempt {attempts})")).await;
+            }
+            Care::Start => {
+                member.pending = Pending::Start;
+                self.record_drift(Some(id.clone()), format!("does not run: {why}; starting it (attempt {attempts})"))
+                    .await;
+                self.spawn(async move { Signal::Started(id, runtime.start(&instance).await) });
+            }
+            Care::Replace => {
+                member.pending = Pending::Replace;
+                member.probe = None;
+                self.record_drift(Some(id.clone()), format!("stays unready: {why}; replacing it (attempt {attempts})"))
+                    .await;
+                self.spawn(async move {
+                    let result = match runtime.stop(&id, grace).await {
+                        Ok(()) => runtime.start(&instance).await,
+                        Err(err) => Err(err),
+                    };
+                    Signal::Started(id, result)
+                });
+            }
+        }
+    }
+
+    /// An instance could not be started.
+    pub(super) fn not_started(&mut self, id: &InstanceId, err: &RuntimeError) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        tracing::warn!(app = %self.app, instance = %id, %err, "could not be started");
+        member.last_check = Some(format!("could not be started: {err}"));
+        member.running = false;
+        member.address = None;
+        member.gate.restarted();
+        self.push_routes();
+    }
+
+    /// Asks the engine what there is.
+    pub(super) fn compare(&mut self) {
+        self.compared = Some(self.up_since.elapsed());
+        if !self.adopted || self.rollout.is_some() {
+            return;
+        }
+        let (runtime, app, rounds) = (self.parts.runtime.clone(), self.app.clone(), self.rounds);
+        self.spawn(async move { Signal::Listed(rounds, runtime.list(Some(&app)).await) });
+    }
+
+    /// What the engine has, asked for when `rounds` rollouts had begun.
+    pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Vec<Observed>, RuntimeError>) {
+        let observed = match listed {
+            // A rollout that has begun since moves instances.
+            Ok(observed) if self.rollout.is_none() && self.rounds == rounds => observed,
+            Ok(_) => return,
+            Err(err) => return tracing::warn!(app = %self.app, %err, "the instances could not be compared"),
+        };
+        let gone = |id: &InstanceId| !observed.iter().any(|o| o.id == *id);
+        let missed: Vec<_> =
+            self.members.iter().filter(|(id, m)| m.pending == Pending::None && m.running && gone(id)).collect();
+        for id in missed.into_iter().map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.gone(id).await;
+        }
+        self.strangers.retain(|id| !gone(id));
+        for instance in observed {
+            match self.members.get(&instance.id) {
+                Some(_) => self.inspected(instance.id.clone(), Ok(Some(instance))).await,
+                None => self.unexpected(instance).await,
+            }
+        }
+    }
+
+    /// An instance with our labels that is not one of the app's. What a deployment on record left behind is removed;
+    /// what no deployment on record has started is nobody's to remove but the operator's.
+    async fn unexpected(&mut self, instance: Observed) {
+        let id = instance.id;
+        match self.parts.store.deployment(instance.deployment).await {
+            Err(err) => tracing::error!(app = %self.app, instance = %id, %err, "its deployment could not be read"),
+            Ok(None) => {
+                if self.strangers.insert(id.clone()) {
+                    let what = "runs with this agent's labels, but no deployment on record started it; it is left \
+                                alone and gets no requests";
+                    self.record_drift(Some(id), what.to_owned()).await;
+                }
+            }
+            Ok(Some(record)) if !record.status.is_terminal() => {}
+            Ok(Some(record)) => {
+                self.record_drift(Some(id.clone()), format!("was left behind by {}; removing it", record.id)).await;
+                let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
+                tokio::spawn(async move {
+                    if let Err(err) = runtime.stop(&id, GRACE).await {
+                        tracing::error!(%app, instance = %id, %err, "it could not be removed");
+                    }
+                });
+            }
+        }
+    }
+
+    pub(super) async fn gone(&mut self, id: InstanceId) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.exists = false;
+        }
+        let gone = Exited { code: 137, oom: false, output: Vec::new() };
+        self.ended(id, gone).await;
+    }
+
+    async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
+        if let Err(err) = self.parts.journal.drift(&self.app, instance, what).await {
+            tracing::error!(app = %self.app, %err, "drift could not be recorded");
+        }
+    }
+}
+
+impl Member {
+    /// An instance that is meant to be there and is not.
+    fn missing(spec: Arc<ServiceSpec>, slot: u32, deployment: DeploymentId) -> Self {
+        let mut member = Self::starting(spec, slot, deployment);
+        member.pending = Pending::None;
+        member.duty = Duty::Serving;
+        member.exists = false;
+        member
+    }
+
+    fn standing(&self) -> Standing {
+        match (self.exists, self.running, self.gate.health()) {
+            (false, ..) => Standing::Gone,
+            (true, false, _) => Standing::Down,
+            (true, true, Health::Ready) => Standing::Well,
+            (true, true, _) => Standing::Unready,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What is live stays live, whoever lays hands on it; and what is not the agent's is left alone.
+
+use std::collections::HashMap;
+
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+};
+use serde_json::Value;
+
+use crate::shop::{LIMIT, Options, Shop};
+use crate::support::engine::{self, Container};
+use crate::support::http;
+use crate::support::site::Behaviour;
+use crate::support::wait::eventually;
+
+/// Two instances that are replaced soon when they stay unready.
+fn options() -> Options {
+    Options::web(
+        "instances = 2\nhealth = { path = \"/healthz\", interval = \"200ms\", start_deadline = \"3s\" }\nstop_grace = \"2s\"",
+    )
+}
+
+impl Shop {
+    /// The app's entries of drift once one of them says all of `parts`.
+    async fn drifted(&self, parts: &[&str]) -> Vec<Value> {
+        eventually(&format!("drift says {parts:?}"), LIMIT, async || {
+            let entries = self.agent.get("/api/v1/apps/shop/drift").await;
+            let says = |entry: &Value| parts.iter().all(|part| entry.to_string().contains(part));
+            let entries = entries.as_array().expect("a list").clone();
+            if entries.iter().any(says) { Ok(entries) } else { Err(format!("{entries:#?}")) }
+        })
+        .await
+    }
+
+    async fn serves_with(&self, instances: usize) {
+        eventually("every instance serves", LIMIT, async || {
+            let app = self.app().await;
+            let all = app["instances"].as_array().expect("instances");
+            let serve = |i: &Value| i["health"] == "ready" && i["duty"] == "serving";
+            if all.len() == instances && all.iter().all(serve) { Ok(()) } else { Err(format!("{app:#}")) }
+        })
+        .await;
+    }
+
+    async fn remove_by_hand(&self, container: &Container) {
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        self.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
+    }
+
+    /// Asks an instance itself, past the proxy.
+    async fn tell_instance(&self, id: &str, path: &str) {
+        let app = self.app().await;
+        let all = app["instances"].as_array().expect("instances").clone();
+        let instance = all.iter().find(|instance| instance["id"] == id).unwrap_or_else(|| panic!("{app:#}"));
+        let address = instance["address"].as_str().expect("an address").parse().expect("an address");
+        // One that is told to exit does not answer.
+        let _ = http::get(address, "shop", path).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_removed_stopped_or_killed_by_hand_returns() {
+    let Some(engine) = engine::or_skip("what_is_removed_stopped_or_killed_by_hand_returns").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let first = shop.instances("web").await.into_iter().find(|c| c.label("longshore.slot") == "1").expect("web 1");
+
+    shop.remove_by_hand(&first).await;
+    shop.drifted(&["d1-web-1", "does not run", "starting it"]).await;
+    shop.drifted(&["d1-web-1", "serves again"]).await;
+    shop.assert_live(1, &[("web", 2)]).await;
+
+    let second = shop.instances("web").await.into_iter().find(|c| c.label("longshore.slot") == "2").expect("web 2");
+    let options = StopContainerOptionsBuilder::new().t(1).build();
+    shop.engine.docker.stop_container(&second.id, Some(options)).await.expect("stopped");
+    shop.drifted(&["d1-web-2", "serves again"]).await;
+    shop.serves_with(2).await;
+
+    // The engine restarts what ends by itself.
+    shop.tell_instance("d1-web-2", "/exit?code=3").await;
+    eventually("it was restarted", LIMIT, async || {
+        let app = shop.app().await;
+        let restarted = app["instances"].as_array().expect("instances").iter().any(|i| i["restarts"] == 1);
+        if restarted { Ok(()) } else { Err(format!("{app:#}")) }
+    })
+    .await;
+    shop.serves_with(2).await;
+
+    // The same while nobody looks.
+    shop.agent.kill().await;
+    for container in shop.engine.instances(&shop.agent.id(), "shop", "web").await {
+        shop.remove_by_hand(&container).await;
+    }
+    shop.agent.start().await;
+    shop.serves_with(2).await;
+    assert_eq!(shop.version().await, "v1");
+    assert_eq!(shop.deployments().await.len(), 1, "drift is no deployment");
+
+    // The next deployment finds all in order.
+    let next = shop.push(&Behaviour::version("v2")).await;
+    assert_eq!(next["status"], "succeeded", "{next:#}");
+    shop.assert_live(2, &[("web", 2)]).await;
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn what_stays_unready_is_replaced_and_nobody_notices() {
+    let Some(engine) = engine::or_skip("what_stays_unready_is_replaced_and_nobody_notices").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let load = shop.load();
+    let before = shop.instances("web").await;
+    shop.tell_instance("d1-web-1", "/break").await;
+    shop.drifted(&["d1-web-1", "stays unready", "503", "replacing it"]).await;
+    shop.drifted(&["d1-web-1", "serves again"]).await;
+    shop.serves_with(2).await;
+    let after = shop.instances("web").await;
+    let stayed = after.iter().filter(|now| before.iter().any(|then| then.id == now.id)).count();
+    assert_eq!((after.len(), stayed), (2, 1), "one of two is another container now");
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn what_nobody_recorded_is_left_alone_and_what_was_left_behind_goes() {
+    let Some(engine) = engine::or_skip("what_nobody_recorded_is_left_alone_and_what_was_left_behind_goes").await else {
+        return;
+    };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let copy = shop.instances("web").await.swap_remove(0);
+    let image = shop.engine.docker.inspect_container(&copy.id, None).await.expect("a container").image;
+    let start = async |deployment: &str, slot: &str| {
+        let mut labels: HashMap<String, String> = copy.labels.clone();
+        let id = format!("d{deployment}-web-{slot}");
+        labels.insert("longshore.deployment".into(), deployment.into());
+        labels.insert("longshore.instance".into(), id.clone());
+        labels.insert("longshore.slot".into(), slot.into());
+        let body = ContainerCreateBody { image: image.clone(), labels: Some(labels), ..Default::default() };
+        let name = format!("{}.{id}", copy.name);
+        let options = CreateContainerOptionsBuilder::new().name(&name).build();
+        let made = shop.engine.docker.create_container(Some(options), body).await.expect("created");
+        shop.engine.docker.start_container(&made.id, None::<StartContainerOptions>).await.expect("started");
+        made.id
+    };
+    let stranger = start("4711", "1").await;
+    let left_behind = start("1", "7").await;
+    shop.drifted(&["d4711-web-1", "no deployment on record", "left alone"]).await;
+    shop.drifted(&["d1-web-7", "was left behind by"]).await;
+    let exists = async |id: &str| shop.engine.docker.inspect_container(id, None).await.is_ok();
+    eventually("what was left behind is gone", LIMIT, async || {
+        if exists(&left_behind).await { Err("it is there".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    shop.agent.restart().await;
+    shop.serves_with(2).await;
+    assert!(shop.engine.docker.inspect_container(&stranger, None).await.is_ok(), "the stranger is left alone");
+    let options = RemoveContainerOptionsBuilder::new().force(true).build();
+    shop.engine.docker.remove_container(&stranger, Some(options)).await.expect("removed");
+    shop.finish().await;
+}
