@@ -33,6 +33,22 @@ pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<S
     specs.collect()
 }
 
+/// A service as an instance of it runs already. Its environment is not looked at: a secret that has gone since must not
+/// keep the agent from knowing the instance.
+pub fn of_running(release: &Release, service: &ServiceName) -> Option<ServiceSpec> {
+    let released = release.body.service(service)?;
+    let routed = routed_service(release.body.services.iter().map(|released| &released.service));
+    Some(ServiceSpec {
+        routed: routed.is_some_and(|routed| routed.name == *service),
+        service: released.service.clone(),
+        image: released.image.clone(),
+        env: BTreeMap::new(),
+        settings: String::new(),
+        release: release.number,
+        commit: release.commit.clone(),
+    })
+}
+
 /// The environment with its secrets read now; `PORT` is set where it is not.
 fn resolve_env(released: &ReleasedService) -> Result<BTreeMap<String, SecretString>, String> {
     let service = &released.service;

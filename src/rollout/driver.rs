@@ -111,6 +111,7 @@ impl Driver {
             signals: signals.downgrade(),
             published,
             members: BTreeMap::new(),
+            adopted: false,
             rollout: None,
             rounds: 0,
             pusher,
@@ -193,6 +194,8 @@ struct DriverTask {
     signals: mpsc::WeakUnboundedSender<Signal>,
     published: watch::Sender<Vec<InstanceState>>,
     members: BTreeMap<InstanceId, Member>,
+    /// What ran before is known. Until then the routes that the proxy keeps say more than we do.
+    adopted: bool,
     rollout: Option<Active>,
     rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,

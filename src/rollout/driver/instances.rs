@@ -19,6 +19,7 @@ impl DriverTask {
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
+        self.adopted = true;
         self.push_routes();
     }
 
