@@ -77,9 +77,10 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let agent = Arc::new(Agent::detached(id, store, config_path.clone(), config));
     let shutdown = agent.shutdown().clone();
     let (adopted, all_adopted) = oneshot::channel();
+    let engine_answers = engine.is_ok();
     let work = tokio::spawn(take_up(agent.clone(), engine, with_engine, adopted));
     // What runs is known before the first answer, unless the engine takes its time: pushes do not wait for it.
-    if tokio::time::timeout(ENGINE_PATIENCE, all_adopted).await.is_err() {
+    if engine_answers && tokio::time::timeout(ENGINE_PATIENCE, all_adopted).await.is_err() {
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
