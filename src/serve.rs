@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::agent::Agent;
 use crate::agent::apps::Shared;
@@ -23,8 +23,8 @@ use crate::deploy::source::Mirrors;
 use crate::proxy::client::ProxyClient;
 use crate::proxy::spawn::spawn_proxy;
 use crate::rollout::routes::Routes;
-use crate::runtime::Happened;
 use crate::runtime::docker::Docker;
+use crate::runtime::{Happened, RuntimeError};
 use crate::store::Store;
 use crate::{api, data_dir, notify, trigger};
 
@@ -32,6 +32,10 @@ use crate::{api, data_dir, notify, trigger};
 const BUILDS: usize = 2;
 /// How long a proxy may take to come up.
 const PROXY_START: Duration = Duration::from_secs(5);
+/// The engine may take so long before the agent begins to answer without it.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two attempts to reach the engine: the first pause, and the longest.
+const ENGINE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// What is still under way at the end (answers, streams) gets so long.
 const END_GRACE: Duration = Duration::from_secs(5);
 
@@ -43,7 +47,10 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     let id = store.kept_random("agent_id", 6).await?;
     std::fs::write(data_dir.join("agent-id"), &id).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
-    let docker = Docker::connect(&config.runtime.docker_host, &id).await?;
+    let engine = reach_engine(&config.runtime.docker_host, &id).await;
+    if let Err(err @ RuntimeError::Refused(_)) = engine {
+        return Err(err.into());
+    }
     let listener = TcpListener::bind(config.agent.listen)
         .await
         .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?;
@@ -58,25 +65,30 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     };
     starter.ensure(&proxy, config.proxy.http).await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
-    let parts = Shared {
-        runtime: Arc::new(docker.clone()),
-        builder: Builder::new(docker.clone()),
-        docker,
-        mirrors: Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?,
-        routes: Arc::new(Routes::new(proxy.clone(), kept)),
-        proxy: proxy.clone(),
-        build_slots: Arc::new(Semaphore::new(BUILDS)),
-        settings_key,
+    let mirrors = Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?;
+    let routes = Arc::new(Routes::new(proxy.clone(), kept));
+    let with_engine = {
+        let proxy = proxy.clone();
+        move |docker: Docker| Shared {
+            runtime: Arc::new(docker.clone()),
+            builder: Builder::new(docker.clone()),
+            docker,
+            mirrors,
+            routes,
+            proxy,
+            build_slots: Arc::new(Semaphore::new(BUILDS)),
+            settings_key,
+        }
     };
     let agent = Arc::new(Agent::detached(id, store, config_path.clone(), config));
     let shutdown = agent.shutdown().clone();
-    agent.connect(parts.clone());
-
-    if let Err(err) = sweep_release_commands(&agent, &parts.docker).await {
-        tracing::warn!("what is left of release commands could not be removed: {err:#}");
+    let (adopted, all_adopted) = oneshot::channel();
+    let engine_answers = engine.is_ok();
+    let work = tokio::spawn(take_up(agent.clone(), engine, with_engine, adopted));
+    // What runs is known before the first answer, unless the engine takes its time: pushes do not wait for it.
+    if engine_answers && tokio::time::timeout(ENGINE_PATIENCE, all_adopted).await.is_err() {
+        tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
-    let events = tokio::spawn(hand_on_events(agent.clone(), parts.runtime.watch()));
-    agent.start_apps().await;
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(keep_proxy(agent.clone(), proxy, starter));
 
@@ -95,8 +107,62 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     if tokio::time::timeout(END_GRACE, ended).await.is_err() {
         tracing::warn!("some of what is under way did not end in time and is cut");
     }
-    events.abort();
+    work.abort();
     Ok(())
+}
+
+/// A connection to the engine, in a moment or not at all.
+async fn reach_engine(docker_host: &str, agent_id: &str) -> Result<Docker, RuntimeError> {
+    let connecting = Docker::connect(docker_host, agent_id);
+    let late = |_| RuntimeError::Unavailable(format!("no answer from {docker_host} within {ENGINE_PATIENCE:?}"));
+    tokio::time::timeout(ENGINE_PATIENCE, connecting).await.map_err(late)?
+}
+
+/// Takes up what the engine has of ours, as soon as the engine is there, and then hands on what happens on it. Nothing is
+/// deployed before.
+async fn take_up(
+    agent: Arc<Agent>,
+    engine: Result<Docker, RuntimeError>,
+    with_engine: impl FnOnce(Docker) -> Shared,
+    adopted: oneshot::Sender<()>,
+) {
+    let docker = match engine {
+        Ok(docker) => docker,
+        Err(err) => {
+            tracing::error!(%err, "deployments wait until the engine answers");
+            agent.not_connected(Some(err));
+            let docker = wait_for_engine(&agent).await;
+            agent.not_connected(None);
+            tracing::info!("the engine answers now");
+            docker
+        }
+    };
+    let parts = with_engine(docker);
+    // Before any app is started: what it removes is told by which deployments run.
+    if let Err(err) = sweep_release_commands(&agent, &parts.docker).await {
+        tracing::warn!("what is left of release commands could not be removed: {err:#}");
+    }
+    agent.connect(parts.clone());
+    let events = hand_on_events(agent.clone(), parts.runtime.watch());
+    let starting = async {
+        agent.start_apps().await;
+        // Nobody waits for it any more when it took long.
+        let _ = adopted.send(());
+    };
+    tokio::join!(events, starting);
+}
+
+/// Asks again and again, as the engine may be started later than the agent.
+async fn wait_for_engine(agent: &Agent) -> Docker {
+    let (mut pause, longest) = ENGINE_PAUSES;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+        match reach_engine(&agent.config().runtime.docker_host, &agent.id).await {
+            Ok(docker) => return docker,
+            Err(err) => agent.not_connected(Some(err)),
+        }
+    }
 }
 
 /// The journal's lock says that no other agent lives in this directory, so a socket that is there is left over.

@@ -1,27 +1,23 @@
-//! One configured app's tasks: its driver, its worker, its reconciliation; and the adoption of what runs already.
+//! One configured app's tasks: its driver, its worker, its reconciliation.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Result, bail};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::adopt::{self, Adoption};
 use super::{Agent, reconcile};
 use crate::config::App;
+use crate::deploy::Deployer;
 use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
-use crate::deploy::{Deployer, spec};
-use crate::model::{DeploymentId, Duty};
 use crate::proxy::client::ProxyClient;
 use crate::rollout::driver::Parts;
-use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Driver, Entrance, ServiceSpec};
+use crate::rollout::{Driver, Entrance};
+use crate::runtime::Runtime;
 use crate::runtime::docker::Docker;
-use crate::runtime::{Observed, RunState, Runtime};
-use crate::store::Deployment;
 
 /// What all apps share.
 #[derive(Clone)]
@@ -52,11 +48,15 @@ pub(super) struct AppHandle {
     pub wake: Arc<Notify>,
     /// Ends its worker and its reconciliation when the app is no longer configured.
     pub end: CancellationToken,
+    /// Whether the worker has begun or waits for the engine.
+    pub adoption: watch::Receiver<Adoption>,
 }
 
-/// Starts an app's tasks and adopts its instances.
-pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
+/// Starts an app's tasks, unless it has them already. Its deployments wait until its instances are adopted.
+pub(super) fn start(agent: &Arc<Agent>, app: &App) {
     let Some(shared) = agent.parts.get() else { return };
+    let mut apps = agent.apps.write().unwrap_or_else(PoisonError::into_inner);
+    let Entry::Vacant(place) = apps.entry(app.name.clone()) else { return };
     let parts = Parts {
         runtime: shared.runtime.clone(),
         routes: shared.routes.clone(),
@@ -64,9 +64,6 @@ pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
         store: agent.store.clone(),
     };
     let driver = Driver::start(app.name.clone(), Entrance::of(app), parts);
-    if let Err(err) = adopt(agent, app, &driver).await {
-        tracing::error!(app = %app.name, "its instances could not be adopted: {err:#}");
-    }
     let end = agent.shutdown.child_token();
     let deployer = Deployer {
         app: app.name.clone(),
@@ -84,76 +81,14 @@ pub(super) async fn start(agent: &Arc<Agent>, app: &App) {
         shutdown: end.clone(),
     };
     let wake = Arc::new(Notify::new());
-    agent.workers.spawn(deployer.clone().work(wake.clone()));
-    let handle = AppHandle { driver, deployer, wake, end: end.clone() };
-    agent.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(app.name.clone(), Arc::new(handle));
-    tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
-}
-
-/// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.
-async fn adopt(agent: &Arc<Agent>, app: &App, driver: &Driver) -> Result<()> {
-    let shared = agent.parts()?;
-    let observed = shared.runtime.list(Some(&app.name)).await?;
-    let mut records: BTreeMap<DeploymentId, Deployment> = BTreeMap::new();
-    for instance in &observed {
-        if let Some(record) = agent.store.deployment(instance.deployment).await? {
-            records.insert(record.id, record);
+    let (adopting, adoption) = watch::channel(Adoption::Asking);
+    let handle = AppHandle { driver, deployer: deployer.clone(), wake: wake.clone(), end: end.clone(), adoption };
+    place.insert(Arc::new(handle));
+    tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end.clone()));
+    let adopted = adopt::until_done(agent.clone(), deployer.app.clone(), deployer.driver.clone(), adopting, end);
+    agent.workers.spawn(async move {
+        if adopted.await {
+            deployer.work(wake).await;
         }
-    }
-    let current: Vec<Current> = observed.iter().map(current).collect();
-    let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
-    if let Some(unfinished) = agent.store.unfinished(&app.name).await? {
-        // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
-        let ending = agent.store.stops_begun(unfinished.id).await?;
-        live.retain(|id| !ending.contains(id));
-        left.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
-    }
-    for id in &left {
-        tracing::warn!(app = %app.name, instance = %id, "left behind by a deployment; removing it");
-        if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
-            tracing::error!(app = %app.name, instance = %id, %err, "it could not be removed");
-        }
-    }
-    let mut adopted = Vec::new();
-    for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
-        let Some(spec) = spec_of(agent, app, &instance).await? else {
-            tracing::warn!(app = %app.name, instance = %instance.id, "its release is not on record; it is left alone");
-            continue;
-        };
-        let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
-        let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
-        adopted.push((instance, spec, duty));
-    }
-    if !adopted.is_empty() {
-        tracing::info!(app = %app.name, instances = adopted.len(), "adopted");
-    }
-    driver.adopt(adopted).await;
-    Ok(())
-}
-
-fn current(observed: &Observed) -> Current {
-    Current {
-        id: observed.id.clone(),
-        service: observed.service.clone(),
-        slot: observed.slot,
-        settings: observed.settings.clone(),
-        deployment: observed.deployment,
-        running: observed.state == RunState::Running,
-    }
-}
-
-async fn spec_of(agent: &Arc<Agent>, app: &App, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
-    let Some(release) = agent.store.release(&app.name, instance.release).await? else { return Ok(None) };
-    match spec::service_specs(&release, &agent.parts()?.settings_key) {
-        Ok(specs) => Ok(specs.get(&instance.service).cloned()),
-        Err(why) => bail!("{why}"),
-    }
-}
-
-/// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.
-async fn duty_of(routes: &Routes, app: &App, instance: &Observed, spec: &ServiceSpec, under_way: bool) -> Duty {
-    if !spec.routed || routes.holds(&app.name, &instance.id).await {
-        return Duty::Serving;
-    }
-    if under_way { Duty::Idle } else { Duty::Serving }
+    });
 }

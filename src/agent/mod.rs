@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,10 +20,15 @@ use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::RuntimeError;
 use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
 
+mod adopt;
 pub mod apps;
 mod reconcile;
 
+use adopt::Adoption;
 use apps::AppHandle;
+
+/// Why there are no parts yet, when nothing worse is known.
+const STARTING: &str = "the agent is still starting";
 
 /// A running agent.
 pub struct Agent {
@@ -36,6 +42,8 @@ pub struct Agent {
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
     parts: OnceLock<apps::Shared>,
+    /// Why there are no parts yet.
+    unconnected: RwLock<String>,
     /// The apps' workers: at the end what they do now is finished or left in order.
     workers: TaskTracker,
     shutdown: CancellationToken,
@@ -59,6 +67,7 @@ impl Agent {
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
             parts: OnceLock::new(),
+            unconnected: RwLock::new(STARTING.to_owned()),
             workers: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }
@@ -69,22 +78,38 @@ impl Agent {
         let _ = self.parts.set(parts);
     }
 
+    /// Says why it has no engine yet; `None`: it has reached it and is about to be connected.
+    pub fn not_connected(&self, err: Option<RuntimeError>) {
+        let why = match err {
+            None => STARTING.to_owned(),
+            Some(RuntimeError::Unavailable(why)) => why,
+            Some(other) => other.to_string(),
+        };
+        *self.unconnected.write().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// Waits until every app's worker has ended; they do after the shutdown was cancelled.
     pub async fn workers_ended(&self) {
         self.workers.close();
         self.workers.wait().await;
     }
 
-    /// Starts every app's tasks, after adopting its instances.
+    /// Starts every app's tasks, and waits until what ran before is adopted.
     pub async fn start_apps(self: &Arc<Self>) {
         for app in self.config().apps.values() {
-            apps::start(self, app).await;
+            apps::start(self, app);
         }
+        let adoptions = self.handles().into_iter().map(|app| app.adoption.clone());
+        join_all(adoptions.map(|mut adoption| async move {
+            // An error is an app that is no longer configured.
+            let _ = adoption.wait_for(|adoption| *adoption == Adoption::Done).await;
+        }))
+        .await;
     }
 
     /// Hands what happened on the engine to every app; each knows its own instances.
     pub fn happened(&self, happened: &crate::runtime::Happened) {
-        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         for app in apps.values() {
             app.driver.happened(happened.clone());
         }
@@ -92,7 +117,8 @@ impl Agent {
 
     /// Engine and proxy, once they are connected.
     fn parts(&self) -> Result<&apps::Shared, RuntimeError> {
-        self.parts.get().ok_or_else(|| RuntimeError::Unavailable("the agent is still starting".to_owned()))
+        let why = || self.unconnected.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.parts.get().ok_or_else(|| RuntimeError::Unavailable(why()))
     }
 
     /// The configuration in force.
@@ -111,12 +137,17 @@ impl Agent {
     }
 
     fn app(&self, name: &AppName) -> Option<Arc<AppHandle>> {
-        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         apps.get(name).cloned()
     }
 
+    fn handles(&self) -> Vec<Arc<AppHandle>> {
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
+        apps.values().cloned().collect()
+    }
+
     fn app_names(&self) -> Vec<AppName> {
-        let apps = self.apps.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         apps.keys().cloned().collect()
     }
 
@@ -150,7 +181,7 @@ impl Agent {
 
     fn running(&self, app: &AppName) -> Option<Running> {
         let app = self.app(app)?;
-        app.deployer.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        app.deployer.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// An app's instances now; `None` when the app is not configured.
@@ -174,7 +205,10 @@ impl Agent {
 
     /// What a deployment of a commit, of a ref, or (with neither) of the branch's tip would do, without doing it.
     pub async fn plan(&self, app: &AppName, want: Option<String>) -> Result<PlanView, String> {
+        self.parts().map_err(|err| err.to_string())?;
         let handle = self.app(app).ok_or_else(|| format!("app {app} is not configured"))?;
+        let problem = handle.adoption.borrow().problem(app);
+        problem.map_or(Ok(()), Err)?;
         plan_view::plan(&handle.deployer, want).await
     }
 
@@ -218,13 +252,13 @@ impl Agent {
         for (name, app) in &config.apps {
             match self.app(name) {
                 Some(handle) => handle.driver.set_entrance(Entrance::of(app)),
-                None => apps::start(self, app).await,
+                None => apps::start(self, app),
             }
         }
     }
 
     async fn let_go(&self, name: &AppName) {
-        let gone = self.apps.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+        let gone = self.apps.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         let Some(gone) = gone else { return };
         gone.end.cancel();
         if let Ok(parts) = self.parts() {
@@ -242,6 +276,8 @@ impl Agent {
                 if let Err(err) = parts.docker.ping().await {
                     problems.push(err.to_string());
                 }
+                let adoptions = self.handles().into_iter().map(|app| (app.adoption.clone(), app.deployer.app.clone()));
+                problems.extend(adoptions.filter_map(|(adoption, app)| adoption.borrow().problem(&app)));
                 if !parts.proxy.status().connected {
                     problems.push("the proxy does not answer".to_owned());
                 }

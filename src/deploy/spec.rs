@@ -14,23 +14,32 @@ use crate::store::{Release, ReleasedService};
 
 /// Every service of a release, ready to be started. The error names a secret that cannot be read.
 pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
-    let routed = routed_service(release.body.services.iter().map(|released| &released.service));
     let specs = release.body.services.iter().map(|released| {
-        let name = released.service.name.clone();
         let env = resolve_env(released)?;
         let settings = settings_digest(released, &env, settings_key);
-        let spec = ServiceSpec {
-            routed: routed.is_some_and(|service| service.name == name),
-            service: released.service.clone(),
-            image: released.image.clone(),
-            env,
-            settings,
-            release: release.number,
-            commit: release.commit.clone(),
-        };
-        Ok((name, Arc::new(spec)))
+        let spec = ServiceSpec { env, settings, ..without_env(release, released) };
+        Ok((released.service.name.clone(), Arc::new(spec)))
     });
     specs.collect()
+}
+
+/// A service as an instance of it runs already. Its environment is not looked at: a secret that has gone since must not
+/// keep the agent from knowing the instance.
+pub fn of_running(release: &Release, service: &ServiceName) -> Option<ServiceSpec> {
+    release.body.service(service).map(|released| without_env(release, released))
+}
+
+fn without_env(release: &Release, released: &ReleasedService) -> ServiceSpec {
+    let routed = routed_service(release.body.services.iter().map(|released| &released.service));
+    ServiceSpec {
+        routed: routed.is_some_and(|routed| routed.name == released.service.name),
+        service: released.service.clone(),
+        image: released.image.clone(),
+        env: BTreeMap::new(),
+        settings: String::new(),
+        release: release.number,
+        commit: release.commit.clone(),
+    }
 }
 
 /// The environment with its secrets read now; `PORT` is set where it is not.

@@ -117,12 +117,12 @@ impl Driver {
             signals: signals.downgrade(),
             published,
             members: BTreeMap::new(),
+            adopted: false,
             rollout: None,
             rounds: 0,
             pusher,
             pushed: None,
             up_since: Instant::now(),
-            adopted: false,
             compared: None,
             strangers: BTreeSet::new(),
         };
@@ -217,14 +217,15 @@ struct DriverTask {
     signals: mpsc::WeakUnboundedSender<Signal>,
     published: watch::Sender<Vec<InstanceState>>,
     members: BTreeMap<InstanceId, Member>,
+    /// What ran before is known. Until then the routes that the proxy keeps say more than we do, and
+    /// nothing can be missing.
+    adopted: bool,
     rollout: Option<Active>,
     rounds: u64,
     pusher: mpsc::UnboundedSender<Push>,
     pushed: Option<Vec<Route>>,
     /// When the driver was started.
     up_since: Instant,
-    /// What an earlier life of the agent started is known: only then can anything be missing.
-    adopted: bool,
     /// How long after `up_since` the engine was last asked what there is.
     compared: Option<Duration>,
     /// Told of already: with our labels, and of no deployment on record.

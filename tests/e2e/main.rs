@@ -16,6 +16,7 @@ mod bad_versions;
 mod cancel;
 mod commands;
 mod deliveries;
+mod engine_away;
 mod gates;
 mod operations;
 mod pushing;

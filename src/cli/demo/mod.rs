@@ -22,6 +22,8 @@ use load::Load;
 use site::Site;
 
 use super::daemon;
+use crate::config;
+use crate::runtime::docker::Docker;
 use remove::remove;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -171,6 +173,9 @@ impl Demo {
     }
 
     async fn start_agent(&self) -> Result<()> {
+        // The agent would wait for an engine to come; who runs the demo wants to hear at once that there is none.
+        let config = config::load(&self.config_path()).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+        Docker::connect(&config.runtime.docker_host, "demo").await?;
         let log = fs::File::create(self.dir.join("agent.log"))?;
         let mut command = Command::new(&self.exe);
         command.args(["serve", "--config"]).arg(self.config_path());

@@ -61,7 +61,7 @@ impl DriverTask {
     /// Sends the routes when they differ from what was sent last.
     pub(super) fn push_routes(&mut self) {
         let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
-        if self.pushed.as_ref() == Some(&routes) {
+        if !self.adopted || self.pushed.as_ref() == Some(&routes) {
             return;
         }
         self.pushed = Some(routes.clone());

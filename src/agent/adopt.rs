@@ -1,0 +1,142 @@
+//! What an earlier life of the agent left: asked of the engine until it answers, then adopted or removed. Nothing of an
+//! app is deployed before: it would be planned as if nothing ran.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Agent;
+use crate::deploy::spec;
+use crate::model::{AppName, DeploymentId, Duty};
+use crate::rollout::plan::{self, Current};
+use crate::rollout::routes::Routes;
+use crate::rollout::{Driver, ServiceSpec};
+use crate::runtime::{Observed, RunState};
+use crate::store::Deployment;
+
+/// Between two questions to an engine that does not answer: the first pause, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// How far an app's instances are known in this life of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Adoption {
+    /// The engine is being asked.
+    Asking,
+    /// It could not be asked, for this reason, and is asked again.
+    Waiting(String),
+    /// They are known.
+    Done,
+}
+
+impl Adoption {
+    /// What it keeps from being done, in words.
+    pub fn problem(&self, app: &AppName) -> Option<String> {
+        match self {
+            Self::Asking => Some(format!("the instances of {app} are being looked at; its deployments wait")),
+            Self::Waiting(why) => {
+                Some(format!("the instances of {app} could not be looked at; its deployments wait: {why}"))
+            }
+            Self::Done => None,
+        }
+    }
+}
+
+/// Adopts an app's instances, however often it takes. False when `end` came first.
+pub(super) async fn until_done(
+    agent: Arc<Agent>,
+    app: AppName,
+    driver: Driver,
+    adoption: watch::Sender<Adoption>,
+    end: CancellationToken,
+) -> bool {
+    let (mut pause, longest) = PAUSES;
+    loop {
+        let adopted = tokio::select! {
+            biased;
+            () = end.cancelled() => return false,
+            adopted = adopt(&agent, &app, &driver) => adopted,
+        };
+        let Err(err) = adopted else { break };
+        let why = format!("{err:#}");
+        if adoption.send_replace(Adoption::Waiting(why.clone())) == Adoption::Asking {
+            tracing::error!(%app, "its instances could not be looked at, and its deployments wait until they can: {why}");
+        }
+        tokio::select! {
+            () = end.cancelled() => return false,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+        }
+    }
+    if adoption.send_replace(Adoption::Done) != Adoption::Asking {
+        tracing::info!(%app, "its instances are known now, and its deployments go on");
+    }
+    true
+}
+
+/// Takes over what an earlier life of the agent started; what a failed deployment left behind is removed.
+async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
+    let shared = agent.parts()?;
+    let observed = shared.runtime.list(Some(app)).await?;
+    let mut records: BTreeMap<DeploymentId, Deployment> = BTreeMap::new();
+    for instance in &observed {
+        if let Some(record) = agent.store.deployment(instance.deployment).await? {
+            records.insert(record.id, record);
+        }
+    }
+    let current: Vec<Current> = observed.iter().map(current).collect();
+    let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
+    if let Some(unfinished) = agent.store.unfinished(app).await? {
+        // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
+        let ending = agent.store.stops_begun(unfinished.id).await?;
+        live.retain(|id| !ending.contains(id));
+        left.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
+    }
+    for id in &left {
+        tracing::warn!(%app, instance = %id, "left behind by a deployment; removing it");
+        if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
+            tracing::error!(%app, instance = %id, %err, "it could not be removed");
+        }
+    }
+    let mut adopted = Vec::new();
+    for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
+        let Some(spec) = spec_of(agent, app, &instance).await? else {
+            tracing::warn!(%app, instance = %instance.id, "its release is not on record; it is left alone");
+            continue;
+        };
+        let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
+        let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
+        adopted.push((instance, spec, duty));
+    }
+    if !adopted.is_empty() {
+        tracing::info!(%app, instances = adopted.len(), "adopted");
+    }
+    driver.adopt(adopted).await;
+    Ok(())
+}
+
+fn current(observed: &Observed) -> Current {
+    Current {
+        id: observed.id.clone(),
+        service: observed.service.clone(),
+        slot: observed.slot,
+        settings: observed.settings.clone(),
+        deployment: observed.deployment,
+        running: observed.state == RunState::Running,
+    }
+}
+
+async fn spec_of(agent: &Agent, app: &AppName, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
+    let release = agent.store.release(app, instance.release).await?;
+    Ok(release.and_then(|release| spec::of_running(&release, &instance.service)).map(Arc::new))
+}
+
+/// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.
+async fn duty_of(routes: &Routes, app: &AppName, instance: &Observed, spec: &ServiceSpec, under_way: bool) -> Duty {
+    if !spec.routed || routes.holds(app, &instance.id).await {
+        return Duty::Serving;
+    }
+    if under_way { Duty::Idle } else { Duty::Serving }
+}
