@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::agent::apps::Shared;
 use crate::config::Config;
 use crate::deploy::build::Builder;
-use crate::deploy::source::Mirrors;
+use crate::deploy::source::{Mirrors, Timeouts};
 use crate::proxy::client::ProxyClient;
 use crate::proxy::spawn::spawn_proxy;
 use crate::rollout::routes::Routes;
@@ -62,7 +62,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
         runtime: Arc::new(docker.clone()),
         builder: Builder::new(docker.clone()),
         docker,
-        mirrors: Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?,
+        mirrors: Mirrors::new(data_dir.join("mirrors"), Timeouts::default())
+            .context("cannot create the mirrors' directory")?,
         routes: Arc::new(Routes::new(proxy.clone(), kept)),
         proxy: proxy.clone(),
         build_slots: Arc::new(Semaphore::new(BUILDS)),

@@ -89,11 +89,6 @@ impl Store {
         .await
     }
 
-    /// The release that `deployment` made, if it came so far.
-    pub async fn release_of(&self, deployment: DeploymentId) -> Result<Option<Release>, StoreError> {
-        self.call(move |c| Ok(query(c, "WHERE deployment = ?", params![deployment.0])?.into_iter().next())).await
-    }
-
     /// One release by number.
     pub async fn release(&self, app: &AppName, number: ReleaseNumber) -> Result<Option<Release>, StoreError> {
         let app = app.clone();
