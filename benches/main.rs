@@ -14,6 +14,7 @@ mod git;
 #[allow(dead_code, reason = "shared with the tests")]
 mod git_server;
 #[path = "../tests/support/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
 mod support;
 
 mod engine_calls;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use longshore::config::{App, RepoUrl};
 use longshore::deploy::build::context::Context;
-use longshore::deploy::source::{Mirrors, Source, Want};
+use longshore::deploy::source::{Mirrors, Source, Timeouts, Want};
 use longshore::model::CommitSha;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ async fn fetch_over(repo: &Repo, origin: &Path, place: &Path, url: RepoUrl, addr
     let theirs = place.join("git.git");
     run_git(place, &[&allow[..], &["clone", "-q", "--bare", address, "git.git"]].concat());
     let app = git::app(url);
-    let mirrors = Mirrors::new(place.join("mirrors")).expect("a directory");
+    let mirrors = Mirrors::new(place.join("mirrors"), Timeouts::default()).expect("a directory");
     fetch_commit(&mirrors, &app, &repo.head()).await;
 
     let next = |round: usize| {
@@ -103,7 +103,7 @@ pub async fn context() -> Vec<Figure> {
     repo.write("Dockerfile", "FROM scratch\nCOPY . /\n");
     let commit = repo.commit("First");
     let app = git::app(RepoUrl::Local(repo.path.clone()));
-    let mirrors = Mirrors::new(directory.path().join("mirrors")).expect("a directory");
+    let mirrors = Mirrors::new(directory.path().join("mirrors"), Timeouts::default()).expect("a directory");
     let source = fetch_commit(&mirrors, &app, &commit).await;
     let build = git::build();
     let (ours, theirs) = in_turn(

@@ -12,6 +12,7 @@
 //! [`agent`] holds an app's parts together, [`serve`] starts and ends it all; [`cli`] is what a person types.
 
 pub mod model;
+pub mod text;
 
 pub mod agent;
 pub mod api;

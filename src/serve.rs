@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::agent::apps::Shared;
 use crate::config::Config;
 use crate::deploy::build::Builder;
-use crate::deploy::source::Mirrors;
+use crate::deploy::source::{Mirrors, Timeouts};
 use crate::proxy::client::ProxyClient;
 use crate::proxy::spawn::spawn_proxy;
 use crate::rollout::routes::Routes;
@@ -65,7 +65,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     };
     starter.ensure(&proxy, config.proxy.http).await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
-    let mirrors = Mirrors::new(data_dir.join("mirrors")).context("cannot create the mirrors' directory")?;
+    let mirrors =
+        Mirrors::new(data_dir.join("mirrors"), Timeouts::default()).context("cannot create the mirrors' directory")?;
     let routes = Arc::new(Routes::new(proxy.clone(), kept));
     let with_engine = {
         let proxy = proxy.clone();

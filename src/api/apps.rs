@@ -73,7 +73,7 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         app,
         services,
         live: store.live_release(&app.name).await?,
-        held: store.held_commit(&app.name).await?,
+        held: store.held_tip(&app.name).await?,
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
         queued: store.waiting(&app.name).await?.len(),

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::error::CliError;
 use super::sse::{Event, Parser};
 use super::target::Target;
+use crate::text::with_causes;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const USER_AGENT: &str = concat!("longshore-cli/", env!("CARGO_PKG_VERSION"));
@@ -82,7 +83,7 @@ impl Client {
         let http = reqwest::Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT);
         // A token must not follow a redirect to somewhere else.
         let http = http.redirect(reqwest::redirect::Policy::none()).build();
-        Ok(Self { target, http: http.map_err(|err| CliError::Failed(format!("cannot start: {}", chain(&err))))? })
+        Ok(Self { target, http: http.map_err(|err| CliError::Failed(format!("cannot start: {}", with_causes(&err))))? })
     }
 
     /// GET of JSON.
@@ -156,7 +157,7 @@ impl Client {
                     request = request.header("Last-Event-ID", after);
                 }
                 let sent = timeout(ANSWER, request.send()).await;
-                let answer = sent.map(|sent| sent.map_err(|err| chain(&err)));
+                let answer = sent.map(|sent| sent.map_err(|err| with_causes(&err)));
                 let answer = answer.unwrap_or_else(|_| Err("no answer within 120 s".into()));
                 let answer = answer.map_err(|why| {
                     AskError::Lost(format!("cannot reach the agent at {url}: {why}\nis LONGSHORE_URL right?"))
@@ -164,7 +165,7 @@ impl Client {
                 Answer {
                     status: answer.status(),
                     headers: answer.headers().clone(),
-                    body: answer.bytes_stream().map_err(|err| chain(&err)).boxed(),
+                    body: answer.bytes_stream().map_err(|err| with_causes(&err)).boxed(),
                 }
             }
         };
@@ -208,13 +209,13 @@ async fn over_socket(socket: &Path, request: Request<Full<Bytes>>) -> Result<Ans
         _ => err.to_string(),
     })?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|err| chain(&err))?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|err| with_causes(&err))?;
     // Ends with the answer; its errors are the answer's.
     tokio::spawn(connection);
-    let answer = sender.send_request(request).await.map_err(|err| chain(&err))?;
+    let answer = sender.send_request(request).await.map_err(|err| with_causes(&err))?;
     let (parts, body) = answer.into_parts();
     // Dropping the sender would end the connection: it is kept with the body.
-    let body = body.into_data_stream().map_err(|err| chain(&err)).map(move |chunk| {
+    let body = body.into_data_stream().map_err(|err| with_causes(&err)).map(move |chunk| {
         let _ = &sender;
         chunk
     });
@@ -263,18 +264,4 @@ fn other_version(headers: &HeaderMap) -> String {
         // A reverse proxy may have put its own name there.
         _ => String::new(),
     }
-}
-
-/// An error with its causes; the outermost alone often says nothing.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(&format!(": {inner_text}"));
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -1,28 +1,9 @@
-//! Text for people: times, numbers, tables; and other people's text made safe for a terminal.
+//! Text for people at a terminal: times, numbers, tables, JSON. [`clean`] is for other people's text.
 
 use jiff::Timestamp;
 
-/// `text` without what could steer a terminal or reorder what is read: escape sequences, control characters,
-/// bidirectional and invisible format characters. Tabs and line ends become spaces.
-pub(super) fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\t' | '\n' | '\r' | '\u{2028}' | '\u{2029}' => out.push(' '),
-            '\u{9b}' => skip_csi(&mut chars),
-            '\u{1b}' => match chars.next() {
-                Some('[') => skip_csi(&mut chars),
-                // An operating system command or another string, up to its terminator.
-                Some(']' | 'P' | 'X' | '^' | '_') => skip_string(&mut chars),
-                _ => {}
-            },
-            c if c.is_control() || is_invisible(c) => {}
-            c => out.push(c),
-        }
-    }
-    out
-}
+use crate::text::is_invisible;
+pub(super) use crate::text::{flat as clean, thousands};
 
 /// `text` as lines that are safe to show, without the empty ones and without what indents them; one at least.
 pub(super) fn lines(text: &str) -> Vec<String> {
@@ -32,30 +13,6 @@ pub(super) fn lines(text: &str) -> Vec<String> {
         lines.push(String::new());
     }
     lines
-}
-
-fn skip_csi(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
-    while let Some(c) = chars.next_if(|c| ('\u{20}'..='\u{7e}').contains(c)) {
-        if c >= '\u{40}' {
-            return;
-        }
-    }
-}
-
-fn skip_string(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
-    while let Some(c) = chars.next() {
-        let terminated = c == '\u{7}' || c == '\u{9c}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some());
-        if terminated {
-            return;
-        }
-    }
-}
-
-/// Bidirectional controls and characters without a glyph.
-pub(super) fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// JSON for people and programs. What a terminal could act on is escaped; the value is the same.
@@ -104,19 +61,6 @@ pub(super) fn took(seconds: f64) -> String {
     }
 }
 
-/// `1,234`
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// `1 instance`, `5 instances`
 pub(super) fn count(number: u64, noun: &str) -> String {
     let ending = if number == 1 { "" } else { "s" };
@@ -155,16 +99,15 @@ mod tests {
 
     #[test]
     fn a_commit_message_cannot_steer_the_terminal() {
-        let link = "\u{1b}]8;;javascript:alert(1)\u{1b}\\click\u{1b}]8;;\u{7}";
-        assert_eq!(clean(&format!("a\u{1b}[31;1mb\u{1b}[2Jc{link}\u{202e}d\u{9b}5me\r\nf\u{7}")), "abcclickde  f");
-        assert_eq!(clean("Größe \u{1f6a2} ok"), "Größe \u{1f6a2} ok");
+        assert_eq!(clean("a\u{1b}[31mb\tc\n"), "ab c ");
+        assert_eq!(lines("a:\n  \u{1b}[31mb\r\n\n"), ["a:", "b"]);
+        assert_eq!(lines(""), [""]);
         assert_eq!(json(&"a\u{9b}\u{202e}\u{e0001}b"), r#""a\u009b\u202e\udb40\udc01b""#);
     }
 
     proptest! {
         #[test]
-        fn nothing_unprintable_is_left(text in any::<String>()) {
-            prop_assert!(!clean(&text).chars().any(|c| c.is_control() || is_invisible(c)));
+        fn json_keeps_the_value_and_shows_nothing_unprintable(text in any::<String>()) {
             let shown = json(&text);
             prop_assert!(!shown.chars().any(|c| c.is_control() || is_invisible(c)));
             prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
@@ -173,7 +116,6 @@ mod tests {
 
     #[test]
     fn numbers_and_times_read_well() {
-        assert_eq!([0, 12, 999, 1000, 1_234_567].map(thousands), ["0", "12", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [0.04, 12.34, 59.9, 61.0, 3700.0].map(took),
             ["0.0 s", "12.3 s", "59.9 s", "1 min 1 s", "1 h 1 min"]

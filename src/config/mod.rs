@@ -93,8 +93,6 @@ pub struct NotifyTarget {
     pub channel: Channel,
     /// What is told.
     pub events: Vec<NoticeKind>,
-    /// The position in the file, from 0: the target's identity in the outbox together with its address's digest.
-    pub index: usize,
 }
 
 /// A kind of receiver.

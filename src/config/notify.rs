@@ -26,14 +26,11 @@ pub(super) fn targets(field: Option<Field<'_>>) -> Vec<NotifyTarget> {
         return Vec::new();
     }
     let entries = field.list("write [[notify]] on a line of its own").unwrap_or_default();
-    let sections = entries.into_iter().enumerate().filter_map(|(index, entry)| {
-        let section = entry.section("write [[notify]] on a line of its own")?;
-        target(section, index)
-    });
-    sections.collect()
+    let sections = entries.into_iter().filter_map(|entry| entry.section("write [[notify]] on a line of its own"));
+    sections.filter_map(target).collect()
 }
 
-fn target(section: Section<'_>, index: usize) -> Option<NotifyTarget> {
+fn target(section: Section<'_>) -> Option<NotifyTarget> {
     let kind = section.require("kind", "write kind = \"discord\"");
     let supported = kind.as_ref().is_none_or(is_discord);
     let allow_local = section.take("allow_local").and_then(|field| field.boolean()).unwrap_or(false);
@@ -49,7 +46,7 @@ fn target(section: Section<'_>, index: usize) -> Option<NotifyTarget> {
     let events = events(section.take("events"));
     section.finish();
     let url = url.unwrap_or_else(|| SecretString::from(String::new()));
-    Some(NotifyTarget { channel: Channel::Discord { url, allow_local }, events, index })
+    Some(NotifyTarget { channel: Channel::Discord { url, allow_local }, events })
 }
 
 /// Whether the kind is the one there is; says so when it is not.

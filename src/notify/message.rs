@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::text::{count, duration, log_line, one_line};
+use super::text::{duration, log_line};
 use crate::config::{NoticeKind, Provider, RepoUrl};
 use crate::model::{CommitSha, GitRef, ReleaseNumber, ServiceName, Status, Trigger, shorten};
 use crate::queue::Request;
 use crate::store::Deployment;
+use crate::text::{one_line, thousands};
 
 /// Characters of a commit's subject shown in the headline.
 const SUBJECT_IN_HEADLINE: usize = 100;
@@ -170,7 +171,7 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
             let by = superseded_by(facts).map(|by| format!(" by {by}")).unwrap_or(because);
             let before = match facts.superseded_before {
                 0 => String::new(),
-                n => format!(", and {} before it", count(n)),
+                n => format!(", and {} before it", thousands(n)),
             };
             format!("{app}: {what} was superseded{by}{before}")
         }
@@ -360,7 +361,7 @@ fn instances(counts: &[(ServiceName, u32)]) -> Option<String> {
 fn requests(record: &Deployment) -> Option<String> {
     let rolled_out = record.phases.iter().any(|span| span.status == Status::RollingOut);
     (rolled_out && record.finished_at.is_some())
-        .then(|| format!("{} served, {} failed", count(record.served), count(record.failed)))
+        .then(|| format!("{} served, {} failed", thousands(record.served), thousands(record.failed)))
 }
 
 /// `build 1 m 12 s · rollout 40 s · watch 1 m 0 s · total 3 m 1 s`

@@ -185,7 +185,7 @@ fn app() -> AppName {
 
 fn entry(url: &str, events: &[NoticeKind]) -> NotifyTarget {
     let channel = Channel::Discord { url: url.to_owned().into(), allow_local: true };
-    NotifyTarget { channel, events: events.to_vec(), index: 0 }
+    NotifyTarget { channel, events: events.to_vec() }
 }
 
 fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {

@@ -1,6 +1,5 @@
 //! Requests to a Discord webhook, and what their answers mean. The address is a secret: it is in no error and no log.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
@@ -11,6 +10,7 @@ use serde::Deserialize;
 use super::Target;
 use super::discord::Payload;
 use crate::model::shorten;
+use crate::text::with_causes;
 
 /// Discord's hosts that serve webhooks.
 const HOSTS: [&str; 6] = [
@@ -241,15 +241,7 @@ fn describe(err: reqwest::Error) -> String {
     if err.is_timeout() {
         return "no answer in time".to_owned();
     }
-    let err = err.without_url();
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        cause = err.source();
-    }
-    text
+    with_causes(&err.without_url())
 }
 
 #[cfg(test)]

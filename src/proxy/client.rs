@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::control::{AppCounts, LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
@@ -35,7 +35,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 pub struct ProxyClient {
     asks: mpsc::UnboundedSender<Ask>,
     status: watch::Receiver<ProxyStatus>,
-    failures: broadcast::Sender<(InstanceId, String)>,
 }
 
 /// What is known of the proxy process.
@@ -103,12 +102,10 @@ impl ProxyClient {
     pub fn start(data_dir: &Path) -> Self {
         let (asks, asked) = mpsc::unbounded_channel();
         let (status_sender, status) = watch::channel(ProxyStatus::default());
-        let failures = broadcast::Sender::new(256);
         let keeper = Keeper {
             socket: data_dir.join(SOCKET_NAME),
             asked,
             status: status_sender,
-            failures: failures.clone(),
             generation: 0,
             acknowledged: None,
             tables: VecDeque::new(),
@@ -117,7 +114,7 @@ impl ProxyClient {
             counts: VecDeque::new(),
         };
         tokio::spawn(keeper.run());
-        Self { asks, status, failures }
+        Self { asks, status }
     }
 
     /// Puts these routes in force, whole. Answers the table's number once no request can be given to what left it.
@@ -164,11 +161,6 @@ impl ProxyClient {
         self.status.clone()
     }
 
-    /// Instances that failed requests and how, at most once a second each, from now on.
-    pub fn upstream_failures(&self) -> broadcast::Receiver<(InstanceId, String)> {
-        self.failures.subscribe()
-    }
-
     /// Whether there is a connection now or within this time.
     pub async fn connected(&self, within: Duration) -> bool {
         let mut status = self.status.clone();
@@ -195,7 +187,6 @@ struct Keeper {
     socket: PathBuf,
     asked: mpsc::UnboundedReceiver<Ask>,
     status: watch::Sender<ProxyStatus>,
-    failures: broadcast::Sender<(InstanceId, String)>,
     /// The highest number seen.
     generation: u64,
     /// The last table that the proxy acknowledged.
@@ -371,9 +362,7 @@ impl Keeper {
                     drain.end(|_| Drained { cut_requests, cut_streams, took, confirmed: true });
                 }
             }
-            Report::UpstreamFailed { instance, why } => {
-                let _ = self.failures.send((instance, why));
-            }
+            Report::UpstreamFailed { instance, why } => tracing::warn!(%instance, why, "instance failed a request"),
             Report::Counts { apps, in_flight } => {
                 *asked_counts = asked_counts.saturating_sub(1);
                 if let Some(reply) = self.counts.pop_front() {

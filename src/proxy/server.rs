@@ -31,6 +31,7 @@ use super::routing::Routing;
 use super::saved::Saved;
 use super::{forward, listen, orders};
 use crate::data_dir;
+use crate::text::with_causes;
 
 /// How long a client may take to send the head of a request, and a connection may idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
@@ -147,16 +148,6 @@ impl Proxy {
         *lock(&self.grace) = grace;
         self.stop.cancel();
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Serves until `shutdown` fires or an agent orders it, then lets what is under way end. Fails when the port or the

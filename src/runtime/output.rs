@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::text;
+
 /// A longer line is cut into pieces.
 const LONGEST: usize = 16 * 1024;
 
@@ -67,43 +69,7 @@ impl Tail {
 /// with carriage returns (a progress bar), what stands there in the end.
 pub(crate) fn clean(line: &str) -> String {
     let last = line.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
-    let mut text = String::with_capacity(last.len());
-    let mut chars = last.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => skip_escape(&mut chars),
-            '\t' => text.push(c),
-            c if c.is_control() || is_bidi_control(c) => {}
-            c => text.push(c),
-        }
-    }
-    text
-}
-
-/// ECMA-48: `ESC [ parameters final`, `ESC ] … BEL` or `ESC ] … ESC \`, otherwise one more character.
-fn skip_escape(chars: &mut std::str::Chars<'_>) {
-    match chars.next() {
-        Some('[') => {
-            let _ = chars.find(|c| ('@'..='~').contains(c));
-        }
-        Some(']') => {
-            while let Some(c) = chars.next() {
-                if c == '\u{7}' {
-                    break;
-                }
-                if c == '\u{1b}' {
-                    let _ = chars.next();
-                    break;
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Characters that make a line read differently from what it says.
-fn is_bidi_control(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    text::harmless(last)
 }
 
 #[cfg(test)]

@@ -443,23 +443,18 @@ fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bo
     Ok(true)
 }
 
-/// A deployment went well. The app's hold is over when it was of the held commit, or when the branch has moved on to
-/// another one. It stays after a rollback, a scale, a restart, and a person's going back to an older commit: the held
-/// commit is still the branch's tip.
+/// A deployment went well. The app's hold is over when it was of the held commit, or of a newer one: of one that was
+/// first seen after it. It stays after a rollback, a scale, a restart and a way back to an older commit, so that the
+/// held commit does not come back with a push of the same branch.
 fn end_hold(c: &Connection, id: DeploymentId) -> rusqlite::Result<()> {
     let Some(good) = query(c, "WHERE id = ?", params![id.0])?.into_iter().next() else { return Ok(()) };
     let Some(commit) = &good.commit else { return Ok(()) };
-    let (moves_on, named) = match &good.request {
-        Request::Deploy { commit, .. } => (true, commit.is_some() || good.git_ref.is_some()),
-        _ => (false, false),
-    };
-    let may_be_older = named && matches!(good.trigger, Trigger::Api | Trigger::Cli);
     c.execute(
         "UPDATE apps SET held_commit = NULL, held_reason = NULL
-         WHERE app = ?1 AND (held_commit = ?2 OR (?3 AND NOT (?4 AND EXISTS (
+         WHERE app = ?1 AND (held_commit = ?2 OR NOT EXISTS (
              SELECT 1 FROM deployments WHERE app = ?1 AND commit_sha = ?2
-             AND id < (SELECT max(id) FROM deployments WHERE app = ?1 AND commit_sha = held_commit)))))",
-        params![good.app.as_str(), commit.as_str(), moves_on, may_be_older],
+             AND id < (SELECT max(id) FROM deployments WHERE app = ?1 AND commit_sha = held_commit)))",
+        params![good.app.as_str(), commit.as_str()],
     )?;
     Ok(())
 }

@@ -91,11 +91,6 @@ impl Store {
         .await
     }
 
-    /// The release that `deployment` made, if it came so far.
-    pub async fn release_of(&self, deployment: DeploymentId) -> Result<Option<Release>, StoreError> {
-        self.call(move |c| Ok(query(c, "WHERE deployment = ?", params![deployment.0])?.into_iter().next())).await
-    }
-
     /// One release by number.
     pub async fn release(&self, app: &AppName, number: ReleaseNumber) -> Result<Option<Release>, StoreError> {
         let app = app.clone();
@@ -154,15 +149,32 @@ impl Store {
 
     /// The commit that failed and is not deployed again by itself, with the reason.
     pub async fn held_commit(&self, app: &AppName) -> Result<Option<(CommitSha, String)>, StoreError> {
+        self.held_where(app, "true").await
+    }
+
+    /// The same as long as the branch's tip may be that commit: no deployment that follows the branch has gone well
+    /// after it. To people an older one is no news.
+    pub async fn held_tip(&self, app: &AppName) -> Result<Option<(CommitSha, String)>, StoreError> {
+        let still_the_tip = "NOT EXISTS (
+            SELECT 1 FROM deployments WHERE app = ?1 AND status = 'succeeded'
+            AND trigger IN ('push', 'post_receive', 'reconcile')
+            AND id > (SELECT max(id) FROM deployments WHERE app = ?1 AND commit_sha = held_commit))";
+        self.held_where(app, still_the_tip).await
+    }
+
+    async fn held_where(
+        &self,
+        app: &AppName,
+        condition: &'static str,
+    ) -> Result<Option<(CommitSha, String)>, StoreError> {
         let app = app.clone();
         self.call(move |c| {
-            let found: Option<(String, String)> = c
-                .query_row(
-                    "SELECT held_commit, coalesce(held_reason, '') FROM apps WHERE app = ? AND held_commit IS NOT NULL",
-                    params![app.as_str()],
-                    |row| Ok((row.get(0)?, row.get(1)?)),
-                )
-                .optional()?;
+            let sql = format!(
+                "SELECT held_commit, coalesce(held_reason, '') FROM apps
+                 WHERE app = ?1 AND held_commit IS NOT NULL AND {condition}"
+            );
+            let found: Option<(String, String)> =
+                c.query_row(&sql, params![app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
             found.map(|(commit, reason)| Ok((commit.parse().map_err(unreadable)?, reason))).transpose()
         })
         .await

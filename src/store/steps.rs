@@ -1,6 +1,6 @@
 //! Durable steps: the intent on disk before the act, the outcome after it.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,22 +29,14 @@ impl Store {
         name: &'static str,
     ) -> Result<Step<T>, StoreError> {
         self.call(move |c| {
-            let known: Option<Option<String>> = c
-                .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| {
-                    row.get(0)
-                })
-                .optional()?;
-            match known {
-                Some(Some(outcome)) => Ok(Step::Done(from_json(&outcome)?)),
-                Some(None) => Ok(Step::Begun),
-                None => {
-                    c.execute(
-                        "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?)",
-                        params![id.0, name, now_ms()],
-                    )?;
-                    Ok(Step::New)
-                }
+            let step = read(c, id, name)?;
+            if matches!(step, Step::New) {
+                c.execute(
+                    "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?)",
+                    params![id.0, name, now_ms()],
+                )?;
             }
+            Ok(step)
         })
         .await
     }
@@ -99,18 +91,17 @@ impl Store {
         id: DeploymentId,
         name: &'static str,
     ) -> Result<Step<T>, StoreError> {
-        self.call(move |c| {
-            let known: Option<Option<String>> = c
-                .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| {
-                    row.get(0)
-                })
-                .optional()?;
-            match known {
-                Some(Some(outcome)) => Ok(Step::Done(from_json(&outcome)?)),
-                Some(None) => Ok(Step::Begun),
-                None => Ok(Step::New),
-            }
-        })
-        .await
+        self.call(move |c| read(c, id, name)).await
+    }
+}
+
+fn read<T: DeserializeOwned>(c: &Connection, id: DeploymentId, name: &str) -> rusqlite::Result<Step<T>> {
+    let known: Option<Option<String>> = c
+        .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| row.get(0))
+        .optional()?;
+    match known {
+        Some(Some(outcome)) => Ok(Step::Done(from_json(&outcome)?)),
+        Some(None) => Ok(Step::Begun),
+        None => Ok(Step::New),
     }
 }

@@ -151,16 +151,17 @@ async fn a_hold_ends_when_the_branch_has_moved_on() {
     let restart = NewDeployment { trigger: Trigger::Cli, request: Request::Restart, ..push(1, None) };
     let rollback =
         NewDeployment { trigger: Trigger::Rollback, request: Request::Rollback { to: None }, ..push(1, None) };
-    // Commit 1 is live and commit 2 is held. What goes well next, of which commit, and whether the hold stays.
-    for (what, next, commit, stays) in [
-        ("a push of a newer commit", deploy(Trigger::Push, 3), 3, false),
-        ("a push that takes the branch back", deploy(Trigger::Push, 1), 1, false),
-        ("the branch's tip, by hand", tip, 1, false),
-        ("a commit that nobody has seen, by hand", deploy(Trigger::Api, 3), 3, false),
-        ("the held commit itself, by hand", deploy(Trigger::Cli, 2), 2, false),
-        ("an older commit, by hand", deploy(Trigger::Cli, 1), 1, true),
-        ("a restart", restart, 1, true),
-        ("a rollback", rollback, 1, true),
+    // Commit 1 is live and commit 2 is held. What goes well next, of which commit; whether the hold stays, and whether
+    // it is told.
+    for (what, next, commit, stays, told) in [
+        ("a push of a newer commit", deploy(Trigger::Push, 3), 3, false, false),
+        ("a push that takes the branch back", deploy(Trigger::Push, 1), 1, true, false),
+        ("the branch's tip, a newer one, by hand", tip, 3, false, false),
+        ("a commit that nobody has seen, by hand", deploy(Trigger::Api, 3), 3, false, false),
+        ("the held commit itself, by hand", deploy(Trigger::Cli, 2), 2, false, false),
+        ("an older commit, by hand", deploy(Trigger::Cli, 1), 1, true, true),
+        ("a restart", restart, 1, true, true),
+        ("a rollback", rollback, 1, true, true),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let store = open(&dir);
@@ -172,7 +173,8 @@ async fn a_hold_ends_when_the_branch_has_moved_on() {
         let _ = store.admit(next).await.unwrap();
         store.describe(DeploymentId(3), &sha(commit), "Ada", "What it is").await.unwrap();
         store.finish(DeploymentId(3), succeeded()).await.unwrap();
-        assert_eq!(store.held_commit(&app()).await.unwrap().is_some(), stays, "{what}");
+        let held = (store.held_commit(&app()).await.unwrap(), store.held_tip(&app()).await.unwrap());
+        assert_eq!((held.0.is_some(), held.1.is_some()), (stays, told), "{what}");
     }
 }
 

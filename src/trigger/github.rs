@@ -421,10 +421,7 @@ mod tests {
         assert!(!named(ssh("github.com", "evil/shop.git"), "example/shop"));
 
         let message = refused_field(&with(json!({"repository": {"full_name": "evil/\u{1b}[31mshop"}}))).1;
-        assert!(
-            message.starts_with("this hook belongs to example/shop, the delivery is from evil/ [31mshop"),
-            "{message}"
-        );
+        assert!(message.starts_with("this hook belongs to example/shop, the delivery is from evil/shop"), "{message}");
 
         assert!(named(https("http://127.0.0.1:3000/git/example/shop.git"), "example/shop"));
         assert!(named(https("http://[::1]:3000/example/shop"), "example/shop"));

@@ -1,6 +1,7 @@
 //! From bytes on the wire to a [`Push`], the only type that leaves this folder.
 
 use crate::model::{CommitSha, GitRef, shorten};
+use crate::text;
 
 pub mod github;
 pub mod http;
@@ -65,14 +66,9 @@ impl Refusal {
     }
 }
 
-/// Text by a stranger as one line for terminals and pages: nothing that moves a cursor or turns the reading
-/// direction, at most `max` characters.
+/// Text by a stranger as one harmless line of at most `max` characters.
 fn one_line(text: &str, max: usize) -> String {
-    let turns =
-        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let visible: String =
-        text.chars().filter(|&c| !turns(c)).map(|c| if c.is_control() { ' ' } else { c }).take(max + 1).collect();
-    shorten(visible.trim(), max)
+    shorten(&text::one_line(text), max)
 }
 
 #[cfg(test)]
@@ -82,7 +78,7 @@ mod tests {
 
     #[test]
     fn strangers_text_becomes_one_harmless_line() {
-        assert_eq!(one_line("  Fix\x1b]8;;x\x07 \u{202e}it\r\n", 200), "Fix ]8;;x  it");
+        assert_eq!(one_line("  Fix\x1b]8;;x\x07 \u{202e}it\r\n", 200), "Fix it");
         assert_eq!(one_line(&"ä".repeat(300), 200), format!("{}…", "ä".repeat(200)));
     }
 

@@ -1,7 +1,7 @@
 //! The agent ends in the middle of things, in order or not: it finishes or undoes what was going on, and nobody notices.
 
 use crate::shop::{LIMIT, Options, Shop, assert_ended};
-use crate::support::agent::TestAgent;
+use crate::support::agent::{Setup, TestAgent};
 use crate::support::engine;
 use crate::support::site::{Behaviour, DOCKERFILE};
 use crate::support::wait::eventually;
@@ -219,4 +219,26 @@ async fn a_proxy_that_is_killed_is_started_again_and_serves_from_its_file() {
     shop.all_ready().await;
     shop.assert_live(2, &[("web", 2)]).await;
     shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_proxy_is_started_again_after_an_upgrade_replaced_the_binary() {
+    let Some(engine) = engine::or_skip("a_proxy_is_started_again_after_an_upgrade").await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (binary, new) = (dir.path().join("longshore"), dir.path().join("new"));
+    std::fs::copy(env!("CARGO_BIN_EXE_longshore"), &binary).unwrap();
+    let agent = Setup::new("").binary(&binary).start(&engine).await;
+    let lock = agent.data_dir().join("proxy.lock");
+    let pid = || std::fs::read_to_string(&lock).ok()?.trim().parse::<i32>().ok();
+    let first = pid().unwrap();
+    // As install(1) does it: another file under the same name.
+    std::fs::copy(env!("CARGO_BIN_EXE_longshore"), &new).unwrap();
+    std::fs::rename(&new, &binary).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGTERM).unwrap();
+    eventually("another proxy serves", LIMIT, async || match pid() {
+        Some(pid) if pid != first => Ok(()),
+        other => Err(format!("{other:?}: {}", agent.log())),
+    })
+    .await;
+    agent.finish().await;
 }

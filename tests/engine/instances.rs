@@ -38,7 +38,7 @@ fn starting_and_stopping_twice_is_doing_it_once() {
         assert_eq!(agent.docker.inspect(&spec.id).await.unwrap(), None);
         agent.docker.remove_network(&agent.app).await.unwrap();
         agent.docker.remove_network(&agent.app).await.unwrap();
-        let left = agent.docker.agent_objects().await.unwrap();
+        let left = agent.objects().await;
         assert!(left.iter().all(|name| name.starts_with("longshore-")), "only the image is left: {left:?}");
     });
 }
@@ -96,7 +96,6 @@ fn the_defaults_are_safe() {
         let again = agent.docker.exec(&spec.id, &written, PATIENCE).await.unwrap();
         assert_eq!(again.output, ["/media/seen has 10 bytes"]);
         agent.docker.stop(&spec.id, Duration::from_secs(1)).await.unwrap();
-        agent.docker.remove_volume(&agent.app, "media").await.unwrap();
     });
 }
 

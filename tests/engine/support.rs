@@ -98,6 +98,13 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// What it has on the engine, by name.
+    pub async fn objects(&self) -> Vec<String> {
+        objects(self.id()).await
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         let id = self.id().to_owned();
@@ -110,8 +117,28 @@ impl Drop for Agent {
     }
 }
 
+/// The engine, past the code under test.
+fn engine() -> bollard::Docker {
+    bollard::Docker::connect_with_unix(SOCKET, 60, bollard::API_DEFAULT_VERSION).unwrap()
+}
+
+/// The names of every container, network, volume and tagged image of an agent.
+async fn objects(agent: &str) -> Vec<String> {
+    let (docker, filters) = (engine(), Some(labels::filter(&[(labels::AGENT, agent)])));
+    let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
+    let containers = docker.list_containers(Some(containers)).await.unwrap();
+    let networks = docker.list_networks(Some(ListNetworksOptions { filters: filters.clone() })).await.unwrap();
+    let volumes = docker.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await.unwrap();
+    let images = docker.list_images(Some(ListImagesOptions { filters, ..Default::default() })).await.unwrap();
+    let mut names: Vec<String> = containers.into_iter().flat_map(|c| c.names.unwrap_or_default()).collect();
+    names.extend(networks.into_iter().filter_map(|network| network.name));
+    names.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
+    names.extend(images.into_iter().flat_map(|image| image.repo_tags));
+    names
+}
+
 async fn remove_everything(agent: &str) {
-    let docker = bollard::Docker::connect_with_unix(SOCKET, 60, bollard::API_DEFAULT_VERSION).unwrap();
+    let docker = engine();
     let filters = Some(labels::filter(&[(labels::AGENT, agent)]));
     let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
     for container in docker.list_containers(Some(containers)).await.unwrap_or_default() {
@@ -180,7 +207,6 @@ impl Commit {
             commit: id.to_string().parse().unwrap(),
             author: "a".to_owned(),
             subject: "subject".to_owned(),
-            committed_at: jiff::Timestamp::UNIX_EPOCH,
             mirror: directory.path().to_owned(),
             submodules: vec![],
         };

@@ -208,10 +208,8 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
     let health = request.path == "/healthz";
     if !health {
         site.requests.fetch_add(1, SeqCst);
-        thread::sleep(Duration::from_millis(behaviour.number("slow_ms").unwrap_or(0)));
     }
-    let hang = behaviour.text("hang");
-    if hang == "all" || (hang == "health" && health) {
+    if health && behaviour.flag("hang_health") {
         thread::sleep(Duration::from_secs(3600));
     }
     let broken = behaviour.text("answer_500");

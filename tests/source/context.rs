@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use longshore::config::Build;
@@ -11,7 +10,7 @@ use longshore::deploy::build::context::Context;
 use longshore::deploy::source::Source;
 use longshore::model::CommitSha;
 
-use crate::git::{Repo, build, git};
+use crate::git::{Repo, build};
 use crate::{Bench, local};
 
 /// Path to (type, permissions, content or target).
@@ -260,77 +259,4 @@ async fn an_unreadable_file_fails_the_build_and_mends_the_mirror() {
     let source = bench.fetch_commit(&local(&repo.path), &source.commit).await.unwrap();
     assert!(bench.take_log().contains("cloning it anew"));
     Context::open(&source, &build()).unwrap().write_tar(std::io::sink()).unwrap();
-}
-
-/// `cargo test --release --test source measure -- --ignored --nocapture`
-#[tokio::test]
-#[ignore = "a measurement, of use in a release build alone"]
-async fn measure_against_git() {
-    let bench = Bench::new();
-    let repo = origin(&bench);
-    let mut seed = 1u64;
-    for n in 0..5000 {
-        let content: Vec<u8> = (0..1280)
-            .flat_map(|_| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                // Half noise, half zeros: compresses as source code does.
-                [(seed >> 33) as u32, 0].map(u32::to_le_bytes).concat()
-            })
-            .collect();
-        repo.write(&format!("{}/{}/{n}", n % 50, n % 7), content);
-    }
-    let app = local(&repo.path);
-    let source = fetch(&bench, &repo).await;
-    let median = |mut run: Box<dyn FnMut() + '_>| {
-        let mut times: Vec<_> = (0..5)
-            .map(|_| {
-                let began = std::time::Instant::now();
-                run();
-                began.elapsed()
-            })
-            .collect();
-        times.sort();
-        times[2]
-    };
-    let mirror: &Path = &source.mirror;
-    let open = median(Box::new(|| drop(Context::open(&source, &build()).unwrap())));
-    let ours = median(Box::new(|| {
-        let out = std::fs::File::create("/dev/null").unwrap();
-        Context::open(&source, &build()).unwrap().write_tar(out).unwrap();
-    }));
-    let theirs = median(Box::new(|| {
-        let status = Command::new("git")
-            .args(["archive", "--format=tar", source.commit.as_str()])
-            .current_dir(mirror)
-            .stdout(Stdio::null())
-            .status();
-        assert!(status.unwrap().success());
-    }));
-    println!("digest {open:?}, tar {ours:?}, git archive {theirs:?}");
-
-    let server = crate::git_server::GitServer::start(bench.path(), crate::git_server::Behaviour::Honest, None);
-    let http = crate::over_http(&server, "origin/.git");
-    bench.fetch_commit(&http, &source.commit).await.unwrap();
-    let clone = bench.path().join("clone");
-    git(bench.path(), &["clone", "-q", "--mirror", &repo.path.display().to_string(), "clone"]);
-    git(&clone, &["remote", "set-url", "origin", &server.url("origin/.git")]);
-    let (mut fetches, mut gits, mut locals) = (Vec::new(), Vec::new(), Vec::new());
-    for n in 0..7 {
-        repo.write("changed", n.to_string());
-        let commit = repo.commit("Next");
-        let began = std::time::Instant::now();
-        bench.fetch_commit(&http, &commit).await.unwrap();
-        fetches.push(began.elapsed());
-        let began = std::time::Instant::now();
-        let status = Command::new("git").args(["fetch", "-q"]).current_dir(&clone).status();
-        assert!(status.unwrap().success());
-        gits.push(began.elapsed());
-        let began = std::time::Instant::now();
-        bench.fetch_commit(&app, &commit).await.unwrap();
-        locals.push(began.elapsed());
-    }
-    for times in [&mut fetches, &mut gits, &mut locals] {
-        times.sort();
-    }
-    println!("fetch of one commit over http {:?}, git {:?}; local {:?}", fetches[3], gits[3], locals[3]);
 }

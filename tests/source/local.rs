@@ -21,8 +21,7 @@ async fn brings_exactly_the_pushed_commit_with_its_history() {
 
     let source = bench.fetch_commit(&app, &first).await.unwrap();
     assert_eq!((source.commit.clone(), source.author.as_str()), (first.clone(), "Ada Lovelace"));
-    assert_eq!(source.subject, "First [31m line");
-    assert!(source.committed_at.as_second() > 1_600_000_000);
+    assert_eq!(source.subject, "First line");
     assert_whole(&source);
     assert_eq!(bench.mirrors.ancestry(&app, &first, &second).await, Ancestry::Unrelated, "second is not here yet");
 

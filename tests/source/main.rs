@@ -51,7 +51,7 @@ impl Bench {
 
     fn with_timeouts(timeouts: Timeouts) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mirrors = Mirrors::new(dir.path().join("mirrors")).unwrap().with_timeouts(timeouts);
+        let mirrors = Mirrors::new(dir.path().join("mirrors"), timeouts).unwrap();
         let (log, lines) = git::log();
         Self { dir, mirrors, log, lines }
     }

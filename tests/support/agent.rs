@@ -106,7 +106,8 @@ impl TestAgent {
         self.root.path().join("data")
     }
 
-    /// A directory for the test's own files, gone with the agent.
+    /// A directory for files of one's own, gone with the agent.
+    #[allow(dead_code, reason = "for the benchmarks")]
     pub fn scratch(&self) -> &Path {
         self.root.path()
     }

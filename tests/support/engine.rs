@@ -72,7 +72,6 @@ impl Container {
 pub struct Image {
     pub id: String,
     pub tags: Vec<String>,
-    pub labels: HashMap<String, String>,
 }
 
 /// A network or a volume.
@@ -112,7 +111,6 @@ impl Engine {
         let images = self.docker.list_images(Some(images)).await?.into_iter().map(|summary| Image {
             id: summary.id,
             tags: summary.repo_tags.into_iter().filter(|tag| tag != "<none>:<none>").collect(),
-            labels: summary.labels,
         });
         let networks = ListNetworksOptionsBuilder::new().filters(&filters).build();
         let networks = self.docker.list_networks(Some(networks)).await?.into_iter().map(|network| Named {

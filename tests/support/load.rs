@@ -59,6 +59,7 @@ pub struct Failure {
     /// Since the load began.
     pub at: Duration,
     /// How it was sent.
+    #[allow(dead_code, reason = "told by the failed assertion")]
     pub kind: Kind,
     /// The status and body, or the error.
     pub what: String,

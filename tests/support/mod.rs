@@ -16,9 +16,6 @@
 //!
 //! A helper panics with one clear sentence when something is not as it must be: the test then fails with it.
 
-// A library of which no single test binary uses everything.
-#![allow(dead_code)]
-
 pub mod agent;
 pub mod discord;
 pub mod engine;

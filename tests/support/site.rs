@@ -101,17 +101,7 @@ impl Behaviour {
 
     /// `/healthz` never answers.
     pub fn hang_health(self) -> Self {
-        self.with("hang", "health")
-    }
-
-    /// Nothing ever answers.
-    pub fn hang(self) -> Self {
-        self.with("hang", "all")
-    }
-
-    /// Every answer but `/healthz` takes this long.
-    pub fn slow_ms(self, ms: u64) -> Self {
-        self.with("slow_ms", ms)
+        self.with("hang_health", 1)
     }
 
     /// Only SIGKILL ends it.

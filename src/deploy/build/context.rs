@@ -114,13 +114,6 @@ impl Context {
         Ok(Self { repositories: trees.into_repositories(), entries, digest, dockerfile, mtime })
     }
 
-    /// The same context with another modification time for all its files.
-    #[must_use]
-    pub fn with_mtime(mut self, since_epoch: Duration) -> Self {
-        self.mtime = since_epoch;
-        self
-    }
-
     /// Digest of every path, mode and content in it, as hexadecimal SHA-256. Times are no part of it.
     pub fn digest(&self) -> &str {
         &self.digest

@@ -14,8 +14,9 @@ use bollard::query_parameters::{
 use super::progress::StageImage;
 use super::{BuildError, BuildRequest};
 use crate::model::{AppName, ImageId};
-use crate::runtime::docker::explain::{refusal, status, with_causes};
+use crate::runtime::docker::explain::{refusal, status};
 use crate::runtime::labels;
+use crate::text::with_causes;
 
 /// For the removal of one image.
 const REMOVAL: Duration = Duration::from_secs(180);

@@ -7,6 +7,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::SourceError;
+use crate::model::shorten;
+use crate::text;
 
 /// The time-outs of one fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,8 +126,5 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Text of a server, fit for one line of a log: no control characters, not endless.
 pub(super) fn one_line(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let words: Vec<&str> =
-        text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
-    crate::model::shorten(&words.join(" "), 300)
+    shorten(&text::one_line(&String::from_utf8_lossy(text)), 300)
 }

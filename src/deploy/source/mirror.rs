@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags, Tree};
-use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::limits::{Limits, Trouble, one_line};
@@ -41,7 +40,6 @@ pub(super) struct Survey {
 pub(super) struct Description {
     pub author: String,
     pub subject: String,
-    pub committed_at: Timestamp,
 }
 
 /// The name of a repository's mirror: readable, and its own for each address.
@@ -248,11 +246,7 @@ impl Mirror {
         let commit = self.repo.find_commit(commit).map_err(|error| damaged(&error))?;
         let message = commit.message_bytes();
         let first_line = message.split(|&b| b == b'\n').find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
-        Ok(Description {
-            author: one_line(commit.author().name_bytes()),
-            subject: one_line(first_line),
-            committed_at: Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH),
-        })
+        Ok(Description { author: one_line(commit.author().name_bytes()), subject: one_line(first_line) })
     }
 
     /// How `first` relates to `second`; unrelated when either is not here.

@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use git2::Oid;
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 pub use self::limits::Timeouts;
@@ -74,8 +73,6 @@ pub struct Source {
     pub author: String,
     /// First line of its message.
     pub subject: String,
-    /// When it was committed.
-    pub committed_at: Timestamp,
     /// The mirror that holds it.
     pub mirror: PathBuf,
     /// Submodules by path, each in a mirror of its own; filled only when the app asks for them.
@@ -108,21 +105,12 @@ struct Fetched {
 
 impl Mirrors {
     /// Mirrors below `root`, which is created with mode 0700 when missing.
-    pub fn new(root: PathBuf) -> std::io::Result<Self> {
-        // Objects are hashed when their pack is indexed; each later read is covered by zlib's checksum, as in git.
-        // Hashing again on every read would take half as long again as writing a build context does.
-        git2::opts::strict_hash_verification(false);
+    pub fn new(root: PathBuf, timeouts: Timeouts) -> std::io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         // Every object's digest is computed when its pack is indexed. libgit2 would do it again at every read, which
         // git does not either and which makes a context slower than git's: what a disk spoils later fails to inflate.
         git2::opts::strict_hash_verification(false);
-        Ok(Self { root, timeouts: Timeouts::default(), started: SystemTime::now(), shared: Arc::default() })
-    }
-
-    /// The same mirrors with other time-outs.
-    #[must_use]
-    pub fn with_timeouts(self, timeouts: Timeouts) -> Self {
-        Self { timeouts, ..self }
+        Ok(Self { root, timeouts, started: SystemTime::now(), shared: Arc::default() })
     }
 
     /// Brings `want` into the app's mirror and returns it. Progress lines go to `log`.
@@ -153,7 +141,6 @@ impl Mirrors {
             commit: sha(commit)?,
             author: about.author,
             subject: about.subject,
-            committed_at: about.committed_at,
             mirror: fetched.mirror,
             submodules,
         })

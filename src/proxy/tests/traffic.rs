@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::support::*;
+use crate::proxy::control::{LineBuffer, Report, SOCKET_NAME, read_message};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_lead_to_their_apps_over_kept_connections() {
@@ -150,7 +153,7 @@ async fn an_instance_that_refuses_is_passed_over() {
     dead.kill();
     eventually("the port is closed", || async { tokio::net::TcpStream::connect(dead.address).await.is_err() }).await;
     proxy.route(&[&dead, &alive]).await;
-    let mut told = proxy.client.upstream_failures();
+    let mut told = BufReader::new(UnixStream::connect(proxy.dir.path().join(SOCKET_NAME)).await.unwrap());
     let mut wire = proxy.wire().await;
     for number in 0..20 {
         wire.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\nX-Id: {number}\r\nContent-Length: 2\r\n\r\nhi"))
@@ -161,7 +164,13 @@ async fn an_instance_that_refuses_is_passed_over() {
     let counts = proxy.counts().await;
     assert_eq!((counts.served, counts.failed), (20, 0));
     assert_eq!(counts.retried, 1, "after the first failure it is not even tried for a while");
-    let (instance, why) = told.recv().await.unwrap();
+    let mut line = LineBuffer::default();
+    let (instance, why) = loop {
+        match read_message(&mut told, &mut line).await.unwrap() {
+            Some(Report::UpstreamFailed { instance, why }) => break (instance, why),
+            report => assert!(report.is_some(), "the proxy told nothing"),
+        }
+    };
     assert!(instance == dead.id && why.contains("refused"), "{instance}: {why}");
 
     alive.kill();

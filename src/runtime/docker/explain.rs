@@ -1,10 +1,9 @@
 //! The engine's error texts, cut down to what a person needs.
 
-use std::error::Error as _;
-
 use bollard::errors::Error;
 
 use crate::runtime::RuntimeError;
+use crate::text::with_causes;
 
 /// What a failed call means: no answer, or a refusal in one line.
 pub(crate) fn runtime_error(error: Error) -> RuntimeError {
@@ -23,20 +22,6 @@ pub(crate) fn status(error: &Error) -> Option<u16> {
         Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
         _ => None,
     }
-}
-
-/// An error and what caused it, in one line, without saying anything twice.
-pub(crate) fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// One line without the layers' names around it:

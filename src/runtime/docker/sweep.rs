@@ -7,7 +7,6 @@ use bollard::query_parameters::{
     ListContainersOptions, ListImagesOptions, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptions,
     RemoveImageOptions, RemoveVolumeOptions,
 };
-use futures_util::FutureExt;
 
 use super::{CALL, Docker, explain, observe, within};
 use crate::model::AppName;
@@ -48,30 +47,6 @@ impl Docker {
         .await
     }
 
-    /// The names of every container, network, volume and tagged image of this agent.
-    pub async fn agent_objects(&self) -> Result<Vec<String>, RuntimeError> {
-        let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id)]));
-        within(
-            CALL,
-            async {
-                let containers = ListContainersOptions { all: true, filters: filters.clone(), ..Default::default() };
-                let containers = self.client.list_containers(Some(containers)).await?;
-                let networks = ListNetworksOptions { filters: filters.clone() };
-                let networks = self.client.list_networks(Some(networks)).await?;
-                let volumes = self.client.list_volumes(Some(ListVolumesOptions { filters: filters.clone() })).await?;
-                let images = ListImagesOptions { filters, ..Default::default() };
-                let images = self.client.list_images(Some(images)).await?;
-                let mut names: Vec<String> = containers.into_iter().flat_map(|c| c.names.unwrap_or_default()).collect();
-                names.extend(networks.into_iter().filter_map(|network| network.name));
-                names.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
-                names.extend(images.into_iter().flat_map(|image| image.repo_tags));
-                Ok(names)
-            }
-            .map(|names: Result<_, Error>| names.map_err(explain::runtime_error)),
-        )
-        .await
-    }
-
     /// Removes every container, network, volume and image of this agent, running or not, with all data.
     pub async fn remove_everything(&self) -> Result<(), RuntimeError> {
         within(EVERYTHING, async { self.remove_all().await.map_err(explain::runtime_error) }).await
@@ -97,20 +72,5 @@ impl Docker {
             self.client.remove_image(&image.id, Some(force), None).await?;
         }
         Ok(())
-    }
-
-    /// Removes an app's volume with all that is in it. Never called by a deployment.
-    pub async fn remove_volume(&self, app: &AppName, volume: &str) -> Result<(), RuntimeError> {
-        let name = labels::volume_name(&self.agent_id, app, volume);
-        within(CALL, async {
-            let found = match self.client.inspect_volume(&name).await {
-                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
-                found => found.map_err(explain::runtime_error)?,
-            };
-            self.refuse_strangers("volume", &name, Some(&found.labels))?;
-            let removed = self.client.remove_volume(&name, None::<RemoveVolumeOptions>).await;
-            removed.map_err(explain::runtime_error)
-        })
-        .await
     }
 }

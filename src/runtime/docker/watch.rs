@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::Docker;
 use crate::model::InstanceId;
 use crate::runtime::{Exited, Happened, labels};
+use crate::text::with_causes;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -64,7 +65,7 @@ async fn one_connection(
         };
         let event = match next {
             Some(Ok(event)) => event,
-            Some(Err(error)) => return super::explain::with_causes(&error),
+            Some(Err(error)) => return with_causes(&error),
             None => return "the engine closed it".to_owned(),
         };
         if let Some(at) = event.time_nano {
