@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::fail_point;
+
 mod deployments;
 mod drift;
 mod log;
@@ -197,7 +199,10 @@ fn run_group(connection: &Connection, jobs: Vec<Job>) {
         }
         answers.push((job.done, result));
     }
-    let group = group.and_then(|()| run("COMMIT").map(drop).map_err(|err| err.to_string()));
+    let struck = |_| fail_point::reach("journal").map_err(|err| err.to_string());
+    // Both before it is on disk and after it, when nobody has been told yet.
+    let group = group.and_then(struck).and_then(|()| run("COMMIT").map(drop).map_err(|err| err.to_string()));
+    let group = group.and_then(struck);
     if group.is_err() && !connection.is_autocommit() {
         // Nothing of the group is on disk; each caller is told.
         let _ = connection.execute_batch("ROLLBACK");

@@ -17,6 +17,8 @@ mod cancel;
 mod commands;
 mod deliveries;
 mod engine_away;
+#[cfg(feature = "fail-points")]
+mod faults;
 mod gates;
 mod operations;
 mod pushing;
