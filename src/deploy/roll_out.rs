@@ -11,7 +11,7 @@ use super::{Halt, Story};
 use crate::model::{ReleaseNumber, ServiceName, Status};
 use crate::queue::Request;
 use crate::rollout::driver::REVERT_STEP;
-use crate::rollout::machine::{Failure, Outcome, Policy, ServicePolicy};
+use crate::rollout::machine::{Cause, Failure, Outcome, Policy, ServicePolicy};
 use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::watch::History;
 use crate::rollout::{Assignment, ServiceSpec};
@@ -128,7 +128,9 @@ impl Story<'_> {
     }
 
     fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
-        failure.cancelled &= !self.running.by_deadline();
+        if failure.cause == Cause::Cancelled && self.running.by_deadline() {
+            failure.cause = Cause::Release;
+        }
         undone(failure, left, &self.deployment.request)
     }
 
@@ -180,9 +182,9 @@ fn undone(failure: Failure, left: &[String], request: &Request) -> Finish {
         reason.push_str("\n  ");
         reason.push_str(line);
     }
-    let status = if failure.cancelled { Status::Cancelled } else { Status::RolledBack };
+    let status = if failure.cause == Cause::Cancelled { Status::Cancelled } else { Status::RolledBack };
     // A release that failed is not tried again by itself; what a person asked for is theirs to repeat.
-    let hold = !failure.cancelled && matches!(request, Request::Deploy { .. });
+    let hold = failure.cause == Cause::Release && matches!(request, Request::Deploy { .. });
     Finish { status, reason: Some(reason), superseded_by: None, hold }
 }
 
@@ -202,5 +204,23 @@ fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
     match way {
         Way::Back => format!("undoing {release} ({parts})"),
         Way::Forward | Way::Renew => format!("rolling out {release}, one instance at a time ({parts})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_release_itself_did_wrong_holds_its_commit() {
+        let ended = |cause, request: &Request| {
+            let finish = undone(Failure { why: "why".into(), instance: None, cause }, &[], request);
+            (finish.status, finish.hold)
+        };
+        let deploy = Request::Deploy { commit: None, before: None, forced: false };
+        assert_eq!(ended(Cause::Release, &deploy), (Status::RolledBack, true));
+        assert_eq!(ended(Cause::Surroundings, &deploy), (Status::RolledBack, false));
+        assert_eq!(ended(Cause::Cancelled, &deploy), (Status::Cancelled, false));
+        assert_eq!(ended(Cause::Release, &Request::Restart), (Status::RolledBack, false));
     }
 }

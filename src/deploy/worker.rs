@@ -24,6 +24,7 @@ impl Deployer {
         if matches!(self.store.unfinished(&self.app).await, Ok(None)) {
             self.expect_live().await;
         }
+        let mut swept = false;
         while !self.shutdown.is_cancelled() {
             let ran = match self.next().await {
                 Ok(Some(deployment)) => self.run(deployment).await.map(|()| true),
@@ -32,7 +33,13 @@ impl Deployer {
             };
             let rest = match ran {
                 Ok(true) => continue,
-                Ok(false) => None,
+                Ok(false) => {
+                    // An earlier life of the agent may have ended between a deployment's end and its clearing up.
+                    if !std::mem::replace(&mut swept, true) {
+                        self.sweep().await;
+                    }
+                    None
+                }
                 Err(err) => {
                     tracing::error!(app = %self.app, %err, "deployments wait for the journal");
                     Some(PAUSE)
@@ -43,6 +50,13 @@ impl Deployer {
                 () = wake.notified() => {}
                 () = pause(rest) => {}
             }
+        }
+    }
+
+    async fn sweep(&self) {
+        let app = self.config.borrow().apps.get(&self.app).cloned();
+        if let Some(app) = app {
+            self.prune(&app).await;
         }
     }
 

@@ -53,7 +53,7 @@ pub enum Event {
     /// An instance runs.
     Started(InstanceId),
     /// An instance could not be started.
-    StartFailed(InstanceId, String),
+    StartFailed(InstanceId, String, Cause),
     /// An instance passed its gate.
     Ready(InstanceId),
     /// An instance that was ready fails its checks.
@@ -142,8 +142,20 @@ pub struct Failure {
     pub why: String,
     /// The instance at fault; `None` when somebody cancelled or the proxy did not answer.
     pub instance: Option<InstanceId>,
+    /// Whose doing it is.
+    pub cause: Cause,
+}
+
+/// Whose doing a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The new release's.
+    Release,
+    /// The engine's or the proxy's: another attempt may go well.
+    Surroundings,
     /// Somebody asked for it.
-    pub cancelled: bool,
+    Cancelled,
 }
 
 /// How it ended.
@@ -321,21 +333,23 @@ impl Rollout {
             Event::Begin => {}
             Event::Started(id) => self.started(&id, now, &mut actions),
             Event::Ready(id) => self.ready(&id),
-            Event::StartFailed(id, why) => {
-                self.incoming_failed(&id, format!("could not be started: {why}"), &mut actions)
+            Event::StartFailed(id, why, cause) => {
+                self.incoming_failed(&id, format!("could not be started: {why}"), cause, &mut actions)
             }
-            Event::Exited(id, why) => self.incoming_failed(&id, why, &mut actions),
-            Event::Unready(id, why) => self.incoming_failed(&id, format!("is unready: {why}"), &mut actions),
+            Event::Exited(id, why) => self.incoming_failed(&id, why, Cause::Release, &mut actions),
+            Event::Unready(id, why) => {
+                self.incoming_failed(&id, format!("is unready: {why}"), Cause::Release, &mut actions)
+            }
             Event::Routed(switch) => self.routed(switch, &mut actions),
             Event::RouteFailed(switch, why) => self.route_failed(switch, why, now, &mut actions),
             Event::Drained(id) => self.drained(&id, &mut actions),
             Event::Stopped(id) => self.stopped(&id),
             Event::DeadlinePassed(timer) => self.deadline_passed(timer, &mut actions),
             Event::ErrorsJumped(why) => {
-                self.fail(Failure { why, instance: None, cancelled: false }, &mut actions);
+                self.fail(Failure { why, instance: None, cause: Cause::Release }, &mut actions);
             }
             Event::CancelAsked(why) => {
-                self.fail(Failure { why, instance: None, cancelled: true }, &mut actions);
+                self.fail(Failure { why, instance: None, cause: Cause::Cancelled }, &mut actions);
             }
         }
         self.go_on(now, &mut actions);
@@ -359,12 +373,12 @@ impl Rollout {
     }
 
     /// An incoming instance failed: while rolling, all is undone; while undoing, that place is tried again or given up.
-    fn incoming_failed(&mut self, id: &InstanceId, why: String, actions: &mut Vec<Action>) {
+    fn incoming_failed(&mut self, id: &InstanceId, why: String, cause: Cause, actions: &mut Vec<Action>) {
         let reverting = self.is_reverting();
         let Some(place) = self.places.iter_mut().find(|p| p.incoming_is(id) && p.start_asked) else { return };
         if !reverting {
             let why = format!("{}-{} ({id}) {why}", place.slot.service, place.slot.number);
-            return self.fail(Failure { why, instance: Some(id.clone()), cancelled: false }, actions);
+            return self.fail(Failure { why, instance: Some(id.clone()), cause }, actions);
         }
         // One that is in its place already has done its part: the runtime restarts it.
         if !matches!(place.phase, Phase::Starting | Phase::Proving) {
@@ -412,7 +426,7 @@ impl Rollout {
         let Some(place) = self.places.iter_mut().find(waits) else { return };
         if !reverting {
             let why = format!("the proxy did not take the new routes: {why}");
-            return self.fail(Failure { why, instance: None, cancelled: false }, actions);
+            return self.fail(Failure { why, instance: None, cause: Cause::Surroundings }, actions);
         }
         place.route_attempts += 1;
         if place.route_attempts < ROUTE_ATTEMPTS {
@@ -447,7 +461,7 @@ impl Rollout {
             Timer::Start(id) => {
                 let late = self.places.iter().any(|p| p.incoming_is(&id) && p.phase == Phase::Proving && !p.ready);
                 if late {
-                    self.incoming_failed(&id, "was not ready in time".into(), actions);
+                    self.incoming_failed(&id, "was not ready in time".into(), Cause::Release, actions);
                 }
             }
             Timer::Route(switch) => {

@@ -88,9 +88,8 @@ impl Yard {
         let table = format!("[runtime]\ndocker_host = \"{}\"", relay.address());
         let options = Options::web(keys).watch("100ms").table(&table);
         let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
-        let mut shop = Shop::start_on(engine, repo, options, "0s").await;
+        let shop = Shop::start_on(engine, repo, options, "0s").await;
         shop.deploy_first().await;
-        shop.agent.set_env("LONGSHORE_HURRY", "1");
         let load = shop.load();
         Self { shop, relay, load, pushed: 1, live: "v1".into(), _directory: directory }
     }
@@ -104,6 +103,9 @@ impl Yard {
                 self.shop.agent.set_env("LONGSHORE_FAIL_POINT", &format!("journal:{at}={fault}"));
             }
             Point::Engine(fault) => self.relay.arm(at, fault),
+        }
+        if matches!(point, Point::Engine(Fault::Hang)) {
+            self.shop.agent.set_env("LONGSHORE_HURRY", "1");
         }
         let marks = self.shop.agent.log().matches("struck").count();
         self.shop.agent.spawn();
@@ -242,7 +244,12 @@ impl Yard {
 
     async fn close(self) {
         self.load.stop().await.assert_flawless(100);
-        let mut agent = self.shop.agent;
+        let (mut agent, engine) = (self.shop.agent, self.shop.engine);
+        eventually("nothing is left behind", LIMIT, async || {
+            let left = engine.leftovers(&agent.id()).await;
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+        })
+        .await;
         agent.stop().await;
         let journal = rusqlite::Connection::open(agent.data_dir().join("journal.db")).expect("the journal");
         let check: String = journal.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");

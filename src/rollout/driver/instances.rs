@@ -8,7 +8,7 @@ use super::{DriverTask, Signal};
 use crate::health::probe;
 use crate::model::{Duty, Health, InstanceId};
 use crate::rollout::fleet::{Member, Pending, ServiceSpec, Task};
-use crate::rollout::machine::Event;
+use crate::rollout::machine::{Cause, Event};
 use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
 
@@ -38,7 +38,7 @@ impl DriverTask {
     pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
         let Some(member) = self.members.get_mut(&id) else {
             if let Err(err) = result {
-                self.feed(Event::StartFailed(id, err.to_string())).await;
+                self.feed(Event::StartFailed(id, err.to_string(), cause_of(&err))).await;
             }
             return;
         };
@@ -62,7 +62,7 @@ impl DriverTask {
             }
             Err(err) => {
                 self.not_started(&id, &err);
-                self.feed(Event::StartFailed(id, err.to_string())).await;
+                self.feed(Event::StartFailed(id, err.to_string(), cause_of(&err))).await;
             }
         }
     }
@@ -221,6 +221,14 @@ impl DriverTask {
         member.gate.restarted();
         self.push_routes();
         self.feed(Event::Exited(id, why)).await;
+    }
+}
+
+/// An engine that does not answer says nothing about the release.
+fn cause_of(err: &RuntimeError) -> Cause {
+    match err {
+        RuntimeError::Unavailable(_) => Cause::Surroundings,
+        RuntimeError::ImageGone(_) | RuntimeError::Refused(_) => Cause::Release,
     }
 }
 

@@ -95,7 +95,7 @@ impl World {
         let bad = fate == Fate::Bad;
         match action {
             Action::Start { instance, .. } if bad => {
-                self.pending.push(Event::StartFailed(instance, "no such file".into()));
+                self.pending.push(Event::StartFailed(instance, "no such file".into(), Cause::Release));
             }
             Action::Start { instance, .. } => {
                 assert!(self.running.insert(instance.clone()), "{instance} started twice");
@@ -204,7 +204,7 @@ impl World {
 
 fn about(event: &Event) -> Option<&InstanceId> {
     match event {
-        Event::Started(id) | Event::StartFailed(id, _) | Event::Ready(id) | Event::Unready(id, _) => Some(id),
+        Event::Started(id) | Event::StartFailed(id, ..) | Event::Ready(id) | Event::Unready(id, _) => Some(id),
         Event::Exited(id, _) | Event::Drained(id) | Event::Stopped(id) => Some(id),
         _ => None,
     }
