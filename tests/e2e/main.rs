@@ -19,6 +19,7 @@ mod deliveries;
 mod engine_away;
 mod gates;
 mod operations;
+mod proxy;
 mod pushing;
 mod queueing;
 mod reconciling;
