@@ -1,13 +1,12 @@
 //! The composition root: opens the journal, finds or starts the proxy, adopts what runs, serves, and ends in order.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use axum::Router;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -21,7 +20,7 @@ use crate::config::Config;
 use crate::deploy::build::Builder;
 use crate::deploy::source::{Mirrors, Timeouts};
 use crate::proxy::client::ProxyClient;
-use crate::proxy::spawn::spawn_proxy;
+use crate::proxy::supervise::Supervisor;
 use crate::rollout::routes::Routes;
 use crate::runtime::docker::Docker;
 use crate::runtime::{Happened, RuntimeError};
@@ -30,8 +29,6 @@ use crate::{api, data_dir, notify, trigger};
 
 /// Builds at a time, over all apps.
 const BUILDS: usize = 2;
-/// How long a proxy may take to come up.
-const PROXY_START: Duration = Duration::from_secs(5);
 /// The engine may take so long before the agent begins to answer without it.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
 /// Between two attempts to reach the engine: the first pause, and the longest.
@@ -39,8 +36,8 @@ const ENGINE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duratio
 /// What is still under way at the end (answers, streams) gets so long.
 const END_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the agent until SIGTERM or SIGINT.
-pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
+/// Runs the agent until SIGTERM or SIGINT. A listener that a service manager opened takes the place of `[agent] listen`.
+pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::net::TcpListener>) -> Result<()> {
     let data_dir = config.agent.data_dir.clone();
     data_dir::prepare(&data_dir)?;
     let store = Store::open(&data_dir.join("journal.db"))?;
@@ -51,19 +48,21 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
     if let Err(err @ RuntimeError::Refused(_)) = engine {
         return Err(err.into());
     }
-    let listener = TcpListener::bind(config.agent.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?;
+    let listener = match inherited {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener).context("cannot use the socket that was handed to this process")?
+        }
+        None => TcpListener::bind(config.agent.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?,
+    };
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
     let proxy = ProxyClient::start(&data_dir);
-    let starter = ProxyStarter {
-        // Looked up now: once the file has been replaced by an upgrade, the kernel no longer knows its path.
-        exe: std::env::current_exe().context("cannot find the longshore binary")?,
-        config: config_path.clone(),
-        log: data_dir.join("proxy.log"),
-    };
-    starter.ensure(&proxy, config.proxy.http).await?;
+    let supervisor =
+        Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), config.proxy.http)?;
+    supervisor.begin().await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let mirrors =
         Mirrors::new(data_dir.join("mirrors"), Timeouts::default()).context("cannot create the mirrors' directory")?;
@@ -91,7 +90,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<()> {
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
-    let keeper = tokio::spawn(keep_proxy(agent.clone(), proxy, starter));
+    let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
 
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
@@ -177,60 +176,6 @@ fn bind_socket(path: &Path) -> Result<UnixListener> {
     let socket = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(socket)
-}
-
-/// How a proxy is started.
-struct ProxyStarter {
-    exe: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
-}
-
-impl ProxyStarter {
-    /// Adopts a running proxy or starts one.
-    async fn ensure(&self, proxy: &ProxyClient, wanted: SocketAddr) -> Result<()> {
-        if proxy.connected(Duration::from_millis(300)).await {
-            let (pid, version) = (proxy.status().pid, proxy.status().version.clone());
-            tracing::info!(?pid, version, "adopted the running proxy");
-            let listeners = proxy.status().listeners;
-            if wanted.port() != 0 && !listeners.contains(&wanted.to_string()) {
-                tracing::warn!(
-                    ?pid,
-                    ?listeners,
-                    "the running proxy does not listen on {wanted} ([proxy] http): end it to have it started anew"
-                );
-            }
-            return Ok(());
-        }
-        let pid = spawn_proxy(&self.exe, &self.config, &self.log).context("cannot start the proxy")?;
-        if !proxy.connected(PROXY_START).await {
-            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let last: Vec<&str> = said.lines().rev().take(5).collect();
-            bail!("the proxy did not come up:\n  {}", last.into_iter().rev().collect::<Vec<_>>().join("\n  "));
-        }
-        tracing::info!(pid, "started the proxy");
-        Ok(())
-    }
-}
-
-/// Starts the proxy again when it is gone.
-async fn keep_proxy(agent: Arc<Agent>, proxy: ProxyClient, starter: ProxyStarter) {
-    let mut status = proxy.watch_status();
-    loop {
-        tokio::select! {
-            () = agent.shutdown().cancelled() => return,
-            gone = status.wait_for(|status| !status.connected) => {
-                if gone.is_err() {
-                    return;
-                }
-            }
-        }
-        tracing::error!("the proxy is gone");
-        if let Err(err) = starter.ensure(&proxy, agent.config().proxy.http).await {
-            tracing::error!("{err:#}");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
 }
 
 /// Removes the containers of release commands whose deployments have ended.

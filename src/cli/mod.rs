@@ -26,6 +26,7 @@ mod restart;
 mod rollback;
 mod scale;
 mod serve;
+mod sockets;
 mod sse;
 mod status;
 mod target;

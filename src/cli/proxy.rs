@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::daemon;
+use super::{daemon, sockets};
+use crate::config::{Config, Drain};
 use crate::proxy::log::LogFile;
+use crate::proxy::table::DrainLimits;
 use crate::proxy::{self, ProxyOptions};
 
 pub(super) const EXAMPLES: &str = "Examples:
   longshore proxy
+  longshore proxy --take-over
   longshore proxy --config /etc/longshore/deploy.toml --log /var/log/longshore-proxy.log";
 
 /// Arguments of `proxy`.
@@ -21,6 +25,11 @@ pub(super) struct ProxyArgs {
     /// Write the log to this file, not to standard error. A file of 10 MiB is set aside, and three of them are kept.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+
+    /// Take over from the proxy that serves from this data directory: it hands its sockets over and ends when what it has
+    /// under way is done. Without one this changes nothing.
+    #[arg(long)]
+    take_over: bool,
 }
 
 /// Runs the proxy until it is told to end.
@@ -37,6 +46,14 @@ pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    // Before there are threads: it clears variables of the environment.
+    let inherited = match sockets::inherited("proxy") {
+        Ok(inherited) => inherited,
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     daemon::finish(daemon::runtime().and_then(|runtime| {
         runtime.block_on(async {
             let shutdown = CancellationToken::new();
@@ -50,8 +67,26 @@ pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
                 }
                 stop.cancel();
             });
-            let options = ProxyOptions { http: config.proxy.http, data_dir: config.agent.data_dir, ready: None };
+            let options = ProxyOptions {
+                inherited,
+                take_over: args.take_over,
+                limits: limits(&config),
+                ..ProxyOptions::new(config.proxy.http, config.agent.data_dir)
+            };
             proxy::run(options, shutdown).await
         })
     }))
+}
+
+/// What a proxy that is replaced has under way may go on as long as with an instance that is replaced: the longest time
+/// that any service has.
+fn limits(config: &Config) -> DrainLimits {
+    let longest = |of: fn(&Drain) -> Duration| {
+        let drains = config.apps.values().flat_map(|app| app.services.values()).map(|service| of(&service.drain));
+        drains.max()
+    };
+    DrainLimits {
+        requests: longest(|drain| drain.requests).unwrap_or(Duration::from_secs(30)),
+        streams: longest(|drain| drain.streams).unwrap_or(Duration::from_secs(60)),
+    }
 }

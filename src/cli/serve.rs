@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::daemon;
+use super::{daemon, sockets};
 use crate::serve;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -20,8 +20,16 @@ pub fn run(config_path: &Path) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{}", warning.render(&config_path.display().to_string(), ""));
     }
+    // Before there are threads: it clears variables of the environment.
+    let inherited = match sockets::inherited("agent") {
+        Ok(inherited) => inherited.into_iter().next(),
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     daemon::finish(daemon::runtime().and_then(|runtime| {
-        let served = runtime.block_on(serve::run(config_path.to_path_buf(), config));
+        let served = runtime.block_on(serve::run(config_path.to_path_buf(), config, inherited));
         // What still runs (a fetch, a build's upload) is taken up again at the next start.
         runtime.shutdown_background();
         served

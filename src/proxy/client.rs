@@ -13,7 +13,7 @@ use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::control::{AppCounts, LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
 use super::table::{DrainLimits, Route, Table};
@@ -27,6 +27,12 @@ const COUNT_LIMIT: Duration = Duration::from_secs(1);
 const DRAIN_SLACK: Duration = Duration::from_secs(5);
 /// The proxy speaks first, and at once.
 const HELLO_LIMIT: Duration = Duration::from_secs(2);
+/// What is not written by then, the proxy does not read.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// How often a proxy that says nothing is asked for a sign of life.
+const PING: Duration = Duration::from_secs(1);
+/// Without one for so long it does not answer. Longer than a hand-over may hold up its answers.
+const SILENCE: Duration = Duration::from_secs(4);
 /// Between attempts to connect: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
@@ -35,6 +41,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 pub struct ProxyClient {
     asks: mpsc::UnboundedSender<Ask>,
     status: watch::Receiver<ProxyStatus>,
+    last_counts: watch::Receiver<Option<Counts>>,
 }
 
 /// What is known of the proxy process.
@@ -42,6 +49,8 @@ pub struct ProxyClient {
 pub struct ProxyStatus {
     /// Whether there is a connection now. The rest is what the newest connection said.
     pub connected: bool,
+    /// Without one: nobody listens on its socket, so no proxy runs. Otherwise one runs and does not answer.
+    pub absent: bool,
     /// Process id.
     pub pid: u32,
     /// The binary's version.
@@ -52,6 +61,8 @@ pub struct ProxyStatus {
     pub listeners: Vec<String>,
     /// Of the table in force.
     pub generation: u64,
+    /// Whether a service manager gave it its listeners.
+    pub activated: bool,
 }
 
 /// Totals, and what is under way.
@@ -100,10 +111,35 @@ enum Ask {
 impl ProxyClient {
     /// Starts to keep a connection to the proxy of this data directory. Needs a tokio runtime.
     pub fn start(data_dir: &Path) -> Self {
+        let (client, keeper) = Self::new(data_dir.join(SOCKET_NAME));
+        tokio::spawn(keeper.run());
+        client
+    }
+
+    /// On a connection that is there, and not beyond its end.
+    pub(super) fn over(
+        read: BufReader<OwnedReadHalf>,
+        write: OwnedWriteHalf,
+        line: LineBuffer,
+        greeted: ProxyStatus,
+    ) -> Self {
+        let (client, mut keeper) = Self::new(PathBuf::new());
+        keeper.greet(greeted);
+        tokio::spawn(async move {
+            if let Ended::Lost(error) = keeper.exchange(read, write, line).await {
+                tracing::debug!(%error, "the connection to the proxy before this one has ended");
+            }
+            keeper.status.send_modify(|status| status.connected = false);
+        });
+        client
+    }
+
+    fn new(socket: PathBuf) -> (Self, Keeper) {
         let (asks, asked) = mpsc::unbounded_channel();
         let (status_sender, status) = watch::channel(ProxyStatus::default());
+        let (counts_sender, last_counts) = watch::channel(None);
         let keeper = Keeper {
-            socket: data_dir.join(SOCKET_NAME),
+            socket,
             asked,
             status: status_sender,
             generation: 0,
@@ -112,9 +148,10 @@ impl ProxyClient {
             sent: None,
             drains: HashMap::new(),
             counts: VecDeque::new(),
+            asked_counts: 0,
+            last_counts: counts_sender,
         };
-        tokio::spawn(keeper.run());
-        Self { asks, status }
+        (Self { asks, status, last_counts }, keeper)
     }
 
     /// Puts these routes in force, whole. Answers the table's number once no request can be given to what left it.
@@ -149,6 +186,11 @@ impl ProxyClient {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Count { reply }).ok()?;
         timeout(COUNT_LIMIT, answer).await.ok()?.ok()
+    }
+
+    /// The totals that were heard last.
+    pub(super) fn last_counts(&self) -> Option<Counts> {
+        self.last_counts.borrow().clone()
     }
 
     /// What is known of the proxy process now.
@@ -198,6 +240,9 @@ struct Keeper {
     drains: HashMap<InstanceId, WaitedDrain>,
     /// Answered in the order they were asked.
     counts: VecDeque<oneshot::Sender<Counts>>,
+    /// How many of these the proxy was asked on this connection.
+    asked_counts: usize,
+    last_counts: watch::Sender<Option<Counts>>,
 }
 
 struct WaitedDrain {
@@ -227,7 +272,11 @@ impl Keeper {
                     self.status.send_modify(|status| status.connected = false);
                     ended
                 }
-                Err(error) => Ended::Lost(error),
+                Err(error) => {
+                    let absent = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+                    self.status.send_if_modified(|status| std::mem::replace(&mut status.absent, absent) != absent);
+                    Ended::Lost(error)
+                }
             };
             match ended {
                 Ended::NobodyAsks => return,
@@ -268,24 +317,47 @@ impl Keeper {
         }
     }
 
-    async fn converse(&mut self, read: OwnedReadHalf, mut write: OwnedWriteHalf) -> Ended {
+    async fn converse(&mut self, read: OwnedReadHalf, write: OwnedWriteHalf) -> Ended {
         let mut read = BufReader::new(read);
         let mut line = LineBuffer::default();
         let hello = match timeout(HELLO_LIMIT, read_message(&mut read, &mut line)).await {
-            Ok(Ok(Some(hello @ Report::Hello { .. }))) => hello,
+            Ok(Ok(Some(Report::Hello { version, pid, boot, generation, listeners, activated }))) => {
+                ProxyStatus { connected: true, absent: false, pid, version, boot, listeners, generation, activated }
+            }
             Ok(Ok(_)) => return Ended::Lost(io::Error::other("the proxy did not say hello")),
             Ok(Err(error)) => return Ended::Lost(error),
-            Err(_) => return Ended::Lost(io::ErrorKind::TimedOut.into()),
+            Err(_) => {
+                self.status.send_if_modified(|status| std::mem::replace(&mut status.absent, false));
+                return Ended::Lost(io::ErrorKind::TimedOut.into());
+            }
         };
         self.greet(hello);
-        let mut asked_counts = 0;
+        self.exchange(read, write, line).await
+    }
+
+    async fn exchange(
+        &mut self,
+        mut read: BufReader<OwnedReadHalf>,
+        mut write: OwnedWriteHalf,
+        mut line: LineBuffer,
+    ) -> Ended {
+        self.asked_counts = 0;
+        self.counts.retain(|reply| !reply.is_closed());
+        let mut heard = Instant::now();
         loop {
-            if let Err(error) = self.flush(&mut write, &mut asked_counts).await {
-                return Ended::Lost(error);
+            match timeout(WRITE_LIMIT, self.flush(&mut write)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Ended::Lost(error),
+                Err(_) => return Ended::Lost(io::ErrorKind::TimedOut.into()),
             }
+            let next = if self.counts.is_empty() { heard + PING } else { heard + SILENCE };
             tokio::select! {
+                biased;
                 report = read_message(&mut read, &mut line) => match report {
-                    Ok(Some(report)) => self.hear(report, &mut asked_counts),
+                    Ok(Some(report)) => {
+                        heard = Instant::now();
+                        self.hear(report);
+                    }
                     Ok(None) => return Ended::Lost(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) => return Ended::Lost(error),
                 },
@@ -293,17 +365,21 @@ impl Keeper {
                     Some(ask) => self.note(ask),
                     None => return Ended::NobodyAsks,
                 },
+                () = sleep_until(next) => match self.counts.is_empty() {
+                    true => self.counts.push_back(oneshot::channel().0),
+                    false => return Ended::Lost(io::ErrorKind::TimedOut.into()),
+                },
             }
         }
     }
 
     /// Compares what the proxy is with what was known of it.
-    fn greet(&mut self, hello: Report) {
-        let Report::Hello { version, pid, boot, generation, listeners } = hello else { return };
+    fn greet(&mut self, status: ProxyStatus) {
+        let (boot, generation) = (&status.boot, status.generation);
         self.generation = self.generation.max(generation);
         for drain in self.drains.values_mut() {
             // The process that had the connections is gone; or it is the same and has to be asked again.
-            if drain.boot.as_ref().is_some_and(|asked| *asked != boot) {
+            if drain.boot.as_ref().is_some_and(|asked| asked != boot) {
                 drain.end(|since| Drained { cut_requests: 0, cut_streams: 0, took: since.elapsed(), confirmed: false });
             }
             drain.boot = None;
@@ -320,12 +396,12 @@ impl Keeper {
         {
             self.tables.push_front(Wanted { routes: routes.clone(), reply: None });
         }
-        tracing::info!(pid, version, generation, "connected to the proxy");
-        self.status.send_replace(ProxyStatus { connected: true, pid, version, boot, listeners, generation });
+        tracing::info!(pid = status.pid, version = status.version, generation, "connected to the proxy");
+        self.status.send_replace(status);
     }
 
     /// Sends what is waiting and can be sent now.
-    async fn flush(&mut self, write: &mut OwnedWriteHalf, asked_counts: &mut usize) -> io::Result<()> {
+    async fn flush(&mut self, write: &mut OwnedWriteHalf) -> io::Result<()> {
         while self.sent.is_none() {
             let Some(wanted) = self.tables.pop_front() else { break };
             if wanted.is_abandoned() {
@@ -344,16 +420,17 @@ impl Keeper {
                 write_message(write, &Order::Drain { instance: instance.clone(), limits }).await?;
             }
         }
-        while *asked_counts < self.counts.len() {
-            *asked_counts += 1;
+        while self.asked_counts < self.counts.len() {
+            self.asked_counts += 1;
             write_message(write, &Order::Count).await?;
         }
         Ok(())
     }
 
-    fn hear(&mut self, report: Report, asked_counts: &mut usize) {
+    fn hear(&mut self, report: Report) {
         match report {
-            Report::Hello { .. } => {}
+            // The last three are for a proxy that takes over.
+            Report::Hello { .. } | Report::HandOver { .. } | Report::HandOverRefused { .. } | Report::HandedOver => {}
             Report::Applied { generation } => self.answered(generation, Ok(generation)),
             Report::Refused { generation, why } => self.answered(generation, Err(ApplyError::Refused(why))),
             Report::Drained { instance, cut_requests, cut_streams, took_ms } => {
@@ -364,10 +441,12 @@ impl Keeper {
             }
             Report::UpstreamFailed { instance, why } => tracing::warn!(%instance, why, "instance failed a request"),
             Report::Counts { apps, in_flight } => {
-                *asked_counts = asked_counts.saturating_sub(1);
+                let boot = self.status.borrow().boot.clone();
+                let counts = Counts { apps, in_flight, boot };
+                self.last_counts.send_replace(Some(counts.clone()));
+                self.asked_counts = self.asked_counts.saturating_sub(1);
                 if let Some(reply) = self.counts.pop_front() {
-                    let boot = self.status.borrow().boot.clone();
-                    let _ = reply.send(Counts { apps, in_flight, boot });
+                    let _ = reply.send(counts);
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::AddAssign;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,17 @@ pub enum Order {
     },
     /// Answered by [`Report::Counts`].
     Count,
+    /// From a new proxy: hand over the listening sockets. Answered by [`Report::HandOver`], with the sockets attached,
+    /// or [`Report::HandOverRefused`]. Until [`Order::TakeOver`] no table is taken.
+    HandOver,
+    /// From a new proxy that has what was handed over and is ready: stop to accept, finish what is under way, end.
+    /// Answered by [`Report::HandedOver`]. From then on the new proxy gives the orders on this connection.
+    TakeOver {
+        /// Where it listens: connections that wait elsewhere are still to be accepted.
+        listeners: Vec<String>,
+        /// How long requests and streams may go on.
+        limits: DrainLimits,
+    },
     /// Finish what is under way (at most this long) and end.
     Shutdown {
         /// Milliseconds.
@@ -50,13 +62,29 @@ pub enum Report {
         version: String,
         /// Process id.
         pid: u32,
-        /// Random per process: counts start from zero with each.
+        /// Random per process: counts start from zero with each. A process that took over goes on with that of the
+        /// one before it, whose counts and drains it answers for.
         boot: String,
         /// Of the table in force.
         generation: u64,
         /// Addresses it listens on.
         listeners: Vec<String>,
+        /// Whether a service manager gave it these, so that starting it anew is that one's business.
+        #[serde(default)]
+        activated: bool,
     },
+    /// Attached: the control socket, the lock of the data directory, then the listeners.
+    HandOver {
+        /// In force.
+        table: Table,
+    },
+    /// It goes on as before.
+    HandOverRefused {
+        /// Why.
+        why: String,
+    },
+    /// It accepts nothing any more.
+    HandedOver,
     /// This generation is in force: from now on nothing outside it is chosen.
     Applied {
         /// The table's number.
@@ -110,6 +138,17 @@ pub struct AppCounts {
     /// Requests whose client went away before the answer was complete: neither served nor failed.
     #[serde(default)]
     pub client_aborted: u64,
+}
+
+impl AddAssign for AppCounts {
+    fn add_assign(&mut self, more: Self) {
+        let Self { served, failed, server_errors, retried, client_aborted } = more;
+        self.served += served;
+        self.failed += failed;
+        self.server_errors += server_errors;
+        self.retried += retried;
+        self.client_aborted += client_aborted;
+    }
 }
 
 /// Reads one message; `None` at the end of the stream. What is too long or no message is `InvalidData`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::client;
 use super::control::Report;
 use super::instance::{Instance, lock};
 use super::server::Proxy;
@@ -30,6 +31,23 @@ pub struct Drained {
     pub cut_streams: u64,
     /// How long it took.
     pub took: Duration,
+}
+
+impl Drained {
+    /// Of both.
+    fn and(self, other: Self) -> Self {
+        Self {
+            cut_requests: self.cut_requests + other.cut_requests,
+            cut_streams: self.cut_streams + other.cut_streams,
+            took: self.took.max(other.took),
+        }
+    }
+}
+
+impl From<client::Drained> for Drained {
+    fn from(told: client::Drained) -> Self {
+        Self { cut_requests: told.cut_requests, cut_streams: told.cut_streams, took: told.took }
+    }
 }
 
 /// The drains under way and those that ended lately.
@@ -81,17 +99,26 @@ pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
         return;
     }
     let busy: Vec<Arc<Instance>> = instances.into_iter().filter(|instance| instance.load() > 0).collect();
+    let before = proxy.predecessor().filter(|before| before.is_there());
     let watched = {
         let mut state = lock(&proxy.drains.state);
         if let Some(active) = state.active.get(id) {
             active.send_modify(|current| *current = current.sooner(deadlines));
+            drop(state);
+            if let Some(before) = before {
+                let id = id.clone();
+                // The first one who asked gets the answer; this only shortens the limits.
+                tokio::spawn(async move { before.drain(&id, limits).await });
+            }
             return;
         }
         if busy.is_empty() {
             let known = state.ended.iter().rev().find(|(ended, _)| ended == id).map(|&(_, drained)| drained);
-            drop(state);
-            proxy.tell(report(id, known.unwrap_or_default()));
-            return;
+            if known.is_some() || before.is_none() {
+                drop(state);
+                proxy.tell(report(id, known.unwrap_or_default()));
+                return;
+            }
         }
         let (sender, watched) = watch::channel(deadlines);
         state.active.insert(id.clone(), sender);
@@ -99,7 +126,14 @@ pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
     };
     let (proxy, id) = (Arc::clone(proxy), id.clone());
     tokio::spawn(async move {
-        let drained = drain_all(&busy, watched).await;
+        let in_process_before = async {
+            match before {
+                Some(before) => before.drain(&id, limits).await.into(),
+                None => Drained::default(),
+            }
+        };
+        let (here, there) = tokio::join!(drain_all(&busy, watched), in_process_before);
+        let drained = here.and(there);
         {
             let mut state = lock(&proxy.drains.state);
             state.active.remove(&id);
@@ -126,9 +160,7 @@ async fn drain_all(instances: &[Arc<Instance>], watched: watch::Receiver<Deadlin
     let ended = instances.iter().map(|instance| drain(instance, watched.clone()));
     let mut sum = Drained::default();
     for one in futures_util::future::join_all(ended).await {
-        sum.cut_requests += one.cut_requests;
-        sum.cut_streams += one.cut_streams;
-        sum.took = sum.took.max(one.took);
+        sum = sum.and(one);
     }
     sum
 }
@@ -171,7 +203,7 @@ async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> 
 }
 
 /// When one more of `open` streams is due to be closed: they are spread evenly over the last part of the budget.
-fn next_stream_cut(started: Instant, limit: Instant, open: u64) -> Instant {
+pub(super) fn next_stream_cut(started: Instant, limit: Instant, open: u64) -> Instant {
     let last_part = limit.saturating_duration_since(started) / STAGGER;
     let left = limit.saturating_duration_since(Instant::now()).min(last_part);
     let open = u32::try_from(open).unwrap_or(u32::MAX).max(1);

@@ -149,10 +149,20 @@ impl Instance {
     /// Notes a failure: the instance is passed over for a while. Answers whether it is time to tell the agent again.
     pub fn note_failure(&self) -> bool {
         let now = self.age();
-        self.ejected_until.store(now + millis(EJECTION), Relaxed);
+        self.ejected_until.fetch_max(now + millis(EJECTION), Relaxed);
         let told = self.reported_at.load(Relaxed);
         let due = told == 0 || now >= told - 1 + millis(FAILURE_REPORTS);
         due && self.reported_at.compare_exchange(told, now + 1, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Passed over until it is taken back, while others remain.
+    pub fn pass_over(&self) {
+        self.ejected_until.store(u64::MAX, Relaxed);
+    }
+
+    /// It takes connections again.
+    pub fn take_back(&self) {
+        self.ejected_until.store(0, Relaxed);
     }
 
     fn age(&self) -> u64 {

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
@@ -18,12 +19,26 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     try_bind(address).map_err(|error| explain(address, &error))
 }
 
+/// Listeners that were opened elsewhere: by a service manager, or by the proxy before this one.
+pub fn inherit(listeners: Vec<std::net::TcpListener>) -> anyhow::Result<Vec<TcpListener>> {
+    let taken = listeners.into_iter().map(|listener| {
+        listener.set_nonblocking(true)?;
+        ask_for_life(&listener)?;
+        TcpListener::from_std(listener)
+    });
+    taken.collect::<io::Result<_>>().context("cannot use a socket that was handed to this process")
+}
+
+/// Accepted connections inherit this (Linux): clients that vanished without a word do not keep a tunnel for ever.
+fn ask_for_life(socket: &impl AsFd) -> io::Result<()> {
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    Ok(setsockopt(socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_SECONDS)?)
+}
+
 fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Accepted connections inherit this (Linux): clients that vanished without a word do not keep a tunnel for ever.
-    socket.set_keepalive(true)?;
-    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_SECONDS)?;
+    ask_for_life(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

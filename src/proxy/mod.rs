@@ -3,26 +3,32 @@
 //! A request passes [`server`] (the client's connection), `forward` (the request), `routing` (the claim: pick and
 //! count in, under one lock), `pool` (a connection of that instance) and `body` (the answer, which holds the claim to
 //! its end). The agent's word comes in through [`control`] and `orders`, is kept on disk by `saved` and ends in a
-//! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket.
+//! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket, and [`supervise`] its care
+//! for the process. A new process takes over by `handover`, and speaks for its `predecessor` while that one `retire`s.
 
 pub mod client;
 pub mod control;
 pub mod log;
 pub mod server;
 pub mod spawn;
+pub mod supervise;
 pub mod table;
 
+mod alive;
 mod answer;
 mod body;
 mod counts;
 mod drain;
 mod forward;
+mod handover;
 mod headers;
 mod instance;
 mod listen;
 mod orders;
 mod pick;
 mod pool;
+mod predecessor;
+mod retire;
 mod routing;
 mod saved;
 mod tunnel;

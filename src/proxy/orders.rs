@@ -1,6 +1,7 @@
 //! The proxy's side of the control socket.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,18 +13,25 @@ use tokio::io::BufReader;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedMutexGuard, broadcast};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
-use super::drain;
 use super::server::Proxy;
-use super::table::Table;
+use super::table::{DrainLimits, Route, Table};
+use super::{drain, handover};
+
+/// An agent that does not read what it is told is cut off; it may be stopped, and nobody waits for it.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
 /// `proxy.sock`, for this user alone; removed when dropped.
 #[derive(Debug)]
 pub struct Control {
     listener: UnixListener,
-    path: PathBuf,
+    /// `None`: another process listens on it now.
+    path: Option<PathBuf>,
 }
 
 impl Control {
@@ -39,7 +47,28 @@ impl Control {
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
             .with_context(|| format!("cannot protect {}", path.display()))?;
-        Ok(Self { listener, path })
+        Ok(Self { listener, path: Some(path) })
+    }
+
+    /// The same socket, from the process before this one, whose file it still is.
+    pub fn handed_over(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: None })
+    }
+
+    /// From now on the file is this process's, to be removed at the end.
+    pub fn own(&mut self, data_dir: &Path) {
+        self.path = Some(data_dir.join(SOCKET_NAME));
+    }
+
+    /// A second handle.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Leaves the socket to whom it was handed over.
+    pub fn leave(mut self) {
+        self.path = None;
     }
 
     /// Serves agents for ever.
@@ -55,9 +84,9 @@ impl Control {
             match accepted {
                 Ok((stream, _)) => {
                     number += 1;
-                    let proxy = Arc::clone(proxy);
+                    let conversation = Conversation::new(proxy, number, stream);
                     agents.spawn(async move {
-                        if let Err(error) = (Agent { proxy, number }).serve(stream).await {
+                        if let Err(error) = serve(conversation).await {
                             tracing::error!(agent = number, %error, "control connection closed");
                         }
                     });
@@ -73,49 +102,102 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
-/// One control connection.
-struct Agent {
-    proxy: Arc<Proxy>,
-    number: u64,
+async fn serve(mut conversation: Conversation) -> io::Result<()> {
+    let hello = conversation.hello();
+    conversation.say(&hello).await?;
+    match conversation.talk(&CancellationToken::new()).await? {
+        Talked::Enough => Ok(()),
+        Talked::AskedToHandOver => handover::offer(conversation).await,
+    }
 }
 
-impl Agent {
-    async fn serve(&self, stream: UnixStream) -> io::Result<()> {
+/// A process that has taken over.
+#[derive(Debug)]
+pub(super) struct Successor {
+    /// On which it gives orders now.
+    pub conversation: Conversation,
+    /// Where it listens.
+    pub listeners: Vec<String>,
+    /// How long requests and streams may go on here.
+    pub limits: DrainLimits,
+    /// No table is taken until the agents are cut off.
+    pub frozen: OwnedMutexGuard<Tables>,
+}
+
+/// One table at a time is saved and put in force.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub in_force: Table,
+    /// The routes in the file; `None` when it cannot be read.
+    pub on_disk: Option<Vec<Route>>,
+}
+
+/// One control connection: an agent's, or that of a proxy that takes over.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    pub proxy: Arc<Proxy>,
+    number: u64,
+    pub read: BufReader<OwnedReadHalf>,
+    pub write: OwnedWriteHalf,
+    pub line: LineBuffer,
+    reports: broadcast::Receiver<Report>,
+}
+
+/// How talking ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Talked {
+    /// The other side left, or nothing more is to be said.
+    Enough,
+    /// What comes next on this connection is a hand-over.
+    AskedToHandOver,
+}
+
+impl Conversation {
+    fn new(proxy: &Arc<Proxy>, number: u64, stream: UnixStream) -> Self {
         let (read, write) = stream.into_split();
         // From here on nothing told to all is missed.
-        let reports = self.proxy.reports.subscribe();
-        self.talk(BufReader::new(read), write, reports).await
+        let reports = proxy.reports.subscribe();
+        let (read, line) = (BufReader::new(read), LineBuffer::default());
+        Self { proxy: Arc::clone(proxy), number, read, write, line, reports }
     }
 
-    async fn talk(
-        &self,
-        mut read: BufReader<OwnedReadHalf>,
-        mut write: OwnedWriteHalf,
-        mut reports: tokio::sync::broadcast::Receiver<Report>,
-    ) -> io::Result<()> {
-        write_message(&mut write, &self.hello()).await?;
-        let mut line = LineBuffer::default();
+    /// Orders and reports, until the other side leaves or it is `enough`.
+    pub async fn talk(&mut self, enough: &CancellationToken) -> io::Result<Talked> {
         loop {
             tokio::select! {
-                order = read_message(&mut read, &mut line) => {
-                    let Some(order) = order? else { return Ok(()) };
-                    if let Some(reply) = self.obey(order).await {
-                        write_message(&mut write, &reply).await?;
+                order = read_message(&mut self.read, &mut self.line) => match order? {
+                    None => return Ok(Talked::Enough),
+                    Some(Order::HandOver) => return Ok(Talked::AskedToHandOver),
+                    Some(order) => {
+                        if let Some(reply) = self.obey(order).await {
+                            self.say(&reply).await?;
+                        }
                     }
-                }
-                report = reports.recv() => match report {
-                    Ok(report) => write_message(&mut write, &report).await?,
-                    Err(RecvError::Closed) => return Ok(()),
+                },
+                report = self.reports.recv() => match report {
+                    Ok(report) => self.say(&report).await?,
+                    Err(RecvError::Closed) => return Ok(Talked::Enough),
                     // It connects again and asks again for what it waits for.
                     Err(RecvError::Lagged(missed)) => {
                         return Err(io::Error::other(format!("the agent does not read: {missed} reports behind")));
                     }
                 },
+                () = enough.cancelled() => return Ok(Talked::Enough),
             }
+        }
+    }
+
+    /// Says one thing. Who does not read it in time is cut off.
+    pub async fn say(&mut self, report: &Report) -> io::Result<()> {
+        match timeout(WRITE_LIMIT, write_message(&mut self.write, report)).await {
+            Ok(written) => written,
+            Err(_) => Err(io::Error::other(format!("the agent did not read for {WRITE_LIMIT:?}"))),
         }
     }
 
@@ -126,6 +208,7 @@ impl Agent {
             boot: self.proxy.boot.clone(),
             generation: self.proxy.routing.generation(),
             listeners: self.proxy.listeners.clone(),
+            activated: self.proxy.activated,
         }
     }
 
@@ -137,7 +220,8 @@ impl Agent {
     async fn obey(&self, order: Order) -> Option<Report> {
         match order {
             Order::Count => {
-                Some(Report::Counts { apps: self.proxy.routing.counts(), in_flight: self.proxy.routing.in_flight() })
+                let (apps, in_flight) = self.proxy.count().await;
+                Some(Report::Counts { apps, in_flight })
             }
             Order::Apply(table) => {
                 let generation = table.generation;
@@ -165,28 +249,40 @@ impl Agent {
                 self.proxy.shut_down(Duration::from_millis(grace_ms));
                 None
             }
+            Order::HandOver | Order::TakeOver { .. } => {
+                tracing::warn!("an order of a hand-over out of its turn is ignored");
+                None
+            }
         }
     }
 }
 
 /// Checks a table, puts it on disk, then in force. The error is the reason to refuse it; the old one stays.
 pub async fn apply(proxy: &Arc<Proxy>, table: Table) -> Result<(), String> {
-    let _one_at_a_time = proxy.applying.lock().await;
+    let mut tables = proxy.tables.lock().await;
     let current = proxy.routing.generation();
     if table.generation <= current {
         return Err(format!("generation {} is not newer than {current}, which is in force", table.generation));
     }
     table.validate().map_err(|error| error.to_string())?;
-    let saved = proxy.saved.clone();
-    let written = tokio::task::spawn_blocking(move || saved.save(&table).map(|()| table)).await;
-    match written {
-        Ok(Ok(table)) => {
-            proxy.routing.replace(&table);
-            proxy.drains.forget(&table);
-            tracing::info!(generation = table.generation, routes = table.routes.len(), "route table in force");
-            Ok(())
-        }
-        Ok(Err(error)) => Err(format!("the table cannot be kept on disk: {error}")),
-        Err(error) => Err(format!("writing the table failed: {error}")),
+    // What is on disk already needs no room there: the way back from a table that could not be kept is open.
+    if !proxy.is_retired() && tables.on_disk.as_ref() != Some(&table.routes) {
+        let (saved, to_save) = (proxy.saved.clone(), table.clone());
+        let saving = tokio::task::spawn_blocking(move || match saved.save(&to_save) {
+            Ok(()) => (Some(to_save.routes), Ok(())),
+            // It may have failed before or after the file was replaced.
+            Err(error) => (saved.load().ok().flatten().map(|table| table.routes), Err(error)),
+        });
+        let (on_disk, outcome) = saving.await.map_err(|error| format!("writing the table failed: {error}"))?;
+        tables.on_disk = on_disk;
+        outcome.map_err(|error| format!("the table cannot be kept on disk: {error}"))?;
     }
+    proxy.routing.replace(&table);
+    proxy.drains.forget(&table);
+    if let Some(before) = proxy.predecessor() {
+        before.apply(&table.routes).await;
+    }
+    tracing::info!(generation = table.generation, routes = table.routes.len(), "route table in force");
+    tables.in_force = table;
+    Ok(())
 }

@@ -120,6 +120,11 @@ impl Routing {
         lock(&self.state).instances.iter().filter(|instance| &instance.id == id).cloned().collect()
     }
 
+    /// All that are in the table or have something under way.
+    pub fn instances(&self) -> Vec<Arc<Instance>> {
+        lock(&self.state).instances.clone()
+    }
+
     /// Totals per app.
     pub fn counts(&self) -> BTreeMap<AppName, AppCounts> {
         lock(&self.state).apps.iter().map(|(app, counters)| (app.clone(), counters.read())).collect()

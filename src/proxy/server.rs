@@ -1,45 +1,51 @@
 //! The proxy process: listeners, client connections, and the way down.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_util::future::join_all;
 use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, broadcast, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::control::Report;
+use super::client::ProxyStatus;
+use super::control::{AppCounts, Report};
 use super::drain::Drains;
+use super::handover::{Estate, Offer};
 use super::headers::Origin;
 use super::instance::{Instance, lock};
+use super::orders::{Control, Successor, Tables};
+use super::predecessor::Predecessor;
+use super::retire::{accept_waiting, retire, wind_down};
 use super::routing::Routing;
 use super::saved::Saved;
-use super::{forward, listen, orders};
+use super::table::DrainLimits;
+use super::{alive, forward, handover, listen};
 use crate::data_dir;
+use crate::model::{AppName, InstanceId};
 use crate::text::with_causes;
 
 /// How long a client may take to send the head of a request, and a connection may idle.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// What is under way at a shutdown may take this long, unless the order says otherwise.
 const GRACE: Duration = Duration::from_secs(30);
-/// At a shutdown, idle clients get this long to send one more request and be told to close; closing at once would
-/// meet requests on their way.
-const IDLE_GRACE: Duration = Duration::from_secs(1);
 /// How often idle connections to instances are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Reports that a slow agent may be behind before its connection is closed.
@@ -50,10 +56,24 @@ const REPORTS_KEPT: usize = 1024;
 pub struct ProxyOptions {
     /// Where plain HTTP is served. Port 0 takes any free one.
     pub http: SocketAddr,
+    /// Listeners from a service manager, which take the place of `http`.
+    pub inherited: Vec<std::net::TcpListener>,
     /// Holds `proxy.sock`, `proxy.lock` and `routes.json`; made with mode 0700 when it is missing.
     pub data_dir: PathBuf,
+    /// Take over from the proxy that serves from the data directory, when there is one.
+    pub take_over: bool,
+    /// How long what that one has under way may go on.
+    pub limits: DrainLimits,
     /// Told the address that was bound, once the proxy serves.
     pub ready: Option<oneshot::Sender<SocketAddr>>,
+}
+
+impl ProxyOptions {
+    /// A proxy that finds nobody there.
+    pub fn new(http: SocketAddr, data_dir: PathBuf) -> Self {
+        let limits = DrainLimits { requests: Duration::from_secs(30), streams: Duration::from_secs(60) };
+        Self { http, inherited: Vec::new(), data_dir, take_over: false, limits, ready: None }
+    }
 }
 
 /// What the parts of the process share.
@@ -66,48 +86,72 @@ pub struct Proxy {
     /// Where the table is kept.
     pub(super) saved: Saved,
     /// One table at a time is saved and put in force.
-    pub(super) applying: tokio::sync::Mutex<()>,
+    pub(super) tables: Arc<tokio::sync::Mutex<Tables>>,
     /// Client connections and tunnels.
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
     /// Told to every connected agent.
     pub(super) reports: broadcast::Sender<Report>,
-    /// Random: tells this process from the one before it.
+    /// Random: tells this process from one that it did not take over from.
     pub(super) boot: String,
+    /// Random: tells this process from all others.
+    process: String,
     /// Of the listeners.
     pub(super) listeners: Vec<String>,
+    /// They came from a service manager.
+    pub(super) activated: bool,
     /// The number of the newest control connection that gave an order; those of older ones do not count.
     pub(super) newest_agent: AtomicU64,
+    /// The process that this one took over from.
+    predecessor: OnceLock<Arc<Predecessor>>,
+    /// What can be handed over, unless it is being, or was, or nothing is served any more.
+    pub(super) estate: Mutex<Option<Estate>>,
+    /// Where a process that has taken over is told of.
+    pub(super) successors: mpsc::Sender<Successor>,
     requests: AtomicU64,
     closing: AtomicBool,
+    retired: AtomicBool,
     /// Asks `run` to end.
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     grace: Mutex<Duration>,
     /// Closes idle client connections.
-    close_idle: CancellationToken,
+    pub(super) close_idle: CancellationToken,
     /// Closes everything.
-    abort: CancellationToken,
+    pub(super) abort: CancellationToken,
 }
 
 impl Proxy {
-    /// With nothing in its table.
-    pub(super) fn new(saved: Saved, boot: String, listeners: Vec<String>) -> Arc<Self> {
-        Arc::new(Self {
+    /// With nothing in its table. Who takes over is told of on the receiver.
+    pub(super) fn new(
+        saved: Saved,
+        boot: String,
+        listeners: Vec<String>,
+        activated: bool,
+    ) -> (Arc<Self>, mpsc::Receiver<Successor>) {
+        let (successors, succeeded) = mpsc::channel(1);
+        let proxy = Self {
             routing: Routing::default(),
             drains: Drains::default(),
             saved,
-            applying: tokio::sync::Mutex::default(),
+            tables: Arc::default(),
             tasks: TaskTracker::new(),
             reports: broadcast::Sender::new(REPORTS_KEPT),
+            process: random().unwrap_or_else(|_| boot.clone()),
             boot,
             listeners,
+            activated,
             newest_agent: AtomicU64::new(0),
+            predecessor: OnceLock::new(),
+            estate: Mutex::default(),
+            successors,
             requests: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             stop: CancellationToken::new(),
             grace: Mutex::new(GRACE),
             close_idle: CancellationToken::new(),
             abort: CancellationToken::new(),
-        })
+        };
+        (Arc::new(proxy), succeeded)
     }
 
     /// Whether clients are to be told that their connection ends with the answer.
@@ -115,10 +159,54 @@ impl Proxy {
         self.closing.load(Relaxed)
     }
 
+    /// Whether another process has taken over: the file is that one's to write.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Relaxed)
+    }
+
+    /// From now on clients are told to close; the accepted connections are all there will be.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Relaxed);
+        self.tasks.close();
+        drop(lock(&self.estate).take());
+    }
+
+    /// What was to be handed over and was not.
+    pub(super) fn give_back(&self, estate: Estate) {
+        if !self.is_closing() {
+            *lock(&self.estate) = Some(estate);
+        }
+    }
+
+    /// The process that this one took over from, if it did.
+    pub(super) fn predecessor(&self) -> Option<Arc<Predecessor>> {
+        self.predecessor.get().cloned()
+    }
+
+    /// Totals and what is under way, here and in the process before.
+    pub(super) async fn count(&self) -> (BTreeMap<AppName, AppCounts>, BTreeMap<InstanceId, u64>) {
+        let (mut apps, mut in_flight) = match self.predecessor() {
+            Some(before) => before.counts().await,
+            None => Default::default(),
+        };
+        for (app, counts) in self.routing.counts() {
+            *apps.entry(app).or_default() += counts;
+        }
+        for (instance, load) in self.routing.in_flight() {
+            *in_flight.entry(instance).or_default() += load;
+        }
+        (apps, in_flight)
+    }
+
+    /// How long what is under way at the end may take.
+    pub(super) fn grace(&self) -> Duration {
+        *lock(&self.grace)
+    }
+
     /// Unique among all processes of this proxy.
     pub(super) fn next_request_id(&self) -> HeaderValue {
         let number = self.requests.fetch_add(1, Relaxed);
-        HeaderValue::from_str(&format!("{}-{number:x}", self.boot)).unwrap_or(HeaderValue::from_static("-"))
+        HeaderValue::from_str(&format!("{}-{number:x}", self.process)).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// An instance did not take a request or broke off: others are preferred for a while, and the agent is told.
@@ -150,78 +238,171 @@ impl Proxy {
     }
 }
 
-/// Serves until `shutdown` fires or an agent orders it, then lets what is under way end. Fails when the port or the
-/// data directory cannot be had, or another proxy has the data directory.
-pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ProxyOptions { http, data_dir, ready } = options;
-    data_dir::prepare(&data_dir)?;
-    let _alone = lock_data_dir(&data_dir)?;
+/// What a proxy serves with: its own, or handed over by the proxy before it.
+struct Ground {
+    lock: File,
+    control: Control,
+    listeners: Vec<TcpListener>,
+    boot: String,
+    tables: Tables,
+    /// To whom to say that this process is ready.
+    before: Option<(std::os::unix::net::UnixStream, ProxyStatus)>,
+}
 
-    let saved = Saved::in_dir(&data_dir);
-    let table = saved.load().unwrap_or_else(|error| {
-        tracing::error!(%error, "starting with an empty route table; the agent will send a new one");
-        None
-    });
-    let capacity = listen::client_capacity();
-    let listener = listen::bind(http)?;
-    let address = listener.local_addr()?;
-    let proxy = Proxy::new(saved, random_boot()?, vec![address.to_string()]);
-    if let Some(table) = table {
-        proxy.routing.replace(&table);
+/// Closes what could be handed over, however the proxy ends: the port is free and the directory unlocked.
+struct Left<'a>(&'a Proxy);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        drop(lock(&self.0.estate).take());
     }
-    let control = orders::Control::bind(&data_dir)?;
-    tracing::info!(%address, generation = proxy.routing.generation(), clients = capacity, "proxy serves");
-    if let Some(ready) = ready {
+}
+
+/// Serves until `shutdown` fires, an agent orders it, or another proxy takes over; then lets what is under way end.
+/// Fails when the port or the data directory cannot be had.
+pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let ProxyOptions { http, inherited, data_dir, take_over, limits, ready } = options;
+    data_dir::prepare(&data_dir)?;
+    let saved = Saved::in_dir(&data_dir);
+    let activated = !inherited.is_empty();
+    let ground = match lock_data_dir(&data_dir)? {
+        Held::Here(lock) => start_alone(lock, http, inherited, &data_dir, &saved)?,
+        Held::By(_) if take_over => {
+            let dir = data_dir.clone();
+            let offer = tokio::task::spawn_blocking(move || handover::ask(&dir)).await??;
+            start_from(offer, http, inherited, &saved)?
+        }
+        Held::By(pid) => bail!(
+            "another proxy (pid {pid}) already serves from {}; `longshore proxy --take-over` takes its place",
+            data_dir.display()
+        ),
+    };
+    let Ground { mut lock, mut control, listeners, boot, tables, before } = ground;
+    let capacity = listen::client_capacity();
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let named: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    let (proxy, mut succeeded) = Proxy::new(saved, boot, named.clone(), activated);
+    proxy.routing.replace(&tables.in_force);
+    *proxy.tables.lock().await = tables;
+    let dead = alive::pass_over_dead(&proxy.routing).await;
+    if let Some((link, status)) = before {
+        let pid = status.pid;
+        let predecessor = handover::take(link, status, named.clone(), limits).await?;
+        tracing::info!(pid, "took over from the proxy before");
+        let _ = proxy.predecessor.set(Arc::new(predecessor));
+        control.own(&data_dir);
+    }
+    hold(&mut lock)?;
+    proxy.give_back(Estate {
+        control: control.duplicate()?,
+        lock: lock.as_fd().try_clone_to_owned()?,
+        listeners: listeners.iter().map(|one| one.as_fd().try_clone_to_owned()).collect::<io::Result<_>>()?,
+    });
+    let _left_at_the_end = Left(&proxy);
+    tracing::info!(addresses = ?named, generation = proxy.routing.generation(), clients = capacity, "proxy serves");
+    if let (Some(ready), Some(&address)) = (ready, addresses.first()) {
         let _ = ready.send(address);
     }
 
-    let serve_then_end = async {
-        tokio::select! {
-            () = accept(&proxy, listener, capacity) => {}
-            () = shutdown.cancelled() => {}
-            () = proxy.stop.cancelled() => {}
+    let upkeep = async { tokio::join!(sweep(&proxy), alive::take_back(dead)) };
+    tokio::pin!(upkeep);
+    let successor = {
+        let serving = control.serve(&proxy);
+        tokio::pin!(serving);
+        let places = Arc::new(Semaphore::new(capacity));
+        let successor = tokio::select! {
+            _ = join_all(listeners.iter().map(|listener| accept(&proxy, listener, &places))) => None,
+            successor = succeeded.recv() => successor,
+            () = shutdown.cancelled() => None,
+            () = proxy.stop.cancelled() => None,
+            () = &mut serving => None,
+            _ = &mut upkeep => None,
+        };
+        if successor.is_none() {
+            drop(listeners);
+            proxy.close();
+            tokio::select! {
+                () = wind_down(&proxy) => {}
+                // Agents are answered to the end: drains go on while clients leave.
+                () = &mut serving => {}
+                _ = &mut upkeep => {}
+            }
+            return Ok(());
         }
-        wind_down(&proxy).await;
+        // Its agents are cut off here; they find the new process on the same socket.
+        proxy.retired.store(true, Relaxed);
+        (successor, listeners)
     };
+    let (Some(successor), listeners) = successor else { return Ok(()) };
+    control.leave();
+    drop(lock);
+    for listener in listeners.iter().filter(|one| !is_at(one, &successor.listeners)) {
+        for (stream, peer) in accept_waiting(listener).await {
+            serve_client(&proxy, stream, peer, None);
+        }
+    }
+    drop(listeners);
     tokio::select! {
-        () = serve_then_end => {}
-        // Agents are answered to the end: drains go on while clients leave.
-        () = control.serve(&proxy) => {}
-        () = sweep(&proxy) => {}
+        () = retire(&proxy, successor, &shutdown) => {}
+        _ = &mut upkeep => {}
     }
     Ok(())
 }
 
-/// Told to go: no new connections (the listener is gone), answers say `Connection: close`, then idle clients are
-/// closed, then everything.
-async fn wind_down(proxy: &Proxy) {
-    let grace = *lock(&proxy.grace);
-    let now = Instant::now();
-    tracing::info!(connections = proxy.tasks.len(), ?grace, "proxy ends");
-    proxy.closing.store(true, Relaxed);
-    proxy.tasks.close();
-    let _ = timeout_at(now + IDLE_GRACE.min(grace), proxy.tasks.wait()).await;
-    proxy.close_idle.cancel();
-    if timeout_at(now + grace, proxy.tasks.wait()).await.is_err() {
-        tracing::warn!(connections = proxy.tasks.len(), "closing what did not end in time");
-    }
-    proxy.abort.cancel();
-    proxy.tasks.wait().await;
+/// Nobody serves from the data directory: the socket and the file in it are a dead proxy's.
+fn start_alone(
+    lock: File,
+    http: SocketAddr,
+    inherited: Vec<std::net::TcpListener>,
+    data_dir: &Path,
+    saved: &Saved,
+) -> anyhow::Result<Ground> {
+    let table = saved.load().unwrap_or_else(|error| {
+        tracing::error!(%error, "starting with an empty route table; the agent will send a new one");
+        None
+    });
+    let tables =
+        Tables { on_disk: table.as_ref().map(|table| table.routes.clone()), in_force: table.unwrap_or_default() };
+    let listeners = match inherited.is_empty() {
+        true => vec![listen::bind(http)?],
+        false => listen::inherit(inherited)?,
+    };
+    Ok(Ground { lock, control: Control::bind(data_dir)?, listeners, boot: random()?, tables, before: None })
 }
 
-async fn accept(proxy: &Arc<Proxy>, listener: TcpListener, capacity: usize) {
-    let places = Arc::new(Semaphore::new(capacity));
+/// The proxy before this one goes on until it is told that this one is ready.
+fn start_from(
+    offer: Offer,
+    http: SocketAddr,
+    inherited: Vec<std::net::TcpListener>,
+    saved: &Saved,
+) -> anyhow::Result<Ground> {
+    let Offer { link, before, table, control, lock, listeners: handed } = offer;
+    let wanted = |listener: &std::net::TcpListener| {
+        http.port() == 0 || listener.local_addr().is_ok_and(|address| address == http)
+    };
+    let same: Vec<_> = handed.into_iter().filter(wanted).collect();
+    let listeners = match (inherited.is_empty(), same.is_empty()) {
+        (false, _) => listen::inherit(inherited)?,
+        (true, false) => listen::inherit(same)?,
+        (true, true) => vec![listen::bind(http)?],
+    };
+    let on_disk = saved.load().ok().flatten().map(|table| table.routes);
+    let control = Control::handed_over(control)?;
+    let (boot, tables) = (before.boot.clone(), Tables { in_force: table, on_disk });
+    Ok(Ground { lock, control, listeners, boot, tables, before: Some((link, before)) })
+}
+
+fn is_at(listener: &TcpListener, addresses: &[String]) -> bool {
+    listener.local_addr().is_ok_and(|address| addresses.contains(&address.to_string()))
+}
+
+async fn accept(proxy: &Arc<Proxy>, listener: &TcpListener, places: &Arc<Semaphore>) {
     loop {
         // At capacity new connections wait in the kernel's queue until one ends.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let proxy = Arc::clone(proxy);
-                proxy.clone().tasks.spawn(async move {
-                    serve_connection(&proxy, stream, peer).await;
-                    drop(place);
-                });
-            }
+            Ok((stream, peer)) => serve_client(proxy, stream, peer, Some(place)),
             Err(error) => {
                 // A connection that is gone already, or no files left; accepting again at once would spin.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -229,6 +410,14 @@ async fn accept(proxy: &Arc<Proxy>, listener: TcpListener, capacity: usize) {
             }
         }
     }
+}
+
+fn serve_client(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr, place: Option<OwnedSemaphorePermit>) {
+    let of_task = Arc::clone(proxy);
+    proxy.tasks.spawn(async move {
+        serve_connection(&of_task, stream, peer).await;
+        drop(place);
+    });
 }
 
 async fn sweep(proxy: &Proxy) {
@@ -276,8 +465,16 @@ async fn serve_connection(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAdd
     }
 }
 
-/// The lock of the data directory; released when dropped. Holds the process id for people.
-fn lock_data_dir(data_dir: &Path) -> anyhow::Result<Flock<File>> {
+/// Who has the lock of the data directory.
+enum Held {
+    /// This process, as long as the file or a second handle of it is open.
+    Here(File),
+    /// The process with this number.
+    By(String),
+}
+
+/// Locks the data directory. The file holds the process id for people.
+fn lock_data_dir(data_dir: &Path) -> anyhow::Result<Held> {
     let path = data_dir.join("proxy.lock");
     let mut file = File::options()
         .read(true)
@@ -287,23 +484,25 @@ fn lock_data_dir(data_dir: &Path) -> anyhow::Result<Flock<File>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    let mut holder = String::new();
-    file.read_to_string(&mut holder).with_context(|| format!("cannot read {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut locked) => {
-            locked.rewind()?;
-            locked.set_len(0)?;
-            writeln!(locked, "{}", std::process::id())?;
-            Ok(locked)
+    match file.try_lock() {
+        Ok(()) => Ok(Held::Here(file)),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(Held::By(holder.trim().to_owned()))
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another proxy (pid {}) already serves from {}", holder.trim(), data_dir.display())
-        }
-        Err((_, error)) => bail!("cannot lock {}: {error}", path.display()),
+        Err(TryLockError::Error(error)) => bail!("cannot lock {}: {error}", path.display()),
     }
 }
 
-fn random_boot() -> anyhow::Result<String> {
+/// Notes in the locked file who has it.
+fn hold(lock: &mut File) -> io::Result<()> {
+    lock.rewind()?;
+    lock.set_len(0)?;
+    writeln!(lock, "{}", std::process::id())
+}
+
+fn random() -> anyhow::Result<String> {
     let mut bytes = [0_u8; 6];
     getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok(hex::encode(bytes))

@@ -3,14 +3,25 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+
+use tokio::sync::oneshot;
 
 use super::log::append_to;
 
-/// Starts `EXE proxy --config CONFIG --log LOG` in a process group of its own, so that neither the agent's death nor
-/// Ctrl-C in its terminal reaches it. What it says before it opens its log is appended there as well. Answers the
-/// process id; when the proxy ends while this process lives, it is reaped.
-pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<u32> {
+/// A proxy process that was started.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Process id.
+    pub pid: u32,
+    /// Resolves when it has ended.
+    pub ended: oneshot::Receiver<ExitStatus>,
+}
+
+/// Starts `EXE proxy --config CONFIG --log LOG --take-over` in a process group of its own, so that neither the agent's death nor
+/// Ctrl-C in its terminal reaches it. What it says before it opens its log is appended there as well. When
+/// the proxy ends while this process lives, it is reaped.
+pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<Spawned> {
     let named = |what: &str, path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot {what} {}: {error}", path.display()))
     };
@@ -21,6 +32,7 @@ pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<u32> {
         .arg(config)
         .arg("--log")
         .arg(log)
+        .arg("--take-over")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
@@ -28,11 +40,16 @@ pub fn spawn_proxy(exe: &Path, config: &Path, log: &Path) -> io::Result<u32> {
         .spawn()
         .map_err(|error| named("start", exe, error))?;
     let pid = child.id();
+    let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("reap-proxy".to_owned()).spawn(move || match child.wait() {
-        Ok(status) => tracing::warn!(pid, %status, "the proxy process ended"),
+        Ok(status) => {
+            tracing::info!(pid, %status, "the proxy process ended");
+            // Whoever started it may not wait for that any more.
+            let _ = ending.send(status);
+        }
         Err(error) => tracing::warn!(pid, %error, "the proxy process cannot be waited for"),
     })?;
-    Ok(pid)
+    Ok(Spawned { pid, ended })
 }
 
 #[cfg(test)]
@@ -46,8 +63,9 @@ mod tests {
         let (exe, log) = (dir.path().join("fake"), dir.path().join("proxy.log"));
         std::fs::write(&exe, "#!/bin/sh\necho \"$@\" group $(cut -d' ' -f5 /proc/$$/stat) self $$\n").unwrap();
         std::fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
-        let pid = spawn_proxy(&exe, Path::new("/etc/deploy.toml"), &log).unwrap();
-        let expected = format!("proxy --config /etc/deploy.toml --log {} group {pid} self {pid}\n", log.display());
+        let pid = spawn_proxy(&exe, Path::new("/etc/deploy.toml"), &log).unwrap().pid;
+        let expected =
+            format!("proxy --config /etc/deploy.toml --log {} --take-over group {pid} self {pid}\n", log.display());
         let written = || std::fs::read_to_string(&log).unwrap_or_default();
         let started = std::time::Instant::now();
         // Reaped: not even a zombie is left under its number.

@@ -21,6 +21,7 @@ mod engine_away;
 mod faults;
 mod gates;
 mod operations;
+mod proxy;
 mod pushing;
 mod queueing;
 mod reconciling;

@@ -206,7 +206,7 @@ async fn a_proxy_that_is_killed_is_started_again_and_serves_from_its_file() {
     kill(first);
     let killed = std::time::Instant::now();
     serves(&shop).await;
-    assert!(killed.elapsed().as_secs() < 5, "it took {:?}", killed.elapsed());
+    assert!(killed.elapsed().as_millis() <= 1000, "it took {:?}", killed.elapsed());
     assert_ne!(pid(&shop), first);
     assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);
     assert_eq!(shop.version().await, "v2");

@@ -133,6 +133,19 @@ impl TestAgent {
         self.write_config();
     }
 
+    /// Another executable from the next start on.
+    #[allow(dead_code, reason = "the benchmarks run one")]
+    pub fn set_binary(&mut self, path: impl Into<PathBuf>) {
+        self.setup.binary = path.into();
+    }
+
+    /// The process id of the proxy that serves.
+    #[allow(dead_code, reason = "not for the benchmarks")]
+    pub fn proxy_pid(&self) -> i32 {
+        let lock = fs::read_to_string(self.data_dir().join("proxy.lock")).unwrap_or_default();
+        lock.trim().parse().expect("proxy.lock holds the proxy's process id")
+    }
+
     /// Sets a variable of the agent's environment from the next start on.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.setup.env.retain(|(key, _)| key != name);

@@ -105,12 +105,12 @@ async fn a_table_that_cannot_be_kept_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let proxy = Proxy::new(Saved::in_dir(&file), "boot".to_owned(), Vec::new());
+    let proxy = Proxy::new(Saved::in_dir(&file), "boot".to_owned(), Vec::new(), false).0;
     let why = orders::apply(&proxy, Table { generation: 1, routes: Vec::new() }).await.unwrap_err();
     assert!(why.contains("cannot be kept on disk") && why.contains("file/routes.json"), "{why}");
     assert_eq!(proxy.routing.generation(), 0, "the old one stays in force");
 
-    let proxy = Proxy::new(Saved::in_dir(dir.path()), "boot".to_owned(), Vec::new());
+    let proxy = Proxy::new(Saved::in_dir(dir.path()), "boot".to_owned(), Vec::new(), false).0;
     orders::apply(&proxy, Table { generation: 5, routes: Vec::new() }).await.unwrap();
     let why = orders::apply(&proxy, Table { generation: 5, routes: Vec::new() }).await.unwrap_err();
     assert_eq!(why, "generation 5 is not newer than 5, which is in force");
@@ -159,7 +159,7 @@ async fn the_control_socket_is_private_and_survives_garbage() {
 #[tokio::test]
 async fn a_data_directory_has_one_proxy() {
     let proxy = TestProxy::start().await;
-    let options = ProxyOptions { http: ([127, 0, 0, 1], 0).into(), data_dir: proxy.dir.path().to_owned(), ready: None };
+    let options = ProxyOptions::new(([127, 0, 0, 1], 0).into(), proxy.dir.path().to_owned());
     let why = run(options, CancellationToken::new()).await.unwrap_err().to_string();
     assert!(why.contains(&format!("another proxy (pid {})", std::process::id())), "{why}");
     assert!(proxy.client.counts().await.is_some());
@@ -196,7 +196,7 @@ impl Scripted {
     async fn accept(listener: &UnixListener, generation: u64) -> Self {
         let mut stream = BufReader::new(listener.accept().await.unwrap().0);
         let (version, boot) = ("1".to_owned(), "same".to_owned());
-        let hello = Report::Hello { version, pid: 1, boot, generation, listeners: Vec::new() };
+        let hello = Report::Hello { version, pid: 1, boot, generation, listeners: Vec::new(), activated: false };
         write_message(&mut stream, &hello).await.unwrap();
         Self { stream, line: LineBuffer::default() }
     }

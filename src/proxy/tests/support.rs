@@ -47,7 +47,7 @@ impl TestProxy {
         let (ready, address) = oneshot::channel();
         let shutdown = CancellationToken::new();
         let options =
-            ProxyOptions { http: ([127, 0, 0, 1], 0).into(), data_dir: dir.path().to_owned(), ready: Some(ready) };
+            ProxyOptions { ready: Some(ready), ..ProxyOptions::new(([127, 0, 0, 1], 0).into(), dir.path().to_owned()) };
         let task = tokio::spawn(run(options, shutdown.clone()));
         let address = address.await.unwrap();
         let client = ProxyClient::start(dir.path());

@@ -1,0 +1,263 @@
+//! The agent's care for the proxy process: it adopts the one that runs, starts one where none does, has one that is out of
+//! date replaced, and starts it again when it is gone.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{ProxyClient, ProxyStatus};
+use super::spawn::{Spawned, spawn_proxy};
+
+/// How long a proxy may take to come up.
+const START: Duration = Duration::from_secs(5);
+/// One that runs answers within this time, or is busy or stopped.
+const ANSWER: Duration = Duration::from_millis(300);
+/// A service manager may take so long to start its proxy again.
+const MANAGER: Duration = Duration::from_secs(5);
+/// Between attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a proxy is started.
+#[derive(Debug)]
+pub struct Supervisor {
+    exe: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    http: SocketAddr,
+    proxy: ProxyClient,
+}
+
+/// What is found.
+enum Found {
+    Connected,
+    /// Nobody listens on its socket.
+    Absent,
+    /// Somebody does, and says nothing.
+    Silent,
+}
+
+impl Supervisor {
+    /// `http` is where the proxy is to listen. What is started is this process's own binary.
+    pub fn new(proxy: ProxyClient, config: PathBuf, log: PathBuf, http: SocketAddr) -> Result<Self> {
+        // Looked up now: once the file has been replaced by an upgrade, the kernel no longer knows its path.
+        let exe = std::env::current_exe().context("cannot find the longshore binary")?;
+        Ok(Self { exe, config, log, http, proxy })
+    }
+
+    /// At the agent's start: a proxy serves, and it is of this version and configuration.
+    pub async fn begin(&self) -> Result<()> {
+        match self.look(ANSWER).await {
+            Found::Connected => self.bring_up_to_date().await,
+            Found::Absent => self.start().await?,
+            Found::Silent => tracing::error!("the proxy runs and does not answer; it may be stopped"),
+        }
+        Ok(())
+    }
+
+    /// Starts the proxy again when it is gone.
+    pub async fn keep(self, shutdown: CancellationToken) {
+        let _ = shutdown.run_until_cancelled(self.keep_for_ever()).await;
+    }
+
+    async fn keep_for_ever(&self) {
+        let mut status = self.proxy.watch_status();
+        let mut current = status.borrow().connected;
+        loop {
+            if status.wait_for(|status| !status.connected).await.is_err() {
+                return;
+            }
+            let patience = if self.proxy.status().activated { MANAGER } else { ANSWER };
+            let found = match self.look(ANSWER).await {
+                Found::Absent if patience > ANSWER && self.proxy.connected(patience).await => Found::Connected,
+                found => found,
+            };
+            match found {
+                Found::Connected => {
+                    // It did not answer when this agent started.
+                    if !std::mem::replace(&mut current, true) {
+                        self.bring_up_to_date().await;
+                    }
+                }
+                Found::Absent => {
+                    tracing::error!("the proxy is gone");
+                    match self.start().await {
+                        Ok(()) => current = true,
+                        Err(err) => {
+                            tracing::error!("{err:#}");
+                            sleep(PAUSE).await;
+                        }
+                    }
+                }
+                Found::Silent => {
+                    tracing::error!("the proxy runs and does not answer; waiting for it");
+                    let heard = |status: &ProxyStatus| status.connected || status.absent;
+                    if status.wait_for(heard).await.is_err() {
+                        return;
+                    }
+                    tracing::info!("the proxy answers again, or has ended");
+                }
+            }
+        }
+    }
+
+    /// Waits no longer than it takes to know.
+    async fn look(&self, patience: Duration) -> Found {
+        let mut status = self.proxy.watch_status();
+        let known = async {
+            let known = status.wait_for(|status| status.connected || status.absent).await;
+            known.is_ok_and(|status| status.connected)
+        };
+        match timeout(patience, known).await {
+            Ok(true) => Found::Connected,
+            Ok(false) => Found::Absent,
+            Err(_) => Found::Silent,
+        }
+    }
+
+    async fn start(&self) -> Result<()> {
+        let spawned = spawn_proxy(&self.exe, &self.config, &self.log).context("cannot start the proxy")?;
+        let pid = spawned.pid;
+        // Another one may have been faster: one that serves is what is wanted.
+        if !self.comes_up(spawned, |status| status.connected).await {
+            bail!("the proxy did not come up:\n  {}", self.last_words());
+        }
+        tracing::info!(pid, "started the proxy");
+        Ok(())
+    }
+
+    /// Has a proxy of another version, binary or address replaced by one of this agent's. One that cannot be replaced
+    /// serves on.
+    async fn bring_up_to_date(&self) {
+        let status = self.proxy.status();
+        let (pid, version) = (status.pid, status.version.clone());
+        let same_binary = match is_same_program(Path::new(&format!("/proc/{pid}/exe")), &self.exe) {
+            Ok(same) => same,
+            Err(error) => {
+                tracing::debug!(pid, %error, "cannot compare the proxy's binary");
+                true
+            }
+        };
+        let Some(why) = outdated(&status, self.http, same_binary) else {
+            tracing::info!(pid, version, "adopted the running proxy");
+            return;
+        };
+        if status.activated {
+            tracing::warn!(pid, version, why, "the proxy is not replaced: restart it with its service manager");
+            return;
+        }
+        tracing::info!(pid, version, why, "replacing the running proxy");
+        match self.replace(pid).await {
+            Ok(new) => tracing::info!(old = pid, new, "replaced the proxy; the old one finishes what it has under way"),
+            Err(err) => tracing::error!(pid, version, why, "the running proxy serves on: {err:#}"),
+        }
+    }
+
+    async fn replace(&self, old: u32) -> Result<u32> {
+        let spawned = spawn_proxy(&self.exe, &self.config, &self.log).context("cannot start the proxy")?;
+        let pid = spawned.pid;
+        if !self.comes_up(spawned, |status| status.connected && status.pid != old).await {
+            bail!("the new one did not take over:\n  {}", self.last_words());
+        }
+        Ok(pid)
+    }
+
+    /// Whether the proxy gets there before the new process ends and in time.
+    async fn comes_up(&self, mut spawned: Spawned, there: impl Fn(&ProxyStatus) -> bool) -> bool {
+        let mut status = self.proxy.watch_status();
+        let reached = async { status.wait_for(&there).await.is_ok() };
+        tokio::select! {
+            reached = timeout(START, reached) => reached.unwrap_or(false),
+            _ = &mut spawned.ended => self.proxy.connected(ANSWER).await && there(&self.proxy.status()),
+        }
+    }
+
+    /// The end of the proxy's log.
+    fn last_words(&self) -> String {
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(5).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join("\n  ")
+    }
+}
+
+/// Why a running proxy is to be replaced; `None`: it is as this agent would start it.
+fn outdated(status: &ProxyStatus, http: SocketAddr, same_binary: bool) -> Option<String> {
+    let own = env!("CARGO_PKG_VERSION");
+    if status.version != own {
+        return Some(format!("it is of version {}, the agent of version {own}", status.version));
+    }
+    if !same_binary {
+        return Some("it runs another binary of this version".to_owned());
+    }
+    if http.port() != 0 && status.listeners != [http.to_string()] {
+        return Some(format!("it listens on {}, not on {http} ([proxy] http)", status.listeners.join(", ")));
+    }
+    None
+}
+
+/// Whether two files have the same content. The first may be the running program of a process, whose file is gone.
+fn is_same_program(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let (first, second) = (one.metadata()?, other.metadata()?);
+    if (first.dev(), first.ino()) == (second.dev(), second.ino()) {
+        return Ok(true);
+    }
+    if first.len() != second.len() {
+        return Ok(false);
+    }
+    let (mut here, mut there) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let read = one.read(&mut here)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut there[..read])?;
+        if here[..read] != there[..read] {
+            return Ok(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_of_another_version_binary_or_address_is_outdated() {
+        let http: SocketAddr = ([0, 0, 0, 0], 80).into();
+        let own = ProxyStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listeners: vec!["0.0.0.0:80".to_owned()],
+            ..ProxyStatus::default()
+        };
+        assert_eq!(outdated(&own, http, true), None);
+        assert_eq!(outdated(&own, ([127, 0, 0, 1], 0).into(), true), None, "any port is any port");
+        let says = |status: &ProxyStatus, http, same| outdated(status, http, same).unwrap();
+        assert!(says(&own, http, false).contains("another binary"));
+        assert!(
+            says(&ProxyStatus { version: "0.0.1".to_owned(), ..own.clone() }, http, true).contains("version 0.0.1")
+        );
+        let why = says(&own, ([0, 0, 0, 0], 8080).into(), true);
+        assert_eq!(why, "it listens on 0.0.0.0:80, not on 0.0.0.0:8080 ([proxy] http)");
+    }
+
+    #[test]
+    fn programs_are_the_same_by_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, copy, other, longer) = (file("1", "abc"), file("2", "abc"), file("3", "abd"), file("4", "abcd"));
+        let same = |other: &Path| is_same_program(&one, other).unwrap();
+        assert_eq!((same(&one), same(&copy), same(&other), same(&longer)), (true, true, false, false));
+        assert!(is_same_program(&one, &dir.path().join("none")).is_err());
+    }
+}

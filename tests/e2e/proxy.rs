@@ -1,0 +1,187 @@
+//! Agent and proxy apart: each is replaced, stopped or refuses, and requests are answered all the same.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::support::engine;
+use crate::support::http;
+use crate::support::ports::free_port;
+use crate::support::site::Behaviour;
+use crate::support::wait::eventually;
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+/// The same program with another content, as a rebuilt one.
+fn rebuilt(dir: &Path) -> PathBuf {
+    let path = dir.join("longshore");
+    std::fs::copy(env!("CARGO_BIN_EXE_longshore"), &path).unwrap();
+    std::fs::File::options().append(true).open(&path).unwrap().write_all(b"rebuilt").unwrap();
+    path
+}
+
+async fn ends(pid: i32) {
+    eventually("the old proxy has ended", LIMIT, async || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Not even a zombie, or one that nobody waits for in a container without an init.
+        if stat.is_empty() || stat.contains(") Z ") { Ok(()) } else { Err(stat) }
+    })
+    .await;
+}
+
+/// `/readyz`: the status, and the text.
+async fn readiness(shop: &Shop) -> Result<(u16, String), String> {
+    let answer = http::get(shop.agent.listen, "localhost", "/readyz").await?;
+    Ok((answer.status.as_u16(), answer.text()))
+}
+
+#[tokio::test]
+async fn an_upgrade_replaces_the_proxy_and_cuts_nothing() {
+    let Some(engine) = engine::or_skip("an_upgrade_replaces_the_proxy").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let old = shop.agent.proxy_pid();
+    shop.agent.restart().await;
+    assert_eq!(shop.agent.proxy_pid(), old, "the same binary is adopted");
+
+    let load = shop.load();
+    // A request whose second half comes after the upgrade.
+    let mut half = TcpStream::connect(shop.agent.proxy).await.unwrap();
+    half.write_all(b"POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nab").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    shop.agent.set_binary(rebuilt(dir.path()));
+    shop.agent.restart().await;
+    let new = shop.agent.proxy_pid();
+    assert_ne!(new, old, "{}", shop.agent.log());
+    assert!(Path::new(&format!("/proc/{old}")).exists(), "it still has a request");
+    assert!(shop.agent.log().contains("another binary of this version"), "it is said why");
+    half.write_all(b"cd").await.unwrap();
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 ") && answer.to_lowercase().contains("connection: close"), "{answer}");
+    ends(old).await;
+    // The new one takes tables.
+    assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);
+    assert_eq!((shop.version().await.as_str(), shop.agent.proxy_pid()), ("v2", new));
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn another_address_is_served_after_a_restart_of_the_agent() {
+    let Some(engine) = engine::or_skip("another_address_is_served").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let (old, before) = (shop.agent.proxy_pid(), shop.agent.proxy);
+    shop.agent.proxy = ([127, 0, 0, 1], free_port()).into();
+    shop.reconfigure(&Options::default()).await;
+    assert_eq!(shop.agent.proxy_pid(), old, "a reload leaves it alone");
+    shop.agent.restart().await;
+    assert_eq!(shop.version().await, "v1");
+    assert!(shop.agent.log().contains(&format!("it listens on {before}, not on {}", shop.agent.proxy)));
+    ends(old).await;
+    assert!(TcpStream::connect(before).await.is_err(), "the old address is closed");
+
+    // One that cannot be had changes nothing.
+    let (serving, pid) = (shop.agent.proxy, shop.agent.proxy_pid());
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    shop.agent.proxy = taken.local_addr().unwrap();
+    shop.reconfigure(&Options::default()).await;
+    shop.agent.restart().await;
+    assert!(shop.agent.log().contains("the running proxy serves on"), "{}", shop.agent.log());
+    assert!(shop.agent.log().contains("is used by"), "{}", shop.agent.log());
+    shop.agent.proxy = serving;
+    assert_eq!((shop.version().await.as_str(), shop.agent.proxy_pid()), ("v1", pid));
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_stopped_is_waited_for_and_told_of() {
+    let Some(engine) = engine::or_skip("a_proxy_that_is_stopped").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let pid = shop.agent.proxy_pid();
+    signal(pid, Signal::SIGSTOP);
+    eventually("it is told", LIMIT, async || match readiness(&shop).await? {
+        (503, text) if text.contains("the proxy does not answer") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    // The switch of a deployment is given up; the way back waits for the proxy.
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.says(id, "undoing").await;
+    signal(pid, Signal::SIGCONT);
+    eventually("it is ready again", LIMIT, async || match readiness(&shop).await? {
+        (200, _) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["did not acknowledge"]);
+    assert_eq!((shop.agent.proxy_pid(), shop.version().await.as_str()), (pid, "v1"));
+    assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
+    assert_eq!(shop.version().await, "v3");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_holds_nobody_up() {
+    let Some(engine) = engine::or_skip("an_agent_that_is_stopped").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let load = shop.load();
+    shop.agent.signal(Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(shop.version().await, "v1");
+    shop.agent.signal(Signal::SIGCONT);
+    assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_kept_blocks_the_switch_and_not_the_traffic() {
+    let Some(engine) = engine::or_skip("a_table_that_cannot_be_kept").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let load = shop.load();
+    // Root may write anywhere, but nobody writes to a directory.
+    let in_the_way = shop.agent.data_dir().join("routes.json.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let undone = shop.push(&Behaviour::version("v2")).await;
+    assert_ended(&undone, "rolled_back", &["the table cannot be kept on disk", "routes.json"]);
+    assert_eq!(shop.version().await, "v1");
+    shop.assert_live(1, &[("web", 2)]).await;
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
+    assert_eq!(shop.version().await, "v3");
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_proxy_serves_on_the_socket_of_a_service_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("deploy.toml");
+    let text = format!("[agent]\ndata_dir = {:?}\n[proxy]\nhttp = \"127.0.0.1:1\"\n", dir.path().join("data"));
+    std::fs::write(&config, text).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let start = || {
+        let socket = std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_longshore"));
+        command.arg("proxy").arg("--config").arg(&config).kill_on_drop(true);
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", "0").env("LISTEN_FDNAMES", "proxy").stdin(socket);
+        command.spawn().unwrap()
+    };
+    for _ in 0..2 {
+        let mut proxy = start();
+        // Without a table no host is known; asked before it is up, the request waits at the socket.
+        let answer = http::get(address, "nobody.test", "/").await.unwrap();
+        assert_eq!(answer.status, 404);
+        signal(proxy.id().unwrap().cast_signed(), Signal::SIGTERM);
+        assert!(proxy.wait().await.unwrap().success());
+    }
+}
