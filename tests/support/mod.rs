@@ -10,6 +10,7 @@
 //! | [`agent`] | runs longshore itself and fails on what it leaves behind |
 //! | [`load`] | keeps asking while things change |
 //! | [`discord`] | receives the notices and refuses what Discord would |
+//! | [`disk`] | a small file system that can be full or read-only |
 //! | [`engine`] | looks at the Docker engine by label |
 //! | [`spawned`] | reads what a program prints, line by line with the time |
 //! | [`http`], [`ports`], [`wait`] | small tools of the others |
@@ -18,6 +19,7 @@
 
 pub mod agent;
 pub mod discord;
+pub mod disk;
 pub mod engine;
 pub mod github;
 pub mod http;
