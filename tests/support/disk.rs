@@ -40,16 +40,25 @@ impl SmallDisk {
 
     /// Takes all the room that is left.
     pub fn fill(&self) {
+        self.fill_but(0);
+    }
+
+    /// Takes the room that is left but for so many bytes.
+    pub fn fill_but(&self, rest: u64) {
         let file = File::options().create(true).append(true).open(self.filler()).expect("a file on the small disk");
-        let mut size = 1 << 24;
+        let mut size: i64 = 1 << 24;
         while size >= 1024 {
+            if self.free() < rest + size.cast_unsigned() {
+                size /= 2;
+                continue;
+            }
             let end = file.metadata().expect("the filler").len();
             let taken = fallocate(file.as_fd(), FallocateFlags::empty(), end.cast_signed(), size);
             if taken.is_err() {
                 size /= 2;
             }
         }
-        assert!(self.free() < 16 << 10, "{} bytes are left", self.free());
+        assert!(self.free() < rest + (64 << 10), "{} bytes are left", self.free());
     }
 
     /// Gives it back.

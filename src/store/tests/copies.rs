@@ -178,7 +178,7 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     assert_eq!(inspect(&copy).unwrap().schema, 1);
     assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
     let _ = store.admit(push(1, None)).await.unwrap();
-    let newer = store.call(|c| schema::version(c)).await.unwrap();
+    let newer = store.call(schema::version).await.unwrap();
     assert_eq!(newer, 2);
     drop(store);
     // Once: the next start has nothing to migrate.
