@@ -145,7 +145,8 @@ async fn take_up(
         }
     };
     let parts = with_engine(docker);
-    if agent.store.was_restored() {
+    let restored = agent.store.was_restored();
+    if restored {
         number_beyond_what_runs(&agent, &parts).await;
         agent.not_connected(None);
     }
@@ -160,8 +161,13 @@ async fn take_up(
         // Nobody waits for it any more when it took long.
         let _ = adopted.send(());
     };
-    // Also without a restore: a journal may have been replaced by other means.
-    tokio::join!(events, starting, number_beyond_what_runs(&agent, &parts));
+    let numbering = async {
+        // A journal may have been replaced by other means.
+        if !restored {
+            number_beyond_what_runs(&agent, &parts).await;
+        }
+    };
+    tokio::join!(events, starting, numbering);
 }
 
 /// New numbers begin above those that are in use. A journal that was restored takes nothing new before, and nothing is

@@ -33,6 +33,14 @@ pub(super) const RESTORE_EXAMPLES: &str = "Examples:
 
 Stop the agent before, and start it afterwards. The journal that is there is set aside, not deleted. The apps go on running meanwhile.";
 
+/// What is left to do after a restore.
+const NEXT: &str = "
+Next:
+  1. Start the agent. It starts the release that the backup calls live, and until that is ready its app answers 503.
+     What had not ended when the backup was made is cancelled. What the backup does not know of is left running,
+     without requests (longshore status names it), and what is new is numbered beyond it.
+  2. longshore deploy APP for each app: the release that the backup calls live may be older than the branch.";
+
 /// Arguments of `backup`.
 #[derive(Debug, Args)]
 pub(super) struct BackupArgs {
@@ -137,18 +145,7 @@ pub(super) fn restore(args: &RestoreArgs, config: Option<PathBuf>) -> Result<(),
     if let Some(aside) = &done.set_aside {
         lines.push(format!("what was there is at {}", aside.display()));
     }
-    lines.push(String::new());
-    lines.push("Next:".into());
-    lines.push(
-        "  1. Start the agent. It cancels what had not ended when the backup was made, and numbers what is new".into(),
-    );
-    lines.push(
-        "     beyond everything that runs. What the backup does not know of is left running, without requests.".into(),
-    );
-    lines.push(
-        "  2. longshore deploy APP for each app: the release that the backup knows may be older than the branch."
-            .into(),
-    );
+    lines.extend(NEXT.lines().map(str::to_owned));
     Term::stdout().print(&lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n"))?;
     Ok(())
 }

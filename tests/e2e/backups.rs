@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bollard::query_parameters::RemoveContainerOptionsBuilder;
 
-use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
 use crate::support::engine;
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
@@ -75,7 +75,11 @@ async fn a_restored_journal_takes_no_instance_for_one_of_its_own() {
         if ready { Ok(()) } else { Err(format!("{app:#}")) }
     })
     .await;
-    assert_eq!(shop.version().await, "v2");
+    eventually("v2 serves", LIMIT, async || {
+        let page = shop.agent.visit(HOST, "/").await?;
+        if page.text().trim() == "v2" { Ok(()) } else { Err(page.text()) }
+    })
+    .await;
     let next = shop.push(&Behaviour::version("v4")).await;
     assert_ended(&next, "succeeded", &[]);
     assert_eq!((&next["id"], &next["release"]), (&4.into(), &4.into()), "{next:#}");
