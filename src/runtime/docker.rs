@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, labels};
 use crate::config::MountSource;
+use crate::fail_point::hurried;
 use crate::model::{AppName, InstanceId};
 pub use host::EngineHost;
 use spec::Kind;
@@ -425,7 +426,7 @@ impl Runtime for Docker {
 
 /// The call's result, or [`RuntimeError::Unavailable`] after `deadline`.
 async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, RuntimeError>>) -> Result<T, RuntimeError> {
-    match tokio::time::timeout(deadline, call).await {
+    match tokio::time::timeout(hurried(deadline), call).await {
         Ok(result) => result,
         Err(_) => Err(RuntimeError::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
     }

@@ -12,6 +12,8 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::fail_point;
+
 mod backup;
 mod ballast;
 mod deployments;
@@ -198,7 +200,10 @@ fn run_group(connection: &Connection, jobs: Vec<Job>, scarce: bool) -> bool {
         }
         answers.push((job.done, result));
     }
-    let group = group.and_then(|()| run("COMMIT").map(drop).map_err(failure));
+    let struck = |()| fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
+    // Both before it is on disk and after it, when nobody has been told yet.
+    let group = group.and_then(struck).and_then(|()| run("COMMIT").map(drop).map_err(failure));
+    let group = group.and_then(struck);
     if group.is_err() && !connection.is_autocommit() {
         // Nothing of the group is on disk; each caller is told.
         let _ = connection.execute_batch("ROLLBACK");

@@ -19,6 +19,8 @@ mod commands;
 mod deliveries;
 mod disk_full;
 mod engine_away;
+#[cfg(feature = "fail-points")]
+mod faults;
 mod gates;
 mod operations;
 mod pushing;

@@ -291,13 +291,15 @@ impl Shop {
         .await;
     }
 
-    /// The message about the n-th deployment that was told, from 1, once it says all of `parts`.
+    /// The message about the n-th deployment that was told, from 1, once it says all of `parts`. An agent that was killed
+    /// while it sent one sends it again, so that it may be a later one.
     pub async fn told(&self, number: usize, parts: &[&str]) -> Message {
         let what = format!("message {number} says {parts:?}");
         let says = |message: &Message| parts.iter().all(|part| message.text().contains(part));
-        let messages =
-            self.discord.wait_for(&what, Duration::from_secs(20), |all| all.get(number - 1).is_some_and(says));
-        messages.await.swap_remove(number - 1)
+        let told = |all: &[Message]| all.iter().skip(number - 1).position(says);
+        let messages = self.discord.wait_for(&what, Duration::from_secs(20), |all| told(all).is_some()).await;
+        let found = told(&messages).expect("it was there");
+        messages[number - 1 + found].clone()
     }
 
     /// A deployment as it is now.

@@ -152,6 +152,11 @@ impl TestAgent {
     /// Starts `serve` and waits until `/readyz` answers 200; panics with the log when it does not.
     pub async fn start(&mut self) {
         self.spawn();
+        self.ready().await;
+    }
+
+    /// Waits until `/readyz` answers 200; panics with the log when it does not.
+    pub async fn ready(&mut self) {
         let ready = eventually("the agent becomes ready", READY_WITHIN, async || {
             if let Some(status) = self.ended() {
                 return Ok(Err(status));
@@ -177,6 +182,20 @@ impl TestAgent {
         let child =
             command.spawn().unwrap_or_else(|error| panic!("{} cannot be run: {error}", self.setup.binary.display()));
         self.child = Some(child);
+    }
+
+    /// How it ended, if it has.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().expect("the agent is a child of this process")
+    }
+
+    /// Whether it runs; one that has ended can be started again.
+    #[cfg(feature = "fail-points")]
+    pub fn is_running(&mut self) -> bool {
+        if self.ended().is_some() {
+            self.child = None;
+        }
+        self.child.is_some()
     }
 
     /// Waits for the agent to end by itself.
@@ -236,6 +255,16 @@ impl TestAgent {
     /// GET of an API path that must answer 200 with JSON.
     pub async fn get(&self, path: &str) -> Value {
         self.api("GET", path, None).await.expect(200).json()
+    }
+
+    /// The same, when it may be that nobody answers.
+    #[cfg(feature = "fail-points")]
+    pub async fn try_get(&self, path: &str) -> Result<Value, String> {
+        let request = http::request("GET", "localhost", path, &[], Bytes::new());
+        let socket = self.data_dir().join("longshore.sock");
+        let asking = http::send_unix(&socket, request);
+        let answer = tokio::time::timeout(Duration::from_secs(2), asking).await.map_err(|err| err.to_string())??;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(format!("{} {}", answer.status, answer.text())) }
     }
 
     /// The deployment once it has ended; panics with its log and the agent's when it does not within `limit`.
@@ -309,10 +338,6 @@ impl TestAgent {
 
     fn log_tail(&self) -> String {
         tail(&self.log())
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.as_mut()?.try_wait().expect("the agent is a child of this process")
     }
 
     /// Ends the proxy that outlives the agent, for tests of what they share. The agent must have ended before.

@@ -73,9 +73,19 @@ impl Delivery {
 
     /// Posts it with these headers.
     pub async fn send_with(&self, agent: SocketAddr, app: &str, headers: &[(&'static str, String)]) -> Response {
+        self.try_send(agent, app, headers).await.unwrap_or_else(|why| panic!("POST /hooks/{app}: {why}"))
+    }
+
+    /// The same, when it may be that nobody answers.
+    pub async fn try_send(
+        &self,
+        agent: SocketAddr,
+        app: &str,
+        headers: &[(&'static str, String)],
+    ) -> Result<Response, String> {
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let request = http::request("POST", &agent.to_string(), &format!("/hooks/{app}"), &headers, self.body.clone());
-        http::send(agent, request).await.unwrap_or_else(|why| panic!("POST /hooks/{app}: {why}"))
+        http::send(agent, request).await
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`disk`] | a small file system that can be full or read-only |
 //! | [`engine`] | looks at the Docker engine by label |
 //! | [`spawned`] | reads what a program prints, line by line with the time |
+//! | [`relay`] | has one request to the engine go wrong |
 //! | [`http`], [`ports`], [`wait`] | small tools of the others |
 //!
 //! A helper panics with one clear sentence when something is not as it must be: the test then fails with it.
@@ -25,6 +26,8 @@ pub mod github;
 pub mod http;
 pub mod load;
 pub mod ports;
+#[cfg(feature = "fail-points")]
+pub mod relay;
 pub mod repo;
 pub mod site;
 pub mod spawned;

@@ -19,6 +19,7 @@ use self::session::{Secrets, Session, SessionError};
 use self::upload::{Parameters, Refusal, Running};
 use super::source::Source;
 use crate::config::{Build, BuilderKind};
+use crate::fail_point::hurried;
 use crate::journal::DeployLog;
 use crate::model::{AppName, DeploymentId, ImageId};
 use crate::runtime::docker::Docker;
@@ -241,11 +242,11 @@ impl Builder {
 
     async fn follow(&self, running: &mut Running, progress: &mut Progress, log: &mut BuildLog) -> Result<(), String> {
         loop {
-            match tokio::time::timeout(SILENCE, running.line()).await {
+            match tokio::time::timeout(hurried(SILENCE), running.line()).await {
                 Ok(Ok(Some(line))) => progress.line(&line).iter().for_each(|line| log.line(line)),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Err(error)) => return Err(format!("the connection broke during the build: {error}")),
-                Err(_) => match tokio::time::timeout(PING, self.docker.client().ping()).await {
+                Err(_) => match tokio::time::timeout(hurried(PING), self.docker.client().ping()).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => return Err(format!("it is gone during the build: {error}")),
                     Err(_) => return Err("it stopped answering during the build".to_owned()),
@@ -384,7 +385,7 @@ fn unreadable(error: &std::io::Error) -> BuildError {
 }
 
 async fn within<T>(call: impl Future<Output = Result<T, BuildError>>) -> Result<T, BuildError> {
-    match tokio::time::timeout(CALL, call).await {
+    match tokio::time::timeout(hurried(CALL), call).await {
         Ok(result) => result,
         Err(_) => Err(BuildError::Unavailable(format!("no answer within {} s", CALL.as_secs()))),
     }

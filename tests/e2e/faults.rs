@@ -1,0 +1,293 @@
+//! The Nth write to the journal or the Nth request to the engine fails, N = 1, 2, 3 …, until a run passes without
+//! reaching N: SQLite's way of testing. After each fault the agent starts again, and all that is promised is checked.
+//!
+//! By itself a test takes a sample of the points, chosen by a seed that it prints. `LONGSHORE_FAULTS=all` takes them all,
+//! `LONGSHORE_FAULT_SEED=7` the same sample again.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::shop::{LIMIT, Options, SECRET, Shop};
+use crate::support::engine::{self, Engine};
+use crate::support::github::Push;
+use crate::support::load::Load;
+use crate::support::relay::{Fault, Relay};
+use crate::support::repo::Repo;
+use crate::support::site::Behaviour;
+use crate::support::wait::eventually;
+
+/// A deployment that is still under way after this long, when a fault has struck that leaves something hanging, is not
+/// waited for: the agent is killed.
+const HANGING: Duration = Duration::from_secs(8);
+
+/// What is pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// It goes live.
+    Good,
+    /// It exits at once: the old one goes on.
+    Bad,
+    /// Two good ones right after each other.
+    Two,
+}
+
+/// Where the fault strikes.
+#[derive(Debug, Clone, Copy)]
+enum Point {
+    /// The journal: before a group of calls is on disk, and after it.
+    Journal(&'static str),
+    /// The engine.
+    Engine(Fault),
+}
+
+impl Point {
+    /// Whether the deployment may fail of it: the engine said no, and nobody died.
+    fn excuses(self) -> bool {
+        !matches!(self, Self::Journal("crash" | "hang") | Self::Engine(Fault::CrashBefore | Fault::CrashAfter))
+    }
+}
+
+/// Which points are tried: each `step`-th, from `first`.
+struct Sample {
+    first: usize,
+    step: usize,
+}
+
+impl Sample {
+    fn of(test: &str, step: usize) -> Self {
+        if std::env::var("LONGSHORE_FAULTS").is_ok_and(|which| which == "all") {
+            return Self { first: 1, step: 1 };
+        }
+        let now =
+            || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as usize);
+        let given = std::env::var("LONGSHORE_FAULT_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed: usize = given.unwrap_or_else(now);
+        println!("{test}: every {step}th point; LONGSHORE_FAULT_SEED={seed}");
+        Self { first: seed % step + 1, step }
+    }
+}
+
+/// A shop whose engine is behind a relay, under load, with a version live.
+struct Yard {
+    shop: Shop,
+    relay: Relay,
+    load: Load,
+    pushed: usize,
+    /// What must be live.
+    live: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Yard {
+    async fn open(engine: &Engine) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let relay = Relay::start(directory.path().join("engine.sock"), "/var/run/docker.sock".as_ref());
+        let keys = "instances = 2\nhealth = { path = \"/healthz\", interval = \"100ms\", start_deadline = \"5s\" }\n\
+                    stop_grace = \"1s\"";
+        let table = format!("[runtime]\ndocker_host = \"{}\"", relay.address());
+        let options = Options::web(keys).watch("100ms").table(&table);
+        let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
+        let mut shop = Shop::start_on(engine, repo, options, "0s").await;
+        shop.deploy_first().await;
+        shop.agent.set_env("LONGSHORE_HURRY", "1");
+        let load = shop.load();
+        Self { shop, relay, load, pushed: 1, live: "v1".into(), _directory: directory }
+    }
+
+    /// One run with the fault at the `at`-th point; false when it was not reached.
+    async fn run(&mut self, version: Version, point: Point, at: usize) -> bool {
+        let what = format!("{version:?}, {point:?} number {at}");
+        self.shop.agent.stop().await;
+        match point {
+            Point::Journal(fault) => {
+                self.shop.agent.set_env("LONGSHORE_FAIL_POINT", &format!("journal:{at}={fault}"));
+            }
+            Point::Engine(fault) => self.relay.arm(at, fault),
+        }
+        let marks = self.shop.agent.log().matches("struck").count();
+        self.shop.agent.spawn();
+
+        let mut ids = vec![self.push(version == Version::Bad).await];
+        if version == Version::Two {
+            ids.push(self.push(false).await);
+        }
+        let ended = self.follow(&ids, marks).await;
+        let struck = self.struck(marks);
+        self.relay.disarm();
+        self.shop.agent.set_env("LONGSHORE_FAIL_POINT", "");
+        if !self.shop.agent.is_running() || matches!(point, Point::Journal(_)) {
+            self.ensure_running().await;
+        }
+        self.check(&what, version, point, &ended).await;
+        struck
+    }
+
+    /// Commits, pushes and delivers until the push was accepted, as a person does who presses "redeliver".
+    async fn push(&mut self, bad: bool) -> u64 {
+        self.pushed += 1;
+        let name = format!("v{}", self.pushed);
+        let version = Behaviour::version(&name);
+        self.shop.repo.write_site(&if bad { version.exit_at_once(3) } else { version });
+        self.shop.repo.commit(&format!("Version {}", self.pushed));
+        let delivery = Push::of("main", &self.shop.repo.push("main")).delivery();
+        let accepted = eventually("the push is accepted", LIMIT, async || {
+            self.ensure_spawned();
+            let headers = delivery.headers(SECRET);
+            let sending = delivery.try_send(self.shop.agent.listen, "shop", &headers);
+            match tokio::time::timeout(HANGING, sending).await {
+                Ok(Ok(answer)) if matches!(answer.status.as_u16(), 200 | 202) => Ok(answer.json()),
+                Ok(answer) => Err(answer.map_or_else(|why| why, |a| format!("{} {}", a.status, a.text()))),
+                Err(_) => {
+                    self.kill().await;
+                    Err("it was not answered".to_owned())
+                }
+            }
+        });
+        let id = accepted.await["deployment"].as_u64().expect("a deployment's number");
+        if !bad {
+            self.live = name;
+        }
+        id
+    }
+
+    /// Starts the agent again, without a fault, when it has died.
+    fn ensure_spawned(&mut self) {
+        if !self.shop.agent.is_running() {
+            self.shop.agent.set_env("LONGSHORE_FAIL_POINT", "");
+            self.shop.agent.spawn();
+        }
+    }
+
+    async fn kill(&mut self) {
+        if self.shop.agent.is_running() {
+            self.shop.agent.kill().await;
+        }
+    }
+
+    /// An agent without a fault, that is ready.
+    async fn ensure_running(&mut self) {
+        // The one that runs may still be about to meet its fault.
+        self.kill().await;
+        self.shop.agent.start().await;
+    }
+
+    fn struck(&self, marks: usize) -> bool {
+        self.relay.struck().is_some() || self.shop.agent.log().matches("struck").count() > marks
+    }
+
+    /// Waits for the ends of the deployments. An agent that dies is started again, one that hangs is killed.
+    async fn follow(&mut self, ids: &[u64], marks: usize) -> Vec<Value> {
+        let (mut ended, began) = (Vec::new(), std::time::Instant::now());
+        let mut killed = false;
+        for id in ids {
+            let what = format!("deployment {id} ends");
+            let one = eventually(&what, LIMIT, async || {
+                self.ensure_spawned();
+                if !killed && began.elapsed() > HANGING && self.struck(marks) {
+                    killed = true;
+                    self.kill().await;
+                    return Err("it hung".to_owned());
+                }
+                let deployment = self.shop.agent.try_get(&format!("/api/v1/deployments/{id}")).await?;
+                match deployment["status"].as_str() {
+                    Some("succeeded" | "failed" | "rolled_back" | "superseded" | "cancelled") => Ok(deployment),
+                    _ => Err(format!("{deployment:#}")),
+                }
+            });
+            ended.push(one.await);
+        }
+        ended
+    }
+
+    /// All that is promised, after a fault.
+    async fn check(&mut self, what: &str, version: Version, point: Point, ended: &[Value]) {
+        let statuses: Vec<&str> = ended.iter().filter_map(|deployment| deployment["status"].as_str()).collect();
+        let last = *statuses.last().expect("a deployment");
+        let fine = match version {
+            Version::Bad => matches!(last, "rolled_back" | "failed"),
+            Version::Good => last == "succeeded",
+            Version::Two => last == "succeeded" && matches!(statuses[0], "succeeded" | "superseded"),
+        };
+        if !fine {
+            let failed = matches!(last, "rolled_back" | "failed");
+            assert!(point.excuses() && failed, "{what}: {statuses:?}\n{ended:#?}\n{}", self.shop.agent.log());
+            // A person tries again.
+            let again = self.shop.agent.api("POST", "/api/v1/apps/shop/deployments", Some(serde_json::json!({}))).await;
+            let id = again.expect(202).json()["id"].as_u64().expect("a number");
+            let again = self.shop.agent.deployment_ended(id, LIMIT).await;
+            let wanted = if version == Version::Bad { "rolled_back" } else { "succeeded" };
+            assert_eq!(again["status"], wanted, "{what}: {again:#}");
+        }
+        let (live, containers) = (self.live.clone(), self.shop.engine.clone());
+        eventually(&format!("{what}: two instances of {live} and nothing else"), LIMIT, async || {
+            let app = self.shop.app().await;
+            let all = app["instances"].as_array().expect("instances").clone();
+            let serving = |i: &&Value| i["health"] == "ready" && i["duty"] == "serving";
+            let commit = &app["live"]["subject"];
+            let right = commit == &Value::from(format!("Version {}", &live[1..])) || live == "v1";
+            let here = containers.instances(&self.shop.agent.id(), "shop", "web").await.len();
+            let page = self.shop.agent.visit(crate::shop::HOST, "/").await.map(|page| page.text().trim().to_owned());
+            let same = page.as_ref() == Ok(&live);
+            if all.len() == 2 && all.iter().filter(serving).count() == 2 && right && here == 2 && same {
+                Ok(())
+            } else {
+                Err(format!("{page:?}, {here} containers\n{app:#}\n{}", self.shop.agent.log()))
+            }
+        })
+        .await;
+        let so_far = self.load.so_far();
+        assert_eq!(so_far.failed, 0, "{what}: {so_far:#?}");
+    }
+
+    async fn close(self) {
+        self.load.stop().await.assert_flawless(100);
+        let mut agent = self.shop.agent;
+        agent.stop().await;
+        let journal = rusqlite::Connection::open(agent.data_dir().join("journal.db")).expect("the journal");
+        let check: String = journal.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
+        assert_eq!(check, "ok");
+        drop(journal);
+        agent.finish().await;
+    }
+}
+
+/// Tries one kind of fault at point after point.
+async fn at_every_point(test: &str, version: Version, point: Point, step: usize) {
+    let Some(engine) = engine::or_skip(test).await else { return };
+    let sample = Sample::of(test, step);
+    let mut yard = Yard::open(&engine).await;
+    let mut at = sample.first;
+    while yard.run(version, point, at).await {
+        at += sample.step;
+    }
+    assert!(at > sample.first, "no point was reached at all");
+    println!("{test}: {} points", (at - sample.first) / sample.step);
+    yard.close().await;
+}
+
+macro_rules! tests {
+    ($($name:ident: $version:ident, $point:expr, $step:literal;)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            at_every_point(stringify!($name), Version::$version, $point, $step).await;
+        })*
+    };
+}
+
+tests! {
+    the_agent_dies_at_the_nth_write_of_a_good_deployment: Good, Point::Journal("crash"), 41;
+    the_agent_dies_at_the_nth_write_of_a_bad_deployment: Bad, Point::Journal("crash"), 47;
+    the_agent_dies_at_the_nth_write_of_two_deployments: Two, Point::Journal("crash"), 61;
+    the_journal_hangs_at_the_nth_write: Good, Point::Journal("hang"), 97;
+    the_nth_write_fails: Good, Point::Journal("error"), 67;
+    the_nth_write_of_a_bad_deployment_fails: Bad, Point::Journal("error"), 83;
+    the_agent_dies_before_the_nth_request_to_the_engine: Good, Point::Engine(Fault::CrashBefore), 7;
+    the_agent_dies_after_the_nth_request_to_the_engine: Good, Point::Engine(Fault::CrashAfter), 7;
+    the_agent_dies_after_the_nth_request_of_a_bad_deployment: Bad, Point::Engine(Fault::CrashAfter), 11;
+    the_engine_hangs_at_the_nth_request: Good, Point::Engine(Fault::Hang), 17;
+    the_engine_fails_the_nth_request: Good, Point::Engine(Fault::Error), 11;
+    the_engine_fails_the_nth_request_of_a_bad_deployment: Bad, Point::Engine(Fault::Error), 13;
+    the_connection_breaks_at_the_nth_request: Good, Point::Engine(Fault::Cut), 11;
+    the_nth_answer_is_garbage: Good, Point::Engine(Fault::Garbage), 13;
+}
