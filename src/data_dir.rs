@@ -1,14 +1,19 @@
 //! The data directory: made where it is missing, closed to other users, and never somebody else's.
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+pub mod lock;
+
+/// The journal's file in it.
+pub const JOURNAL: &str = "journal.db";
 /// Files by which a directory is known as one of ours. The agent makes the first one before all others, the proxy the
 /// last one.
-const OURS: &[&str] = &["journal.db", "agent-id", "routes.json", "proxy.lock"];
+const OURS: &[&str] = &[lock::FILE, JOURNAL, "agent-id", "routes.json", "proxy.lock"];
 /// What the root of a file system of its own has from the beginning.
 const OF_FILE_SYSTEM: &str = "lost+found";
 /// How many of a stranger's files are named.
@@ -47,8 +52,44 @@ pub fn prepare(dir: &Path) -> Result<()> {
             dir.join("longshore").display()
         );
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o700))
-        .with_context(|| format!("cannot set the mode of {shown} to 0700: is it owned by another user?"))
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).with_context(|| match owner_if_other(dir) {
+        Some((owner, own)) => format!(
+            "cannot set the mode of {shown} to 0700: it belongs to uid {owner}, and the agent runs as uid {own}. Run it as \
+             its owner, or give it the directory: chown -R {own} {shown}"
+        ),
+        None => format!("cannot set the mode of {shown} to 0700"),
+    })
+}
+
+/// Whose a file is and who we are, where these differ.
+pub(crate) fn owner_if_other(path: &Path) -> Option<(u32, u32)> {
+    let own = nix::unistd::geteuid().as_raw();
+    let owner = fs::metadata(path).ok()?.uid();
+    (owner != own).then_some((owner, own))
+}
+
+/// Writes a file so that after a crash or on a full disk either the old content or the new one is there, whole. What
+/// has the content already is left alone.
+pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // Best effort: it would only take room.
+        let _ = fs::remove_file(&new);
+    }
+    written?;
+    sync_directory(path)
+}
+
+/// Has the entry of `path` in its directory on disk.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]
@@ -73,7 +114,7 @@ mod tests {
         let missing = parent.path().join("a/b");
         prepare(&missing).unwrap();
         assert_eq!((mode(&missing), mode(parent.path())), (0o700, 0o755));
-        for files in [&[][..], &["lost+found"], &["journal.db", "notes"], &["backup", "proxy.lock"]] {
+        for files in [&[][..], &["lost+found"], &["journal.db", "notes"], &["backup", "proxy.lock"], &["agent.lock"]] {
             let dir = with(files);
             prepare(dir.path()).unwrap();
             assert_eq!(mode(dir.path()), 0o700, "{files:?}");

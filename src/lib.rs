@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod data_dir;
 pub mod deploy;
+pub mod disk;
 pub mod health;
 pub mod journal;
 pub mod notify;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::agent::Agent;
 use crate::agent::apps::Shared;
 use crate::config::Config;
+use crate::data_dir::lock::LockError;
 use crate::deploy::build::Builder;
 use crate::deploy::source::{Mirrors, Timeouts};
 use crate::proxy::client::ProxyClient;
@@ -40,9 +41,14 @@ const END_GRACE: Duration = Duration::from_secs(5);
 pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::net::TcpListener>) -> Result<()> {
     let data_dir = config.agent.data_dir.clone();
     data_dir::prepare(&data_dir)?;
-    let store = Store::open(&data_dir.join("journal.db"))?;
+    // Before anything is read: two agents would undo each other's work.
+    let _alone = data_dir::lock::take(&data_dir, data_dir::lock::AGENT).map_err(|err| match err {
+        LockError::Held { .. } => anyhow!("{err}; stop that process first, or give this agent a data_dir of its own"),
+        LockError::Io { .. } => err.into(),
+    })?;
+    let store = Store::open(&data_dir.join(data_dir::JOURNAL))?;
     let id = store.kept_random("agent_id", 6).await?;
-    std::fs::write(data_dir.join("agent-id"), &id).context("cannot write agent-id")?;
+    data_dir::write_whole(&data_dir.join("agent-id"), id.as_bytes()).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
     let engine = reach_engine(&config.runtime.docker_host, &id).await;
     if let Err(err @ RuntimeError::Refused(_)) = engine {
@@ -138,6 +144,11 @@ async fn take_up(
         }
     };
     let parts = with_engine(docker);
+    let restored = agent.store.was_restored();
+    if restored {
+        number_beyond_what_runs(&agent, &parts).await;
+        agent.not_connected(None);
+    }
     // Before any app is started: what it removes is told by which deployments run.
     if let Err(err) = sweep_release_commands(&agent, &parts.docker).await {
         tracing::warn!("what is left of release commands could not be removed: {err:#}");
@@ -149,7 +160,26 @@ async fn take_up(
         // Nobody waits for it any more when it took long.
         let _ = adopted.send(());
     };
-    tokio::join!(events, starting);
+    let numbering = async {
+        // A journal may have been replaced by other means.
+        if !restored {
+            number_beyond_what_runs(&agent, &parts).await;
+        }
+    };
+    tokio::join!(events, starting, numbering);
+}
+
+/// New numbers begin above those that are in use. A journal that was restored takes nothing new before, and nothing is
+/// deployed from it.
+async fn number_beyond_what_runs(agent: &Agent, parts: &Shared) {
+    let (mut pause, longest) = ENGINE_PAUSES;
+    while let Err(err) = agent.number_beyond_what_runs(parts.runtime.as_ref()).await {
+        let why = format!("which numbers are in use could not be found out: {err:#}");
+        tracing::warn!("{why}");
+        agent.not_connected(Some(RuntimeError::Unavailable(why)));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
 }
 
 /// Asks again and again, as the engine may be started later than the agent.

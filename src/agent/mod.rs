@@ -14,10 +14,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::{self, Config, Problems};
 use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
+use crate::disk;
 use crate::journal::Journal;
-use crate::model::{AppName, DeploymentId, InstanceId, Status};
+use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, Status};
 use crate::rollout::{Entrance, InstanceState};
-use crate::runtime::RuntimeError;
+use crate::runtime::{Runtime, RuntimeError};
 use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
 
 mod adopt;
@@ -212,6 +213,26 @@ impl Agent {
         plan_view::plan(&handle.deployer, want).await
     }
 
+    /// Numbers new deployments and releases beyond what runs on the engine. The error is the engine's or the journal's.
+    pub async fn number_beyond_what_runs(&self, runtime: &dyn Runtime) -> anyhow::Result<()> {
+        let observed = runtime.list(None).await?;
+        let highest = observed.iter().map(|instance| instance.deployment).max().unwrap_or(DeploymentId(0));
+        let mut releases: BTreeMap<AppName, ReleaseNumber> = BTreeMap::new();
+        for instance in &observed {
+            let number = releases.entry(instance.app.clone()).or_insert(instance.release);
+            *number = instance.release.max(*number);
+        }
+        let settled = self.store.number_beyond(highest, releases).await?;
+        if let Some(beyond) = settled.beyond {
+            tracing::warn!(%beyond, "the engine runs instances of deployments that are not on record; new ones are numbered beyond");
+        }
+        if !settled.ended.is_empty() {
+            let ended = settled.ended.len();
+            tracing::warn!(ended, "the journal was restored: what had not ended when the backup was made is cancelled");
+        }
+        Ok(())
+    }
+
     /// Whether the images of a release are still on the engine; else a rollback to it cannot work.
     pub async fn images_present(&self, release: &Release) -> Result<bool, RuntimeError> {
         for released in &release.body.services {
@@ -267,6 +288,17 @@ impl Agent {
         tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
     }
 
+    /// Why no deployment that builds would begin.
+    async fn too_little_space(&self) -> Option<String> {
+        let engine = match self.parts() {
+            Ok(parts) => parts.docker.storage_root().await,
+            Err(_) => None,
+        };
+        let agent = &self.config().agent;
+        let shortage = disk::shortage_for_builds(&agent.data_dir, engine.as_deref(), agent.min_free)?;
+        Some(format!("deployments that build fail: {shortage}"))
+    }
+
     /// Whether it can do its job now.
     pub async fn readiness(&self) -> Readiness {
         let mut problems = Vec::new();
@@ -283,6 +315,7 @@ impl Agent {
                 }
             }
         }
+        problems.extend(self.too_little_space().await);
         if let Err(err) = self.store.tokens().await {
             problems.push(err.to_string());
         }

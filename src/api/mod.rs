@@ -14,6 +14,7 @@ use crate::agent::Agent;
 
 mod apps;
 mod auth;
+mod backup;
 mod body;
 mod deployments;
 mod events;

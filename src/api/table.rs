@@ -3,7 +3,7 @@
 use axum::handler::Handler;
 use axum::routing::{self, MethodRouter};
 
-use super::{ApiState, apps, deployments, events, instances, openapi, probes, releases, services, tokens};
+use super::{ApiState, apps, backup, deployments, events, instances, openapi, probes, releases, services, tokens};
 use crate::store::Scope;
 
 /// What a caller must show.
@@ -59,6 +59,8 @@ pub(super) fn routes() -> Vec<Route> {
         get("/api/v1/tokens", ADMIN, tokens::list),
         post("/api/v1/tokens", ADMIN, tokens::create),
         delete("/api/v1/tokens/{id}", ADMIN, tokens::revoke),
+
+        post("/api/v1/backup", ADMIN, backup::create),
     ]
 }
 

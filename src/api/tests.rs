@@ -61,7 +61,7 @@ impl Api {
         let answer = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (answer.status(), answer.headers().clone());
         let bytes = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
-        Answer { status, headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
+        Answer { status, headers, text: String::from_utf8_lossy(&bytes).into_owned() }
     }
 
     /// A call over TCP with a token or none.
@@ -177,6 +177,7 @@ fn config(dir: &std::path::Path) -> Config {
     };
     Config {
         agent: AgentConfig {
+            min_free: 0,
             listen: "127.0.0.1:9000".parse().unwrap(),
             data_dir: dir.into(),
             public_url: Some("https://deploy.example.com".into()),

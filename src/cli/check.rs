@@ -71,7 +71,7 @@ mod tests {
         deploy.toml:2:10: agent.listen must be IP:PORT in quotes
             write an IP address and a port in quotes, such as "127.0.0.1:9000" or "[::]:80"
         deploy.toml:3:1: unknown key "listen_on", did you mean "listen"?
-            agent takes: listen, data_dir, public_url, reconcile
+            agent takes: listen, data_dir, public_url, reconcile, min_free
         deploy.toml: 2 problems
         "#);
         let dir = tempfile::tempdir().unwrap();

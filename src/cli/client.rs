@@ -107,6 +107,35 @@ impl Client {
             .map_err(|err| AskError::Refused(format!("the agent's answer to {path} cannot be read: {err}{version}")))
     }
 
+    /// The agent's directory, when it is reached through its socket.
+    pub fn data_dir(&self) -> Option<&Path> {
+        match &self.target {
+            Target::Socket { path, .. } => path.parent(),
+            Target::Http { .. } => None,
+        }
+    }
+
+    /// What keeps the agent from doing its job. Nothing where that cannot be told: the question that matters was
+    /// another one.
+    pub async fn problems(&self) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Readiness {
+            problems: Vec<String>,
+        }
+        let Ok(answer) = self.answer(Method::GET, "/readyz", None, None).await else { return Vec::new() };
+        let Ok(bytes) = collect(answer.body).await else { return Vec::new() };
+        serde_json::from_slice::<Readiness>(&bytes).map(|readiness| readiness.problems).unwrap_or_default()
+    }
+
+    /// Any call whose answer is a file.
+    pub async fn bytes(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, String>>, AskError> {
+        Ok(self.send(method, path, None, None).await?.body)
+    }
+
     /// GET of text, as it comes.
     pub async fn text(&self, path: &str) -> Result<BoxStream<'static, Result<Bytes, String>>, AskError> {
         Ok(self.send(Method::GET, path, None, None).await?.body)
@@ -135,7 +164,22 @@ impl Client {
         body: Option<Value>,
         after: Option<u64>,
     ) -> Result<Answer, AskError> {
-        let answer = match &self.target {
+        let answer = self.answer(method, path, body, after).await?;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        Err(refusal(answer).await)
+    }
+
+    /// Whatever the agent says.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        after: Option<u64>,
+    ) -> Result<Answer, AskError> {
+        match &self.target {
             Target::Socket { path: socket, config } => {
                 let request = self.request(method, path, body, after)?;
                 let sent = timeout(ANSWER, over_socket(socket, request)).await;
@@ -146,7 +190,7 @@ impl Client {
                         socket.display(),
                         config.display()
                     ))
-                })?
+                })
             }
             Target::Http { url, token } => {
                 let mut request = self.http.request(method, format!("{url}{path}")).bearer_auth(token.expose_secret());
@@ -162,17 +206,13 @@ impl Client {
                 let answer = answer.map_err(|why| {
                     AskError::Lost(format!("cannot reach the agent at {url}: {why}\nis LONGSHORE_URL right?"))
                 })?;
-                Answer {
+                Ok(Answer {
                     status: answer.status(),
                     headers: answer.headers().clone(),
                     body: answer.bytes_stream().map_err(|err| with_causes(&err)).boxed(),
-                }
+                })
             }
-        };
-        if answer.status.is_success() {
-            return Ok(answer);
         }
-        Err(refusal(answer).await)
     }
 
     fn request(

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod backup;
 mod cancel;
 mod check;
 mod client;
@@ -102,6 +103,12 @@ enum Command {
     /// Manage the tokens of the HTTP API.
     #[command(subcommand, after_help = token::EXAMPLES)]
     Token(token::TokenCommand),
+    /// Write the journal to a file, while the agent runs.
+    #[command(after_help = backup::BACKUP_EXAMPLES)]
+    Backup(backup::BackupArgs),
+    /// Put a backup in the journal's place, while no agent runs.
+    #[command(after_help = backup::RESTORE_EXAMPLES)]
+    Restore(backup::RestoreArgs),
     /// Deploy from a git server of one's own.
     #[command(subcommand)]
     Hook(HookCommand),
@@ -154,6 +161,9 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(options) => return demo::run(options),
         Command::Hook(HookCommand::Install(args)) => return exit_code(hook::run(&args, &config)),
         Command::Completions(args) => return completions::run(args),
+        Command::Restore(args) => {
+            return backup::restore(&args, cli.config).map_or_else(|err| err.report(), |()| ExitCode::SUCCESS);
+        }
         other => other,
     };
     let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -193,12 +203,14 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Restart(args) => restart::run(&client, &mut term, args).await,
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
+        Command::Backup(args) => backup::backup(&client, &mut term, args).await,
         Command::Serve
         | Command::Proxy(_)
         | Command::Check
         | Command::Init(_)
         | Command::Demo(_)
         | Command::Hook(_)
+        | Command::Restore(_)
         | Command::Completions(_) => Err(CliError::Usage("this command does not ask an agent".into())),
     }
 }

@@ -61,7 +61,12 @@ pub(super) async fn run(client: &Client, term: &mut Term, args: StatusArgs) -> R
     let shown = match (&seen, args.json.json) {
         (Seen::All(apps), true) => text::json(apps),
         (Seen::One { app, .. }, true) => text::json(app),
-        (seen, false) => seen.lines(Timestamp::now(), term.paint()).join("\n"),
+        (seen, false) => {
+            let mut lines = seen.lines(Timestamp::now(), term.paint());
+            let problems = client.problems().await;
+            lines.extend(problems.iter().map(|problem| format!("not ready: {}", clean(problem))));
+            lines.join("\n")
+        }
     };
     term.print(&shown)?;
     Ok(ExitCode::SUCCESS)

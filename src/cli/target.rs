@@ -53,6 +53,12 @@ pub(super) fn find(asked: Option<PathBuf>) -> Result<Target, CliError> {
     }
 }
 
+/// The agent's directory on this machine.
+pub(super) fn data_dir_of(asked: Option<PathBuf>) -> Result<PathBuf, CliError> {
+    let explicit = asked.is_some();
+    data_dir(&config_path(asked), explicit)
+}
+
 /// Reads the one key that a client needs: the rest may name secrets that only the agent can read. Without a file
 /// that was asked for, the agent's default.
 fn data_dir(config: &Path, explicit: bool) -> Result<PathBuf, CliError> {

@@ -70,6 +70,8 @@ pub struct AgentConfig {
     pub public_url: Option<String>,
     /// How often the branches' tips are compared with the journal (`reconcile = "5m"`); `None` = off (`"0s"`).
     pub reconcile: Option<Duration>,
+    /// With fewer bytes left for the data directory or for the engine, no deployment is begun that builds. Default 1 GiB.
+    pub min_free: u64,
 }
 
 /// `[proxy]`

@@ -13,7 +13,7 @@ const WIDTH: usize = 100;
 
 /// Keys whose values are no secrets. What stands after any other is hidden: a file that cannot be read as TOML cannot
 /// tell where its secrets are.
-const HARMLESS: [&str; 24] = [
+const HARMLESS: [&str; 25] = [
     "allow_local",
     "branch",
     "builder",
@@ -31,6 +31,7 @@ const HARMLESS: [&str; 24] = [
     "kind",
     "listen",
     "memory",
+    "min_free",
     "order",
     "port",
     "reconcile",

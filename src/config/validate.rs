@@ -99,6 +99,7 @@ fn agent(field: Option<Field<'_>>) -> (AgentConfig, Option<Range<usize>>) {
         data_dir: PathBuf::from(DEFAULT_DATA_DIR),
         public_url: None,
         reconcile: Some(Duration::from_secs(300)),
+        min_free: 1 << 30,
     };
     let Some(section) = field.and_then(|field| field.section("write [agent] on a line of its own")) else {
         return (config, None);
@@ -117,6 +118,9 @@ fn agent(field: Option<Field<'_>>) -> (AgentConfig, Option<Range<usize>>) {
     if let Some(field) = section.take("reconcile") {
         let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
         config.reconcile = field.duration_or_zero(bounds).filter(|interval| !interval.is_zero());
+    }
+    if let Some(field) = section.take("min_free") {
+        config.min_free = field.size(0, "0B").unwrap_or(config.min_free);
     }
     section.finish();
     (config, listen.map(|field| field.span()))

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::build::{Artifact, BuildError, BuildRequest};
 use super::source::{Source, SourceError, Want};
 use super::{Halt, Story, failed};
+use crate::disk;
 use crate::model::{CommitSha, ReleaseNumber, Status, Trigger, shorten};
 use crate::queue::{Ancestry, Request};
 use crate::store::{Finish, Release, ReleaseBody, ReleasedService};
@@ -37,6 +38,7 @@ impl Story<'_> {
         let id = self.deployment.id;
         let (release, renew) = match &self.deployment.request {
             Request::Deploy { commit, before, forced } => {
+                self.refuse_without_space().await?;
                 let source = self.source(commit.as_ref()).await?;
                 self.refuse_contained(&source, before.as_ref(), *forced, live).await?;
                 let body = self.build(&source).await?;
@@ -75,6 +77,14 @@ impl Story<'_> {
             }
         }
         Ok(target)
+    }
+
+    /// A build that fills the disk would take the engine and the journal with it. It is not the commit's fault.
+    async fn refuse_without_space(&self) -> Result<(), Halt> {
+        let agent = self.deployer.config.borrow().agent.clone();
+        let engine = self.deployer.builder.storage_root().await;
+        let shortage = disk::shortage_for_builds(&agent.data_dir, engine.as_deref(), agent.min_free);
+        shortage.map_or(Ok(()), |shortage| Err(failed(shortage.to_string(), false)))
     }
 
     /// Fetches exactly the commit that was asked for.

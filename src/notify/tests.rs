@@ -191,6 +191,7 @@ fn entry(url: &str, events: &[NoticeKind]) -> NotifyTarget {
 fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
     Arc::new(Config {
         agent: AgentConfig {
+            min_free: 0,
             listen: ([127, 0, 0, 1], 0).into(),
             data_dir: "/nowhere".into(),
             public_url: None,

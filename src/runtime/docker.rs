@@ -1,5 +1,6 @@
 //! Instances as containers of a Docker engine. See [`super::labels`] for what they are called.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, NetworkCreateRequest, VolumeCreateRequest};
@@ -86,6 +87,15 @@ impl Docker {
     /// Whether the engine answers, in at most two seconds.
     pub async fn ping(&self) -> Result<(), RuntimeError> {
         within(PING, async { self.client.ping().await.map(drop).map_err(explain::runtime_error) }).await
+    }
+
+    /// Where the engine keeps images and containers, when that is on this machine and can be seen from here.
+    pub async fn storage_root(&self) -> Option<PathBuf> {
+        if !self.host.is_local() {
+            return None;
+        }
+        let asked = within(PING, async { self.client.info().await.map_err(explain::runtime_error) }).await;
+        asked.ok()?.docker_root_dir.map(PathBuf::from).filter(|root| root.is_dir())
     }
 
     /// The client behind this, for what is not about instances.

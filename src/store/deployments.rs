@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::numbers::Numbers;
 use super::{Store, StoreError, from_json, now_ms, timestamp, to_json, unreadable};
 use crate::config::NoticeKind;
 use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
@@ -157,7 +158,12 @@ impl Store {
     /// Puts a request on disk, or finds that it was here before. Waiting ones that it replaces end in the same
     /// transaction.
     pub async fn admit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
-        self.call(move |c| admit(c, &new)).await
+        if self.numbers.are_unknown() {
+            return Err(StoreError::Unnumbered);
+        }
+        self.refuse_while_scarce().await?;
+        let numbers = self.numbers.clone();
+        self.call(move |c| admit(c, &new, &numbers)).await
     }
 
     /// Remembers a delivery that leads to no deployment.
@@ -299,7 +305,7 @@ impl Store {
     }
 }
 
-fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
+fn admit(c: &Connection, new: &NewDeployment, numbers: &Numbers) -> rusqlite::Result<Admission> {
     let known = new.delivery.as_ref().map(|delivery| known_delivery(c, &new.app, delivery)).transpose()?.flatten();
     // One that was ignored then may be redelivered on purpose after the configuration was mended.
     if let Some(Known::Became(of)) = known {
@@ -316,10 +322,11 @@ fn admit(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Admission> {
         _ => None,
     };
     c.prepare_cached(
-        "INSERT INTO deployments (app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, queued_at)
-         VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO deployments (id, app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, queued_at)
+         VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
+        numbers.next(c)?,
         new.app.as_str(),
         new.trigger.as_str(),
         to_json(&new.request)?,
@@ -406,7 +413,7 @@ fn read_waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
     Ok(Waiting { id: DeploymentId(row.get(0)?), request: from_json(&request)? })
 }
 
-fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
+pub(super) fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
     let now = now_ms();
     let changed = c
         .prepare_cached(

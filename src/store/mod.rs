@@ -3,42 +3,54 @@
 //! Every call is a closure run on that thread. Calls that wait together share one transaction (group commit), so a
 //! thousand pushes cost a few fsyncs and each is on disk before its answer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::fail_point;
 
+mod backup;
+mod ballast;
 mod deployments;
 mod drift;
 mod log;
 mod notices;
+mod numbers;
+mod open;
 mod releases;
+pub mod restore;
 mod schema;
 mod steps;
 mod tokens;
 
+pub use backup::{Contents, copy_closed, inspect};
 pub use deployments::{Admission, Decision, Deployment, Finish, NewDeployment, PhaseSpan};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::Notice;
+pub use numbers::Settled;
+pub use open::OpenError;
 pub use releases::{Release, ReleaseBody, ReleasedService};
 pub use steps::Step;
 pub use tokens::{Scope, Token, TokenCheck};
 
-/// Statements kept prepared; more than there are different ones.
-const STATEMENTS: usize = 128;
+use ballast::Ballast;
+use numbers::Numbers;
+
 /// At most so many calls share a transaction, so that the first does not wait long for its answer.
 const GROUP: usize = 256;
 
 /// A handle on the journal; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<Order>,
+    numbers: Arc<Numbers>,
+    scarce: Arc<AtomicBool>,
 }
 
 /// Why a call failed.
@@ -47,48 +59,28 @@ pub enum StoreError {
     /// SQLite says so.
     #[error("the journal cannot be read or written: {0}")]
     Sqlite(String),
+    /// There is no room on its disk. What is already accepted may still end, on what was set aside for that.
+    #[error("the journal cannot be written: its disk is full")]
+    Full,
+    /// It was restored, and new numbers could be those of instances that it does not know.
+    #[error(
+        "the journal was restored, and nothing new is taken before the Docker engine has said which numbers are in use"
+    )]
+    Unnumbered,
     /// The thread has ended.
     #[error("the journal is closed")]
     Closed,
 }
 
-/// Why the journal could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("{0} is in use by another longshore agent; stop that one first, or give this one a data_dir of its own")]
-    InUse(PathBuf),
-    /// A newer longshore wrote it.
-    #[error("{path} has schema version {found}, this longshore knows up to {known}: run the newer longshore again")]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: i64,
-        /// Ours.
-        known: i64,
-    },
-    /// It is no intact SQLite file.
-    #[error(
-        "{path} is damaged ({why}): it is left as it is; restore a backup, or move it away to start with an empty journal"
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        why: String,
-    },
-    /// Anything else.
-    #[error("cannot open {path}: {why}")]
-    Other {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        why: String,
-    },
-}
-
 type Work = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+
+/// What the journal's thread is asked to do.
+enum Order {
+    /// Together with others in one transaction.
+    Job(Job),
+    /// By itself, outside of any transaction.
+    Alone(Box<dyn FnOnce(&Connection) + Send>),
+}
 
 struct Job {
     work: Work,
@@ -99,13 +91,21 @@ struct Job {
 impl Store {
     /// Opens (or creates) the journal and brings its schema up to date.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let connection = open_connection(path)?;
+        let mut ballast = Ballast::beside(path);
+        let opened = match open::open(path) {
+            Err(OpenError::Full(_)) if ballast.release() => open::open(path),
+            opened => opened,
+        };
+        let connection = opened?;
+        let numbers = Numbers::read(&connection).map_err(|err| open::explain(path, err))?;
+        ballast.renew();
+        let scarce = ballast.watch_scarcity();
         let (jobs, queue) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("journal".into())
-            .spawn(move || serve(connection, queue))
+            .spawn(move || serve(connection, ballast, queue))
             .map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, numbers: Arc::new(numbers), scarce })
     }
 
     /// Runs `work` in a transaction and returns once it is on disk.
@@ -121,98 +121,110 @@ impl Store {
             let _ = value_tx.send(value);
             Ok(())
         });
-        self.jobs.send(Job { work, done: Some(done) }).map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Order::Job(Job { work, done: Some(done) })).map_err(|_| StoreError::Closed)?;
         committed.await.map_err(|_| StoreError::Closed)??;
         value_rx.await.map_err(|_| StoreError::Closed)
+    }
+
+    /// What was set aside for a full disk is for what is under way: nothing new is taken on it.
+    async fn refuse_while_scarce(&self) -> Result<(), StoreError> {
+        if self.scarce.load(Ordering::Acquire) {
+            // Whatever the thread is asked, it looks for room first.
+            self.call(|_| Ok(())).await?;
+        }
+        if self.scarce.load(Ordering::Acquire) { Err(StoreError::Full) } else { Ok(()) }
     }
 
     /// Runs `work` soon, in order with the other calls, without waiting. A failure is logged.
     fn post(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         // Closed only while the agent ends; what is posted (log lines) may be lost then.
-        let _ = self.jobs.send(Job { work: Box::new(work), done: None });
+        let _ = self.jobs.send(Order::Job(Job { work: Box::new(work), done: None }));
     }
-}
 
-fn open_connection(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let explain = |err: rusqlite::Error| explain_open(path, err);
-
-    let connection = Connection::open_with_flags(path, flags).map_err(explain)?;
-    // Long enough for a predecessor that is just ending.
-    connection.busy_timeout(Duration::from_millis(500)).map_err(explain)?;
-    // EXCLUSIVE keeps a second agent out and SQLite from a shared-memory file (a full disk would be a SIGBUS there);
-    // FULL has every commit on disk before it is answered.
-    connection
-        .execute_batch(
-            "PRAGMA locking_mode = EXCLUSIVE;
-             PRAGMA journal_mode = WAL;
-             PRAGMA synchronous = FULL;
-             PRAGMA foreign_keys = ON;
-             PRAGMA temp_store = MEMORY;
-             PRAGMA wal_autocheckpoint = 2000;",
-        )
-        .map_err(explain)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(explain)?;
-    if check != "ok" {
-        return Err(OpenError::Corrupt { path: path.into(), why: check });
-    }
-    schema::migrate(&connection, path)?;
-    Ok(connection)
-}
-
-fn explain_open(path: &Path, err: rusqlite::Error) -> OpenError {
-    use rusqlite::ErrorCode;
-    let path = path.to_path_buf();
-    match err.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::InUse(path),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Corrupt { path, why: err.to_string() },
-        _ => OpenError::Other { path, why: err.to_string() },
+    /// Runs `work` in its turn, outside of any transaction.
+    async fn alone<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (value_tx, value_rx) = oneshot::channel();
+        // A receiver that went away no longer wants the value.
+        let work = Box::new(move |connection: &Connection| drop(value_tx.send(work(connection))));
+        self.jobs.send(Order::Alone(work)).map_err(|_| StoreError::Closed)?;
+        value_rx.await.map_err(|_| StoreError::Closed)
     }
 }
 
 /// The journal's thread: ends when the last handle is gone.
-fn serve(connection: Connection, mut queue: mpsc::UnboundedReceiver<Job>) {
+fn serve(connection: Connection, mut ballast: Ballast, mut queue: mpsc::UnboundedReceiver<Order>) {
     while let Some(first) = queue.blocking_recv() {
-        let mut jobs = vec![first];
-        while jobs.len() < GROUP
-            && let Ok(job) = queue.try_recv()
-        {
-            jobs.push(job);
+        let mut next = Some(first);
+        let mut jobs = Vec::new();
+        let mut alone = None;
+        while let Some(order) = next {
+            match order {
+                Order::Job(job) => jobs.push(job),
+                Order::Alone(work) => alone = Some(work),
+            }
+            let more = jobs.len() < GROUP && alone.is_none();
+            next = more.then(|| queue.try_recv().ok()).flatten();
         }
-        run_group(&connection, jobs);
+        if !jobs.is_empty() {
+            ballast.renew();
+            if run_group(&connection, jobs, ballast.is_scarce()) && ballast.release() {
+                tracing::error!("the journal's disk is full; what is under way ends on what was set aside for that");
+            }
+        }
+        if let Some(work) = alone {
+            work(&connection);
+        }
     }
 }
 
 /// Runs the calls in one transaction. One that fails before it wrote anything fails alone. One that fails half-way
 /// takes the others with it: a savepoint for each would undo it alone, but copies every page that a call touches.
-fn run_group(connection: &Connection, jobs: Vec<Job>) {
+/// With `scarce` room nothing is written that nobody waits for. True when the disk was found full.
+fn run_group(connection: &Connection, jobs: Vec<Job>, scarce: bool) -> bool {
     let run = |sql| connection.prepare_cached(sql)?.execute([]);
-    let mut group = run("BEGIN").map(drop).map_err(|err| err.to_string());
+    let mut group = run("BEGIN").map(drop).map_err(failure);
     let mut answers = Vec::with_capacity(jobs.len());
     for job in jobs {
+        if scarce && job.done.is_none() {
+            answers.push((None, Err(StoreError::Full)));
+            continue;
+        }
         let before = connection.total_changes();
-        let result = group.clone().and_then(|()| (job.work)(connection).map_err(|err| err.to_string()));
+        let result = group.clone().and_then(|()| (job.work)(connection).map_err(failure));
         // SQLite ends the whole transaction itself where it must, as on a full disk.
         if result.is_err() && (connection.total_changes() != before || connection.is_autocommit()) {
             group.clone_from(&result);
         }
         answers.push((job.done, result));
     }
-    let struck = |_| fail_point::reach("journal").map_err(|err| err.to_string());
+    let struck = |()| fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
     // Both before it is on disk and after it, when nobody has been told yet.
-    let group = group.and_then(struck).and_then(|()| run("COMMIT").map(drop).map_err(|err| err.to_string()));
+    let group = group.and_then(struck).and_then(|()| run("COMMIT").map(drop).map_err(failure));
     let group = group.and_then(struck);
     if group.is_err() && !connection.is_autocommit() {
         // Nothing of the group is on disk; each caller is told.
         let _ = connection.execute_batch("ROLLBACK");
     }
+    let mut full = false;
     for (done, result) in answers {
-        match (done, result.and_then(|()| group.clone())) {
-            (Some(done), result) => drop(done.send(result.map_err(StoreError::Sqlite))),
+        let result = result.and_then(|()| group.clone());
+        full |= result == Err(StoreError::Full);
+        match (done, result) {
+            (Some(done), result) => drop(done.send(result)),
             (None, Err(err)) => tracing::error!(%err, "the journal lost a line"),
             (None, Ok(())) => {}
         }
+    }
+    full
+}
+
+fn failure(err: rusqlite::Error) -> StoreError {
+    match err.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+        _ => StoreError::Sqlite(err.to_string()),
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, from_json, now_ms, timestamp, to_json, unreadable};
+use super::{Store, StoreError, from_json, now_ms, numbers, timestamp, to_json, unreadable};
 use crate::config::{ReleaseCommand, RolloutPolicy, Service};
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ReleaseNumber, ServiceName};
 
@@ -79,9 +79,11 @@ impl Store {
         self.call(move |c| {
             c.execute(
                 "INSERT INTO releases (app, number, deployment, commit_sha, body, created_at)
-                 SELECT ?1, coalesce((SELECT max(number) FROM releases WHERE app = ?1), 0) + 1, ?2, ?3, ?4, ?5
+                 SELECT ?1, max(coalesce((SELECT max(number) FROM releases WHERE app = ?1), 0),
+                                coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?6 || ?1), 0)) + 1,
+                        ?2, ?3, ?4, ?5
                  WHERE NOT EXISTS (SELECT 1 FROM releases WHERE deployment = ?2)",
-                params![app.as_str(), deployment.0, commit.as_str(), to_json(&body)?, now_ms()],
+                params![app.as_str(), deployment.0, commit.as_str(), to_json(&body)?, now_ms(), numbers::RELEASE],
             )?;
             let found = query(c, "WHERE deployment = ?", params![deployment.0])?;
             let release = found.into_iter().next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;

@@ -1,26 +1,44 @@
-//! Forward-only migrations on `PRAGMA user_version`.
+//! Forward-only migrations on `PRAGMA user_version`. A journal is copied before it is changed.
 
 use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{OpenError, explain_open};
+use super::backup;
+use super::open::{OpenError, explain, sibling};
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_upkeep.sql")];
+pub(super) const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_upkeep.sql")];
 
-/// Applies what is missing, each migration with its version in one transaction.
+/// The newest version.
+pub(super) const KNOWN: i64 = MIGRATIONS.len() as i64;
+
+/// Which version a journal has; 0 = it is empty.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Refuses what a newer longshore wrote.
+pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<i64, OpenError> {
+    let found = version(connection).map_err(|err| explain(path, err))?;
+    if found > KNOWN { Err(OpenError::Newer { path: path.into(), found, known: KNOWN }) } else { Ok(found) }
+}
+
+/// Applies what is missing, each migration with its version in one transaction. What was there before is kept as
+/// `journal.db.before-v2`.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let explain = |err| explain_open(path, err);
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(explain)?;
-    let known = MIGRATIONS.len() as i64;
-    if found > known {
-        return Err(OpenError::Newer { path: path.into(), found, known });
+    let found = refuse_newer(connection, path)?;
+    if (1..KNOWN).contains(&found) {
+        let copy = sibling(path, &format!(".before-v{KNOWN}"));
+        let no_copy = |why: String| OpenError::NoCopy { path: path.into(), to: KNOWN, copy: copy.clone(), why };
+        backup::copy(connection, &copy).map_err(|err| no_copy(err.to_string()))?;
+        tracing::info!(copy = %copy.display(), "the journal was copied; bringing it from schema version {found} to {KNOWN}");
     }
     for (index, sql) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
         let version = index + 1;
         connection
             .execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {version}; COMMIT;"))
-            .map_err(explain)?;
+            .map_err(|err| explain(path, err))?;
     }
     Ok(())
 }

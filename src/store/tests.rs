@@ -5,6 +5,10 @@ use crate::config::{Order, RolloutPolicy};
 use crate::model::{AppName, CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 
+mod copies;
+mod damage;
+mod full;
+
 fn app() -> AppName {
     "shop".parse().unwrap()
 }
@@ -24,6 +28,26 @@ fn push(commit: u64, delivery: Option<String>) -> NewDeployment {
         author: None,
         subject: None,
         delivery,
+    }
+}
+
+fn body() -> ReleaseBody {
+    ReleaseBody {
+        services: Vec::new(),
+        release_command: None,
+        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+        author: String::new(),
+        subject: String::new(),
+    }
+}
+
+/// Opens a journal as soon as the thread of a handle that was dropped has let go of it.
+async fn reopen(path: &Path) -> Result<Store, OpenError> {
+    loop {
+        match Store::open(path) {
+            Err(OpenError::InUse { .. }) => tokio::task::yield_now().await,
+            opened => return opened,
+        }
     }
 }
 
@@ -53,12 +77,7 @@ async fn what_was_admitted_is_there_after_reopening() {
         let _ = store.admit(push(n, None)).await.unwrap();
     }
     drop(store);
-    let mut reopened = Store::open(&dir.path().join("journal.db"));
-    while matches!(reopened, Err(OpenError::InUse(_))) {
-        tokio::task::yield_now().await;
-        reopened = Store::open(&dir.path().join("journal.db"));
-    }
-    let store = reopened.unwrap();
+    let store = reopen(&dir.path().join("journal.db")).await.unwrap();
     let all = store.deployments(&app(), 10).await.unwrap();
     let states: Vec<_> = all.iter().map(|d| (d.id.0, d.status)).collect();
     assert_eq!(states, [(3, Status::Queued), (2, Status::Superseded), (1, Status::Superseded)]);
@@ -71,7 +90,7 @@ async fn a_second_agent_is_refused_and_a_newer_schema_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.db");
     let _store = open(&dir);
-    assert!(matches!(Store::open(&path), Err(OpenError::InUse(_))));
+    assert!(matches!(Store::open(&path), Err(OpenError::InUse { .. })));
 
     let newer = dir.path().join("newer.db");
     Connection::open(&newer).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
@@ -79,7 +98,7 @@ async fn a_second_agent_is_refused_and_a_newer_schema_too() {
 
     let garbage = dir.path().join("garbage.db");
     std::fs::write(&garbage, vec![7u8; 8192]).unwrap();
-    assert!(matches!(Store::open(&garbage), Err(OpenError::Corrupt { .. })));
+    assert!(matches!(Store::open(&garbage), Err(OpenError::Damaged { .. })));
     assert_eq!(std::fs::read(&garbage).unwrap(), vec![7u8; 8192]);
 }
 
@@ -197,14 +216,7 @@ async fn a_rollback_without_a_number_goes_to_the_last_good_release_below_the_liv
     let last_good = async || store.last_good_release(&app()).await.unwrap().map(|release| release.number.0);
     for (number, live, proven) in [(1, true, true), (2, true, true), (3, false, false), (4, true, false)] {
         let Admission::Queued { id, .. } = store.admit(push(number, None)).await.unwrap() else { panic!("not queued") };
-        let body = ReleaseBody {
-            services: Vec::new(),
-            release_command: None,
-            rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
-            author: String::new(),
-            subject: String::new(),
-        };
-        let made = store.create_release(&app(), id, &sha(number), body).await.unwrap();
+        let made = store.create_release(&app(), id, &sha(number), body()).await.unwrap();
         if live {
             store.set_live(&app(), made.number, proven).await.unwrap();
         }

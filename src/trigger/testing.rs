@@ -53,6 +53,7 @@ pub fn shop() -> App {
 pub fn config(apps: impl IntoIterator<Item = App>) -> Config {
     Config {
         agent: AgentConfig {
+            min_free: 0,
             listen: "0.0.0.0:9000".parse().unwrap(),
             data_dir: "/nonexistent".into(),
             public_url: None,

@@ -12,10 +12,12 @@ mod git_server;
 mod sshd;
 
 mod api;
+mod backups;
 mod bad_versions;
 mod cancel;
 mod commands;
 mod deliveries;
+mod disk_full;
 mod engine_away;
 #[cfg(feature = "fail-points")]
 mod faults;

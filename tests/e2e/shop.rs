@@ -22,8 +22,10 @@ pub const SECRET: &str = "a secret of enough bytes";
 pub const HOST: &str = "shop.test";
 
 /// All that an agent keeps in its data directory.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "agent-id",
+    "agent.lock",
+    "journal.ballast",
     "journal.db",
     "journal.db-shm",
     "journal.db-wal",

@@ -30,13 +30,14 @@ pub struct Setup {
     agent_lines: String,
     apps: String,
     env: Vec<(String, String)>,
+    data_on: Option<PathBuf>,
 }
 
 impl Setup {
     /// `config` holds everything but `[agent]` and `[proxy]`, which the test agent writes.
     pub fn new(config: &str) -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_longshore"));
-        Self { binary, agent_lines: String::new(), apps: config.to_owned(), env: Vec::new() }
+        Self { binary, agent_lines: String::new(), apps: config.to_owned(), env: Vec::new(), data_on: None }
     }
 
     /// A further line of `[agent]`, such as `reconcile = "0s"`.
@@ -48,6 +49,12 @@ impl Setup {
     /// A variable of the agent's environment, such as a secret that the configuration refers to.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The data directory is this one, on a file system of its own for instance.
+    pub fn data_on(mut self, directory: &Path) -> Self {
+        self.data_on = Some(directory.to_owned());
         self
     }
 
@@ -68,6 +75,9 @@ impl Setup {
     pub fn prepare(self, engine: &Engine) -> TestAgent {
         let root = tempfile::Builder::new().prefix("longshore-agent-").tempdir().expect("a temporary directory");
         fs::create_dir(root.path().join("home")).expect("a home directory");
+        if let Some(directory) = &self.data_on {
+            std::os::unix::fs::symlink(directory, root.path().join("data")).expect("a link to the data directory");
+        }
         let agent = TestAgent {
             setup: self,
             root,
@@ -341,6 +351,12 @@ impl TestAgent {
 
     fn log_tail(&self) -> String {
         tail(&self.log())
+    }
+
+    /// Ends the proxy that outlives the agent, for tests of what they share. The agent must have ended before.
+    pub fn stop_proxy(&mut self) {
+        assert!(self.child.is_none(), "the agent would start the proxy again");
+        self.stop_processes();
     }
 
     /// Ends whatever still runs from this agent's directory: the agent and the proxy that outlives it. Blocks.

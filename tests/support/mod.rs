@@ -10,6 +10,7 @@
 //! | [`agent`] | runs longshore itself and fails on what it leaves behind |
 //! | [`load`] | keeps asking while things change |
 //! | [`discord`] | receives the notices and refuses what Discord would |
+//! | [`disk`] | a small file system that can be full or read-only |
 //! | [`engine`] | looks at the Docker engine by label |
 //! | [`spawned`] | reads what a program prints, line by line with the time |
 //! | [`relay`] | has one request to the engine go wrong |
@@ -19,6 +20,7 @@
 
 pub mod agent;
 pub mod discord;
+pub mod disk;
 pub mod engine;
 pub mod github;
 pub mod http;

@@ -10,7 +10,7 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:1:2: unknown key "agnet", did you mean "agent"?
         the file takes: agent, proxy, runtime, notify, apps
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
-        agent takes: listen, data_dir, public_url, reconcile
+        agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
         proxy takes: http
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
@@ -356,7 +356,9 @@ fn listeners() {
     deploy.toml:4:8: proxy.http must be IP:PORT, got "70000"
         70000 is no port: ports are 1 to 65535
     "#);
-    let free = "[agent]\nlisten = \"127.0.0.1:0\"\nreconcile = \"0s\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n";
+    let free =
+        "[agent]\nlisten = \"127.0.0.1:0\"\nreconcile = \"0s\"\nmin_free = \"0B\"\n[proxy]\nhttp = \"127.0.0.1:0\"\n";
+    assert_eq!(config(free).agent.min_free, 0);
     assert_eq!(config(free).agent.reconcile, None);
 }
 

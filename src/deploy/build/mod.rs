@@ -4,6 +4,7 @@
 //! arguments and the base images. Where an image of that key exists, that is the whole build.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
@@ -103,6 +104,11 @@ enum Chosen {
 }
 
 impl Builder {
+    /// Where the engine keeps what is built, when that can be seen from here.
+    pub async fn storage_root(&self) -> Option<PathBuf> {
+        self.docker.storage_root().await
+    }
+
     /// A builder on this engine whose images carry its agent's id in name and labels.
     pub fn new(docker: Docker) -> Self {
         Self { docker }

@@ -67,6 +67,17 @@ impl EngineHost {
         Err(format!("docker_host {text:?} is neither unix:///path/of/the/socket nor tcp://host:port"))
     }
 
+    /// Whether the engine is on this machine, as far as its address tells.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp(authority) => {
+                let host = authority.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
+
     async fn open(&self) -> io::Result<Box<dyn Socket>> {
         let opening = async {
             match self {

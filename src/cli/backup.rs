@@ -1,0 +1,162 @@
+//! `longshore backup FILE`, `longshore restore FILE`
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use futures_util::StreamExt;
+use hyper::Method;
+use jiff::Timestamp;
+
+use super::client::{AskError, Client};
+use super::error::CliError;
+use super::target;
+use super::term::Term;
+use super::text::clean;
+use crate::data_dir::lock::{self, LockError};
+use crate::data_dir::{JOURNAL, sync_directory};
+use crate::disk::Bytes;
+use crate::store::{Contents, copy_closed, inspect, restore};
+
+pub(super) const BACKUP_EXAMPLES: &str = "Examples:
+  longshore backup /srv/backup/longshore.db
+  longshore backup --force /srv/backup/longshore.db
+
+It has the whole journal: deployments, releases, tokens (as digests), the agent's id. It has no images, no secrets of the
+configuration and no volumes of the apps. The agent goes on meanwhile.";
+
+pub(super) const RESTORE_EXAMPLES: &str = "Examples:
+  longshore restore /srv/backup/longshore.db
+
+Stop the agent before, and start it afterwards. The journal that is there is set aside, not deleted. The apps go on running meanwhile.";
+
+/// What is left to do after a restore.
+const NEXT: &str = "
+Next:
+  1. Start the agent. It starts the release that the backup calls live, and until that is ready its app answers 503.
+     What had not ended when the backup was made is cancelled. What the backup does not know of is left running,
+     without requests (longshore status names it), and what is new is numbered beyond it.
+  2. longshore deploy APP for each app: the release that the backup calls live may be older than the branch.";
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub(super) struct BackupArgs {
+    /// Where to.
+    file: PathBuf,
+    /// Replace the file when it exists.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub(super) struct RestoreArgs {
+    /// A file that `longshore backup` wrote, or a journal that was set aside.
+    file: PathBuf,
+}
+
+/// Through the agent when one answers, else from the journal itself.
+pub(super) async fn backup(client: &Client, term: &mut Term, args: BackupArgs) -> Result<ExitCode, CliError> {
+    let BackupArgs { file, force } = &args;
+    let shown = file.display();
+    if !force && file.symlink_metadata().is_ok() {
+        return Err(CliError::Usage(format!("{shown} exists already; choose another name, or add --force")));
+    }
+    let new = beside(file)?;
+    let copied = match fetch(client, &new).await {
+        Err(AskError::Lost(why)) => match client.data_dir() {
+            Some(data_dir) => copy_from(data_dir, &new, &why),
+            None => Err(CliError::Failed(why)),
+        },
+        fetched => fetched.map_err(CliError::from),
+    };
+    let contents = copied.and_then(|()| keep(&new, file));
+    if contents.is_err() {
+        // Best effort: whatever there is of it is of no use.
+        let _ = fs::remove_file(&new);
+    }
+    term.print(&clean(&format!("{shown}: {}", describe(&contents?))))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The name under which the file is written, in the same directory.
+fn beside(file: &Path) -> Result<PathBuf, CliError> {
+    let name = file.file_name().ok_or_else(|| CliError::Usage(format!("{} is not a file's name", file.display())))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}", std::process::id()));
+    Ok(file.with_file_name(hidden))
+}
+
+async fn fetch(client: &Client, new: &Path) -> Result<(), AskError> {
+    let cannot_write = |err: io::Error| AskError::Refused(format!("cannot write {}: {err}", new.display()));
+    let mut body = client.bytes(Method::POST, "/api/v1/backup").await?;
+    let mut file = create(new).map_err(cannot_write)?;
+    while let Some(chunk) = body.next().await {
+        // It was there: what came of it does not count, but it is no reason to open the journal oneself.
+        let chunk = chunk.map_err(|why| AskError::Refused(format!("the agent's answer broke off: {why}")))?;
+        file.write_all(&chunk).map_err(cannot_write)?;
+    }
+    file.sync_all().map_err(cannot_write)
+}
+
+fn create(new: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(new)
+}
+
+/// Without an agent.
+fn copy_from(data_dir: &Path, new: &Path, unreachable: &str) -> Result<(), CliError> {
+    let journal = data_dir.join(JOURNAL);
+    if !journal.exists() {
+        return Err(CliError::Failed(format!("{unreachable}\nand there is no journal at {}", journal.display())));
+    }
+    let _alone = lock::take(data_dir, "longshore backup").map_err(|err| match err {
+        LockError::Held { .. } => CliError::Failed(format!("{unreachable}\n{err}")),
+        LockError::Io { .. } => CliError::Failed(err.to_string()),
+    })?;
+    copy_closed(&journal, new).map_err(|err| CliError::Failed(err.to_string()))
+}
+
+/// Only what is whole gets the name.
+fn keep(new: &Path, file: &Path) -> Result<Contents, CliError> {
+    let contents = inspect(new).map_err(|err| CliError::Failed(format!("the backup is not whole: {err}")))?;
+    let named = fs::rename(new, file).and_then(|()| sync_directory(file));
+    named.map_err(|err| CliError::Failed(format!("cannot write {}: {err}", file.display())))?;
+    Ok(contents)
+}
+
+/// Refused while an agent runs.
+pub(super) fn restore(args: &RestoreArgs, config: Option<PathBuf>) -> Result<(), CliError> {
+    let data_dir = target::data_dir_of(config)?;
+    let alone = lock::take(&data_dir, "longshore restore").map_err(|err| match err {
+        LockError::Held { .. } => {
+            CliError::Failed(format!("{err}; stop it first, the apps and the proxy go on meanwhile"))
+        }
+        LockError::Io { .. } => CliError::Failed(err.to_string()),
+    })?;
+    let journal = data_dir.join(JOURNAL);
+    let done = restore::restore(&args.file, &journal, Timestamp::now());
+    let done = done.map_err(|err| CliError::Failed(format!("nothing is restored: {err}")))?;
+    drop(alone);
+    let mut lines = vec![format!("{} is restored: {}", journal.display(), describe(&done.contents))];
+    if let Some(aside) = &done.set_aside {
+        lines.push(format!("what was there is at {}", aside.display()));
+    }
+    lines.extend(NEXT.lines().map(str::to_owned));
+    Term::stdout().print(&lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n"))?;
+    Ok(())
+}
+
+fn describe(contents: &Contents) -> String {
+    let counted = |number: u64, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    format!(
+        "{}, {}, {} (schema version {})",
+        Bytes(contents.bytes),
+        counted(contents.deployments, "deployment"),
+        counted(contents.releases, "release"),
+        contents.schema
+    )
+}

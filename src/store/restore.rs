@@ -1,0 +1,156 @@
+//! A backup in the journal's place. The journal that was there is set aside, never deleted.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags};
+
+use super::backup::{Contents, contents};
+use super::numbers::mark_restored;
+use super::open::{OpenError, check, connect, explain, lock_holder, sibling};
+use crate::data_dir::sync_directory;
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// What is in the journal now.
+    pub contents: Contents,
+    /// Where the journal is that was there before.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// Why nothing was restored. The journal is the one that it was, unless this says otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The backup is not to be used.
+    #[error("{0}")]
+    Backup(OpenError),
+    /// A process works with the journal.
+    #[error("{} is in use by the process with pid {pid}; stop it first", path.display())]
+    InUse {
+        /// The journal.
+        path: PathBuf,
+        /// Who.
+        pid: u32,
+    },
+    /// A file could not be written.
+    #[error("{}: {why}; {state}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        why: io::Error,
+        /// What is there now.
+        state: String,
+    },
+}
+
+/// Puts `backup` in the place of `journal`. The caller holds the directory's lock.
+pub fn restore(backup: &Path, journal: &Path, now: Timestamp) -> Result<Restored, RestoreError> {
+    // An older longshore does not know the directory's lock.
+    if let Some(pid) = lock_holder(journal) {
+        return Err(RestoreError::InUse { path: journal.into(), pid });
+    }
+    let new = sibling(journal, ".restoring");
+    remove(&new);
+    let ready = bring(backup, &new).and_then(|()| make_ready(&new, backup).map_err(RestoreError::Backup));
+    let contents = ready.inspect_err(|_| remove(&new))?;
+    let set_aside = replace(journal, &new, now)?;
+    Ok(Restored { contents, set_aside })
+}
+
+/// The copy, with what SQLite may have left beside it, on disk.
+fn bring(backup: &Path, new: &Path) -> Result<(), RestoreError> {
+    for ending in ["", "-wal"] {
+        let (from, to) = (sibling(backup, ending), sibling(new, ending));
+        match copy(&from, &to) {
+            // Only a copy made with cp while an agent ran has it.
+            Err((_, err)) if ending == "-wal" && err.kind() == io::ErrorKind::NotFound => {}
+            Err((path, why)) => {
+                return Err(RestoreError::Io { path, why, state: "the journal was not touched".into() });
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let mut source = File::open(from).map_err(|err| (from.to_owned(), err))?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+    let written = file.as_mut().map_err(|err| io::Error::new(err.kind(), err.to_string())).and_then(|file| {
+        io::copy(&mut source, file)?;
+        file.sync_all()
+    });
+    written.map_err(|err| (to.to_owned(), err))
+}
+
+/// Checks the copy and marks it. What is wrong with it is told of the backup.
+fn make_ready(new: &Path, backup: &Path) -> Result<Contents, OpenError> {
+    let told = |err: rusqlite::Error| explain(backup, err);
+    let connection = connect(new, OpenFlags::empty()).map_err(|err| of_backup(err, backup))?;
+    check(&connection, new).map_err(|err| of_backup(err, backup))?;
+    let found = contents(&connection, new).map_err(|err| of_backup(err, backup))?;
+    mark_restored(&connection).map_err(told)?;
+    // One file, with all that is in it.
+    connection.execute_batch("PRAGMA journal_mode = DELETE").map_err(told)?;
+    close(connection).map_err(told)?;
+    let synced = File::open(new).and_then(|file| file.sync_all());
+    synced.map_err(|err| OpenError::Other { path: new.into(), why: err.to_string() })?;
+    Ok(found)
+}
+
+fn close(connection: Connection) -> rusqlite::Result<()> {
+    connection.close().map_err(|(_, err)| err)
+}
+
+fn of_backup(err: OpenError, backup: &Path) -> OpenError {
+    let path = backup.to_path_buf();
+    match err {
+        OpenError::Damaged { why, .. } => OpenError::Damaged { path, why },
+        OpenError::Newer { found, known, .. } => OpenError::Newer { path, found, known },
+        other => other,
+    }
+}
+
+/// The journal aside, the new one in its place. A `-wal` goes first: beside another journal than its own it would be
+/// taken for that one's.
+fn replace(journal: &Path, new: &Path, now: Timestamp) -> Result<Option<PathBuf>, RestoreError> {
+    let aside = sibling(journal, &format!(".replaced-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+    let mut moved = false;
+    for ending in ["-wal", ""] {
+        let (from, to) = (sibling(journal, ending), sibling(&aside, ending));
+        let renamed = match fs::rename(&from, &to) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+            renamed => renamed.and_then(|()| sync_directory(journal)),
+        };
+        let state = || match moved {
+            true => format!("the journal's -wal file is at {}: move it back", sibling(&aside, "-wal").display()),
+            false => "the journal was not touched".into(),
+        };
+        renamed.map_err(|why| RestoreError::Io { path: from, why, state: state() })?;
+        moved = true;
+    }
+    // It belongs to the file that is gone.
+    remove_one(&sibling(journal, "-shm"));
+    let renamed = fs::rename(new, journal).and_then(|()| sync_directory(journal));
+    renamed.map_err(|why| RestoreError::Io {
+        path: journal.into(),
+        why,
+        state: format!("the journal is at {}: move it back", aside.display()),
+    })?;
+    Ok(aside.exists().then_some(aside))
+}
+
+/// A copy that came to nothing.
+fn remove(new: &Path) {
+    ["", "-wal", "-shm"].iter().for_each(|ending| remove_one(&sibling(new, ending)));
+}
+
+fn remove_one(path: &Path) {
+    // Best effort: it would only take room.
+    let _ = fs::remove_file(path);
+}

@@ -1,0 +1,188 @@
+//! Backups, what is kept before a migration, and what a restore has to put right.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::store::restore::restore;
+
+fn number(admission: Admission) -> i64 {
+    match admission {
+        Admission::Queued { id, .. } => id.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A copy of the journal in a file.
+async fn backup(store: &Store, to: &Path) {
+    let mut copy = store.backup().await.unwrap();
+    std::io::copy(&mut copy, &mut std::fs::File::create(to).unwrap()).unwrap();
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_backup_has_everything_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let file = dir.path().join("copy.db");
+    for n in 1..=20 {
+        let id = DeploymentId(number(store.admit(push(n, None)).await.unwrap()));
+        store.create_release(&app(), id, &sha(n), body()).await.unwrap();
+    }
+    let (_, while_it_goes_on) = tokio::join!(backup(&store, &file), store.admit(push(21, None)));
+    assert_eq!(number(while_it_goes_on.unwrap()), 21);
+    let found = inspect(&file).unwrap();
+    assert_eq!((found.schema, found.releases), (2, 20));
+    assert!((20..=21).contains(&found.deployments), "{found:?}");
+    assert_eq!(found.bytes, std::fs::metadata(&file).unwrap().len());
+    assert_eq!(names(dir.path()), ["copy.db", "journal.ballast", "journal.db", "journal.db-wal"]);
+}
+
+#[tokio::test]
+async fn a_closed_journal_is_copied_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().join("journal.db"), dir.path().join("copy.db"));
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    assert!(matches!(copy_closed(&path, &file), Err(OpenError::InUse { .. })));
+    assert!(!file.exists());
+    drop(store);
+    drop(reopen(&path).await.unwrap());
+    while let Err(err) = copy_closed(&path, &file) {
+        assert!(matches!(err, OpenError::InUse { .. }), "{err}");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(inspect(&file).unwrap().deployments, 1);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_is_no_whole_journal_is_not_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().join("journal.db"), dir.path().join("copy.db"));
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let held = restore(&file, &path, Timestamp::now()).unwrap_err().to_string();
+    assert!(held.contains(&format!("pid {}", std::process::id())), "{held}");
+    backup(&store, &file).await;
+    drop(store);
+    drop(reopen(&path).await.unwrap());
+    while path.with_file_name("journal.db-wal").exists() {
+        tokio::task::yield_now().await;
+    }
+    let (good, journal) = (std::fs::read(&file).unwrap(), std::fs::read(&path).unwrap());
+    let mut newer = good.clone();
+    newer[60..64].copy_from_slice(&99u32.to_be_bytes());
+    let other = {
+        let path = dir.path().join("other.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+        std::fs::read(path).unwrap()
+    };
+    for (content, part) in [
+        (good[..good.len() / 2].to_vec(), "is damaged"),
+        (vec![7; 8192], "is damaged"),
+        (Vec::new(), "no journal of longshore's"),
+        (other, "no journal of longshore's"),
+        (newer, "schema version 99"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let before = names(dir.path());
+        let why = restore(&file, &path, Timestamp::now()).unwrap_err().to_string();
+        assert!(why.contains(part) && why.contains("copy.db"), "{part}: {why}");
+        assert_eq!(std::fs::read(&path).unwrap(), journal, "{part}");
+        assert_eq!(names(dir.path()), before, "{part}");
+    }
+    let missing = restore(&dir.path().join("none.db"), &path, Timestamp::now()).unwrap_err().to_string();
+    assert!(missing.contains("none.db") && missing.contains("the journal was not touched"), "{missing}");
+}
+
+#[tokio::test]
+async fn a_restored_journal_numbers_beyond_what_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().join("journal.db"), dir.path().join("copy.db"));
+    let store = open(&dir);
+    let first = DeploymentId(number(store.admit(push(1, None)).await.unwrap()));
+    store.create_release(&app(), first, &sha(1), body()).await.unwrap();
+    store.advance(first, Status::RollingOut).await.unwrap();
+    let waiting = DeploymentId(number(store.admit(push(2, None)).await.unwrap()));
+    backup(&store, &file).await;
+    for n in 3..=7 {
+        let _ = store.admit(push(n, None)).await.unwrap();
+    }
+    drop(store);
+    let now: Timestamp = "2026-03-01T04:05:06Z".parse().unwrap();
+    let done = loop {
+        match restore(&file, &path, now) {
+            Ok(done) => break done,
+            Err(err) => assert!(err.to_string().contains("pid"), "{err}"),
+        }
+        tokio::task::yield_now().await;
+    };
+    let aside = dir.path().join("journal.db.replaced-20260301T040506Z");
+    assert_eq!((done.contents.deployments, done.set_aside.as_deref()), (2, Some(aside.as_path())));
+    assert_eq!(inspect(&aside).unwrap().deployments, 7);
+
+    // Nothing is numbered before the engine was asked, also not after another start.
+    drop(reopen(&path).await.unwrap());
+    let store = reopen(&path).await.unwrap();
+    assert!(store.was_restored());
+    assert_eq!(store.admit(push(8, None)).await, Err(StoreError::Unnumbered));
+    let runs = || std::collections::BTreeMap::from([(app(), ReleaseNumber(4))]);
+    let settled = store.number_beyond(DeploymentId(7), runs()).await.unwrap();
+    assert_eq!(settled, Settled { ended: vec![first, waiting], beyond: Some(DeploymentId(7)) });
+    let ended = store.deployment(first).await.unwrap().unwrap();
+    assert_eq!(ended.status, Status::Cancelled);
+    assert!(ended.reason.unwrap().contains("restored from a backup"));
+
+    // Kept across a start before the first new one.
+    drop(store);
+    let store = reopen(&path).await.unwrap();
+    assert!(!store.was_restored());
+    let new = number(store.admit(push(8, None)).await.unwrap());
+    assert_eq!(new, 8);
+    assert_eq!(store.create_release(&app(), DeploymentId(new), &sha(8), body()).await.unwrap().number.0, 5);
+    assert_eq!(number(store.admit(push(9, None)).await.unwrap()), 9);
+    assert_eq!(store.create_release(&app(), DeploymentId(9), &sha(9), body()).await.unwrap().number.0, 6);
+    // What is on record already changes nothing.
+    assert_eq!(store.number_beyond(DeploymentId(7), runs()).await.unwrap(), Settled::default());
+    assert_eq!(number(store.admit(push(10, None)).await.unwrap()), 10);
+}
+
+#[tokio::test]
+async fn a_journal_is_copied_before_it_is_migrated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let version_1 = Connection::open(&path).unwrap();
+    version_1.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    version_1.execute_batch("PRAGMA user_version = 1; INSERT INTO meta VALUES ('agent_id', 'kept')").unwrap();
+    drop(version_1);
+    let copy = dir.path().join("journal.db.before-v2");
+
+    // Without the copy there is no migration.
+    std::fs::create_dir(&copy).unwrap();
+    let why = Store::open(&path).err().unwrap();
+    assert!(
+        matches!(why, OpenError::NoCopy { to: 2, .. }) && why.to_string().contains("journal.db.before-v2"),
+        "{why}"
+    );
+    assert_eq!(inspect(&path).unwrap().schema, 1);
+    std::fs::remove_dir(&copy).unwrap();
+
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.kept_random("agent_id", 6).await.unwrap(), "kept");
+    assert_eq!(inspect(&copy).unwrap().schema, 1);
+    assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let newer = store.call(schema::version).await.unwrap();
+    assert_eq!(newer, 2);
+    drop(store);
+    // Once: the next start has nothing to migrate.
+    std::fs::remove_file(&copy).unwrap();
+    drop(reopen(&path).await.unwrap());
+    assert!(!copy.exists());
+}

@@ -1,0 +1,60 @@
+//! A journal whose disk is full. SQLite's own limit of pages stands for the disk: it fails in the same way.
+
+use super::*;
+
+async fn allow_pages(store: &Store, pages: u32) {
+    store.alone(move |c| c.pragma_update(None, "max_page_count", pages)).await.unwrap().unwrap();
+}
+
+async fn add_lines(store: &Store) -> Result<(), StoreError> {
+    let sql = "INSERT INTO log (deployment, seq, at, line)
+               WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+               SELECT 1, i, 0, hex(randomblob(100)) FROM n";
+    store.call(move |c| c.execute(sql, []).map(drop)).await
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_what_was_set_aside_is_given_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ballast = dir.path().join("journal.ballast");
+    let store = open(&dir);
+    assert_eq!(std::fs::metadata(&ballast).unwrap().len(), ballast::SIZE);
+    let Admission::Queued { id, .. } = store.admit(push(1, None)).await.unwrap() else { panic!("not queued") };
+    allow_pages(&store, 1).await;
+    assert_eq!(add_lines(&store).await, Err(StoreError::Full));
+    // Told first, released after it.
+    let _ = store.deployment(id).await;
+    assert_eq!(add_lines(&store).await, Err(StoreError::Full));
+    store.alone(move |_| assert!(!ballast.exists())).await.unwrap();
+    allow_pages(&store, u32::MAX).await;
+    assert_eq!(store.log_lines(id, 0, 10).await.unwrap(), []);
+    add_lines(&store).await.unwrap();
+    assert!(store.finish(id, failed("no room", false)).await.unwrap());
+    assert_eq!(std::fs::metadata(dir.path().join("journal.ballast")).unwrap().len(), ballast::SIZE);
+    let check = store.call(|c| c.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))).await;
+    assert_eq!(check.unwrap(), "ok");
+}
+
+#[tokio::test]
+async fn with_scarce_room_only_what_is_waited_for_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let Admission::Queued { id, .. } = store.admit(push(1, None)).await.unwrap() else { panic!("not queued") };
+    let written = |scarce| {
+        store.alone(move |c| {
+            let (done, told) = oneshot::channel();
+            let line = |seq: i64| -> Work {
+                Box::new(move |c| {
+                    c.execute("INSERT INTO log (deployment, seq, at, line) VALUES (9, ?, 0, '')", [seq]).map(drop)
+                })
+            };
+            let jobs = vec![Job { work: line(1), done: None }, Job { work: line(2), done: Some(done) }];
+            let full = run_group(c, jobs, scarce);
+            (full, told.blocking_recv().unwrap())
+        })
+    };
+    assert_eq!(written(true).await.unwrap(), (true, Ok(())));
+    let lines = store.log_lines(DeploymentId(9), 0, 10).await.unwrap();
+    assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [2]);
+    let _ = id;
+}
