@@ -124,6 +124,7 @@ impl Driver {
             pushed: None,
             up_since: Instant::now(),
             compared: None,
+            engine_away: false,
             strangers: BTreeSet::new(),
         };
         tokio::spawn(task.run(inbox));
@@ -228,6 +229,8 @@ struct DriverTask {
     up_since: Instant,
     /// How long after `up_since` the engine was last asked what there is.
     compared: Option<Duration>,
+    /// The engine's last answer was none.
+    engine_away: bool,
     /// Told of already: with our labels, and of no deployment on record.
     strangers: BTreeSet<InstanceId>,
 }

@@ -13,6 +13,7 @@
 //! | [`disk`] | a small file system that can be full or read-only |
 //! | [`engine`] | looks at the Docker engine by label |
 //! | [`spawned`] | reads what a program prints, line by line with the time |
+//! | [`private_engine`] | runs an engine of the test's own, to be killed |
 //! | [`relay`] | has one request to the engine go wrong |
 //! | [`http`], [`ports`], [`wait`] | small tools of the others |
 //!
@@ -26,6 +27,7 @@ pub mod github;
 pub mod http;
 pub mod load;
 pub mod ports;
+pub mod private_engine;
 #[cfg(feature = "fail-points")]
 pub mod relay;
 pub mod repo;

@@ -36,6 +36,7 @@ impl DriverTask {
     }
 
     pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
+        self.engine_answered(&result);
         let Some(member) = self.members.get_mut(&id) else {
             if let Err(err) = result {
                 self.feed(Event::StartFailed(id, err.to_string(), cause_of(&err))).await;
@@ -139,6 +140,7 @@ impl DriverTask {
     }
 
     pub(super) async fn happened(&mut self, happened: Happened) {
+        self.engine_answered(&Ok(()));
         match happened {
             Happened::Started(id) if self.members.contains_key(&id) => self.inspect(id),
             // Nobody asked for it, or this is the first that is heard of one that is being started.

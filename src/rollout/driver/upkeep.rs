@@ -15,6 +15,8 @@ use crate::runtime::{Exited, Observed, RuntimeError};
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// Between two comparisons with the engine: for what no event told of.
 const COMPARE: Duration = Duration::from_secs(30);
+/// The same while the engine does not answer.
+const COMPARE_AWAY: Duration = Duration::from_secs(2);
 /// For stopping what a deployment left behind.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,9 @@ impl DriverTask {
             return;
         }
         let now = self.up_since.elapsed();
+        if self.engine_away {
+            return self.compare_when_due(now);
+        }
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
@@ -79,8 +84,25 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
-        if self.compared.is_none_or(|at| now.saturating_sub(at) >= COMPARE) {
+        self.compare_when_due(now);
+    }
+
+    fn compare_when_due(&mut self, now: Duration) {
+        let pause = if self.engine_away { COMPARE_AWAY } else { COMPARE };
+        if self.compared.is_none_or(|at| now.saturating_sub(at) >= pause) {
             self.compare();
+        }
+    }
+
+    /// Remembers whether the engine answers: while it does not, there is nothing that upkeep could do.
+    pub(super) fn engine_answered<T>(&mut self, answer: &Result<T, RuntimeError>) {
+        let away = matches!(answer, Err(RuntimeError::Unavailable(_)));
+        if away != self.engine_away {
+            self.engine_away = away;
+            match away {
+                true => tracing::warn!(app = %self.app, "upkeep waits until the engine answers"),
+                false => tracing::info!(app = %self.app, "the engine answers, upkeep goes on"),
+            }
         }
     }
 
@@ -141,11 +163,12 @@ impl DriverTask {
 
     /// What the engine has, asked for when `rounds` rollouts had begun.
     pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Vec<Observed>, RuntimeError>) {
+        self.engine_answered(&listed);
         let observed = match listed {
             // A rollout that has begun since moves instances.
             Ok(observed) if self.rollout.is_none() && self.rounds == rounds => observed,
             Ok(_) => return,
-            Err(err) => return tracing::warn!(app = %self.app, %err, "the instances could not be compared"),
+            Err(err) => return tracing::debug!(app = %self.app, %err, "the instances could not be compared"),
         };
         let gone = |id: &InstanceId| !observed.iter().any(|o| o.id == *id);
         let missed: Vec<_> =

@@ -16,7 +16,8 @@ use crate::runtime::{Exited, Happened, labels};
 use crate::text::with_causes;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Every moment counts: the addresses of its containers move when an engine starts.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// After this long without an event the engine is asked whether it is still there: a frozen one keeps its
 /// connections open.
 const SILENCE: Duration = Duration::from_secs(30);

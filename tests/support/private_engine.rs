@@ -1,0 +1,143 @@
+//! A Docker engine of the test's own, to be killed, stopped and started at will: never the machine's.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::engine::Engine;
+use super::wait::eventually;
+
+const UP: Duration = Duration::from_secs(60);
+
+/// The engine. What it holds is gone when it is dropped.
+pub struct PrivateEngine {
+    directory: TempDir,
+    /// One of its own: an engine without any, or with address pools of its own, removes the machine's `docker0`.
+    bridge: String,
+    child: Option<Child>,
+}
+
+impl PrivateEngine {
+    /// Starts one, or says that this test is skipped: only root may.
+    pub async fn start_or_skip(test: &str) -> Option<Self> {
+        if nix::unistd::geteuid().is_root() {
+            return Some(Self::start().await);
+        }
+        // Not eprintln!, which the test harness hides for tests that pass.
+        let _ = writeln!(std::io::stderr(), "skipped, as only root may start an engine: {test}");
+        None
+    }
+
+    async fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
+        let bridge = format!("lsh{}", std::process::id());
+        ip(&["link", "add", "name", &bridge, "type", "bridge"]);
+        let mut engine = Self { directory, bridge, child: None };
+        ip(&["addr", "add", "10.212.0.1/24", "dev", &engine.bridge]);
+        engine.up().await;
+        engine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// For `docker_host`.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.path("docker.sock").display())
+    }
+
+    /// What looks at it from outside.
+    pub fn engine(&self) -> Engine {
+        Engine { docker: self.connect().expect("a socket") }
+    }
+
+    /// Starts it again and waits until it answers.
+    pub async fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
+        let mut command = Command::new("dockerd");
+        command
+            .arg("--data-root")
+            .arg(self.path("data"))
+            .arg("--exec-root")
+            .arg(self.path("exec"))
+            .arg("--pidfile")
+            .arg(self.path("pid"))
+            .args(["--host", &self.address(), "--bridge", &self.bridge, "--iptables=false", "--ip6tables=false"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
+        self.child = Some(command.spawn().expect("dockerd (./dev setup installs it)"));
+        eventually("the private engine answers", UP, async || {
+            let answer = match self.connect() {
+                Ok(docker) => docker.ping().await.map(drop),
+                Err(error) => Err(error),
+            };
+            answer.map_err(|error| format!("{error}\n{}", fs::read_to_string(self.path("log")).unwrap_or_default()))
+        })
+        .await;
+    }
+
+    fn connect(&self) -> Result<bollard::Docker, bollard::errors::Error> {
+        bollard::Docker::connect_with_unix(&self.address(), 120, bollard::API_DEFAULT_VERSION)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.as_ref().and_then(Child::id).expect("it runs");
+        kill(Pid::from_raw(pid.cast_signed()), signal).expect("it can be signalled");
+    }
+
+    /// Ends it with `signal` and waits until it has gone.
+    pub async fn down(&mut self, signal: Signal) {
+        self.signal(signal);
+        let mut child = self.child.take().expect("it runs");
+        tokio::time::timeout(UP, child.wait()).await.expect("it ends").expect("a child");
+        // A killed engine leaves numbers behind, its own and that of its containerd, which dies with it.
+        for left in ["pid", "exec/containerd/containerd.pid"] {
+            let _ = fs::remove_file(self.path(left));
+        }
+    }
+}
+
+impl Drop for PrivateEngine {
+    fn drop(&mut self) {
+        let in_it = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let place = self.directory.path().as_os_str().as_encoded_bytes();
+            command.windows(place.len()).any(|part| part == place)
+        };
+        // The engine, its containerd, and the shims of the containers: all name the directory.
+        for _ in 0..50 {
+            let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+            let ours: Vec<i32> =
+                pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(in_it).collect();
+            if ours.is_empty() {
+                break;
+            }
+            for pid in ours {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let _ = std::process::Command::new("ip").args(["link", "delete", &self.bridge]).status();
+        // What is still mounted would keep the directory.
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let place = self.directory.path().display().to_string();
+        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with(&place)) {
+            let _ = std::process::Command::new("umount").args(["-l", mount]).status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let status = std::process::Command::new("ip").args(arguments).status().expect("ip (iproute2)");
+    assert!(status.success(), "ip {arguments:?}: {status}");
+}
