@@ -1,18 +1,12 @@
-//! The journal on disk: one SQLite file, one thread that owns the connection.
-//!
-//! Every call is a closure run on that thread. Calls that wait together share one transaction (group commit), so a
-//! thousand pushes cost a few fsyncs and each is on disk before its answer.
+//! The journal on disk: one SQLite file, and a thread that owns the connection ([`thread`]).
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
-
-use crate::fail_point;
 
 mod backup;
 mod ballast;
@@ -26,6 +20,7 @@ mod releases;
 pub mod restore;
 mod schema;
 mod steps;
+mod thread;
 mod tokens;
 
 pub use backup::{Contents, copy_closed, inspect};
@@ -41,14 +36,12 @@ pub use tokens::{Scope, Token, TokenCheck};
 
 use ballast::Ballast;
 use numbers::Numbers;
-
-/// At most so many calls share a transaction, so that the first does not wait long for its answer.
-const GROUP: usize = 256;
+use thread::{Awaited, Order, Posted};
 
 /// A handle on the journal; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::UnboundedSender<Order>,
+    orders: mpsc::UnboundedSender<Order>,
     numbers: Arc<Numbers>,
     scarce: Arc<AtomicBool>,
 }
@@ -72,22 +65,6 @@ pub enum StoreError {
     Closed,
 }
 
-type Work = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
-
-/// What the journal's thread is asked to do.
-enum Order {
-    /// Together with others in one transaction.
-    Job(Job),
-    /// By itself, outside of any transaction.
-    Alone(Box<dyn FnOnce(&Connection) + Send>),
-}
-
-struct Job {
-    work: Work,
-    /// Told once the transaction is on disk, or why it is not.
-    done: Option<oneshot::Sender<Result<(), StoreError>>>,
-}
-
 impl Store {
     /// Opens (or creates) the journal and brings its schema up to date.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
@@ -100,12 +77,9 @@ impl Store {
         let numbers = Numbers::read(&connection).map_err(|err| open::explain(path, err))?;
         ballast.renew();
         let scarce = ballast.watch_scarcity();
-        let (jobs, queue) = mpsc::unbounded_channel();
-        thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || serve(connection, ballast, queue))
+        let orders = thread::start(connection, ballast)
             .map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?;
-        Ok(Self { jobs, numbers: Arc::new(numbers), scarce })
+        Ok(Self { orders, numbers: Arc::new(numbers), scarce })
     }
 
     /// Runs `work` in a transaction and returns once it is on disk.
@@ -113,17 +87,9 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (value_tx, value_rx) = oneshot::channel();
-        let (done, committed) = oneshot::channel();
-        let work: Work = Box::new(move |connection| {
-            let value = work(connection)?;
-            // A receiver that went away no longer wants the value; the work is done all the same.
-            let _ = value_tx.send(value);
-            Ok(())
-        });
-        self.jobs.send(Order::Job(Job { work, done: Some(done) })).map_err(|_| StoreError::Closed)?;
-        committed.await.map_err(|_| StoreError::Closed)??;
-        value_rx.await.map_err(|_| StoreError::Closed)
+        let (call, answer) = Awaited::new(work);
+        self.orders.send(Order::Call(Box::new(call))).map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
     }
 
     /// What was set aside for a full disk is for what is under way: nothing new is taken on it.
@@ -138,7 +104,7 @@ impl Store {
     /// Runs `work` soon, in order with the other calls, without waiting. A failure is logged.
     fn post(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         // Closed only while the agent ends; what is posted (log lines) may be lost then.
-        let _ = self.jobs.send(Order::Job(Job { work: Box::new(work), done: None }));
+        let _ = self.orders.send(Order::Call(Box::new(Posted::new(work))));
     }
 
     /// Runs `work` in its turn, outside of any transaction.
@@ -149,76 +115,9 @@ impl Store {
         let (value_tx, value_rx) = oneshot::channel();
         // A receiver that went away no longer wants the value.
         let work = Box::new(move |connection: &Connection| drop(value_tx.send(work(connection))));
-        self.jobs.send(Order::Alone(work)).map_err(|_| StoreError::Closed)?;
+        self.orders.send(Order::Alone(work)).map_err(|_| StoreError::Closed)?;
         value_rx.await.map_err(|_| StoreError::Closed)
     }
-}
-
-/// The journal's thread: ends when the last handle is gone.
-fn serve(connection: Connection, mut ballast: Ballast, mut queue: mpsc::UnboundedReceiver<Order>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut next = Some(first);
-        let mut jobs = Vec::new();
-        let mut alone = None;
-        while let Some(order) = next {
-            match order {
-                Order::Job(job) => jobs.push(job),
-                Order::Alone(work) => alone = Some(work),
-            }
-            let more = jobs.len() < GROUP && alone.is_none();
-            next = more.then(|| queue.try_recv().ok()).flatten();
-        }
-        if !jobs.is_empty() {
-            ballast.renew();
-            if run_group(&connection, jobs, ballast.is_scarce()) && ballast.release() {
-                tracing::error!("the journal's disk is full; what is under way ends on what was set aside for that");
-            }
-        }
-        if let Some(work) = alone {
-            work(&connection);
-        }
-    }
-}
-
-/// Runs the calls in one transaction. One that fails before it wrote anything fails alone. One that fails half-way
-/// takes the others with it: a savepoint for each would undo it alone, but copies every page that a call touches.
-/// With `scarce` room nothing is written that nobody waits for. True when the disk was found full.
-fn run_group(connection: &Connection, jobs: Vec<Job>, scarce: bool) -> bool {
-    let run = |sql| connection.prepare_cached(sql)?.execute([]);
-    let mut group = run("BEGIN").map(drop).map_err(failure);
-    let mut answers = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        if scarce && job.done.is_none() {
-            answers.push((None, Err(StoreError::Full)));
-            continue;
-        }
-        let before = connection.total_changes();
-        let result = group.clone().and_then(|()| (job.work)(connection).map_err(failure));
-        // SQLite ends the whole transaction itself where it must, as on a full disk.
-        if result.is_err() && (connection.total_changes() != before || connection.is_autocommit()) {
-            group.clone_from(&result);
-        }
-        answers.push((job.done, result));
-    }
-    let struck = |()| fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
-    // Both before it is on disk and after it, when nobody has been told yet.
-    let group = group.and_then(struck).and_then(|()| run("COMMIT").map(drop).map_err(failure));
-    let group = group.and_then(struck);
-    if group.is_err() && !connection.is_autocommit() {
-        // Nothing of the group is on disk; each caller is told.
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    let mut full = false;
-    for (done, result) in answers {
-        let result = result.and_then(|()| group.clone());
-        full |= result == Err(StoreError::Full);
-        match (done, result) {
-            (Some(done), result) => drop(done.send(result)),
-            (None, Err(err)) => tracing::error!(%err, "the journal lost a line"),
-            (None, Ok(())) => {}
-        }
-    }
-    full
 }
 
 fn failure(err: rusqlite::Error) -> StoreError {

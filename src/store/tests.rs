@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Order, RolloutPolicy};
+use crate::config::{self, RolloutPolicy};
 use crate::model::{AppName, CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 
@@ -35,7 +35,7 @@ fn body() -> ReleaseBody {
     ReleaseBody {
         services: Vec::new(),
         release_command: None,
-        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+        rollout: RolloutPolicy { order: config::Order::StartFirst, watch: Duration::ZERO },
         author: String::new(),
         subject: String::new(),
     }

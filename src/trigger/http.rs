@@ -24,6 +24,7 @@ use super::github::{self, Delivery, Format};
 use super::intake::{Intake, LARGEST_BODY, Taken, Unread, discard};
 use super::post_receive;
 use super::signature::{self, SignatureError};
+use super::to_the_end::ToTheEnd;
 use super::{Heard, Push, Refusal, one_line};
 use crate::agent::Agent;
 use crate::api::problem::{Problem, new_request_id};
@@ -276,9 +277,8 @@ impl HookState {
             subject: push.subject,
             delivery: push.delivery,
         };
-        // A task of its own: a sender that hangs up now must not leave a push on disk that nobody is woken for.
-        let admitted = tokio::spawn((self.submit)(new)).await.map_err(|_| unavailable(StoreError::Closed))?;
-        admitted.map_err(unavailable)
+        // A sender that hangs up now must not leave a push on disk that nobody is woken for.
+        ToTheEnd::new((self.submit)(new)).await.map_err(unavailable)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod post_receive;
 pub mod signature;
 #[cfg(test)]
 pub(crate) mod testing;
+mod to_the_end;
 
 /// A verified branch update.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -42,18 +42,17 @@ async fn with_scarce_room_only_what_is_waited_for_is_written() {
     let Admission::Queued { id, .. } = store.admit(push(1, None)).await.unwrap() else { panic!("not queued") };
     let written = |scarce| {
         store.alone(move |c| {
-            let (done, told) = oneshot::channel();
-            let line = |seq: i64| -> Work {
-                Box::new(move |c| {
+            let line = |seq: i64| {
+                move |c: &Connection| {
                     c.execute("INSERT INTO log (deployment, seq, at, line) VALUES (9, ?, 0, '')", [seq]).map(drop)
-                })
+                }
             };
-            let jobs = vec![Job { work: line(1), done: None }, Job { work: line(2), done: Some(done) }];
-            let full = run_group(c, jobs, scarce);
-            (full, told.blocking_recv().unwrap())
+            let (awaited, _) = Awaited::new(line(2));
+            let answers = thread::run_group(c, vec![Box::new(Posted::new(line(1))), Box::new(awaited)], scarce);
+            answers.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>()
         })
     };
-    assert_eq!(written(true).await.unwrap(), (true, Ok(())));
+    assert_eq!(written(true).await.unwrap(), [Err(StoreError::Full), Ok(())]);
     let lines = store.log_lines(DeploymentId(9), 0, 10).await.unwrap();
     assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [2]);
     let _ = id;
