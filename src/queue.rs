@@ -78,19 +78,17 @@ pub enum Reach<'a> {
     /// Any of them.
     All,
     /// Those that name no commit, and those that name one of these.
-    Commits(Vec<&'a CommitSha>),
+    Commits([Option<&'a CommitSha>; 2]),
 }
 
 /// Says where [`replaced_on_arrival`] needs to look: what is out of reach is never replaced.
 pub fn reach(arrival: &Request) -> Reach<'_> {
     match arrival {
         Request::Deploy { commit: Some(commit), before, forced: false } => {
-            let mut commits = vec![commit];
-            commits.extend(before.as_ref().filter(|before| *before != commit));
-            Reach::Commits(commits)
+            Reach::Commits([Some(commit), before.as_ref().filter(|before| *before != commit)])
         }
         Request::Deploy { .. } | Request::Rollback { .. } => Reach::All,
-        Request::Scale { .. } | Request::Restart => Reach::Commits(Vec::new()),
+        Request::Scale { .. } | Request::Restart => Reach::Commits([None, None]),
     }
 }
 
@@ -252,7 +250,7 @@ mod tests {
             let near: Vec<Waiting> = match reach(&arrival) {
                 Reach::All => queue.clone(),
                 Reach::Commits(commits) => {
-                    let reached = |w: &&Waiting| w.request.commit().is_none_or(|commit| commits.contains(&commit));
+                    let reached = |w: &&Waiting| w.request.commit().is_none_or(|commit| commits.contains(&Some(commit)));
                     queue.iter().filter(reached).cloned().collect()
                 }
             };

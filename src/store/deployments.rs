@@ -12,10 +12,13 @@ use crate::queue::{self, Reach, Request, Waiting};
 // Each of these repeats the condition of a partial index word for word, without which SQLite would read every
 // deployment that the app ever had; `+id` keeps it from preferring an index that is in order already.
 const WAITING: &str = "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' ORDER BY +id";
-const WAITING_FOR_NO_COMMIT: &str =
-    "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha IS NULL";
-const WAITING_FOR_COMMIT: &str =
-    "SELECT id, request FROM deployments WHERE app = ? AND status = 'queued' AND commit_sha = ?";
+const WAITING_FOR_NONE_OR_ONE_OF_TWO: &str =
+    "SELECT id, request FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha IS NULL
+     UNION ALL SELECT id, request FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?2
+     UNION ALL SELECT id, request FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?3";
+const OF_COMMIT_WAITING: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?2";
+const OF_COMMIT_TAKEN_UP: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND commit_sha = ?2
+     AND (started_at IS NOT NULL OR status = 'cancelled')";
 const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
 
 /// A request for a deployment, before it has a number.
@@ -206,12 +209,13 @@ impl Store {
         self.call(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
     }
 
-    /// Whether any deployment of a commit is on record.
+    /// Whether a deployment of a commit waits, was started or was cancelled. One that gave way before it started does
+    /// not count: its commit never had its turn.
     pub async fn knows_commit(&self, app: &AppName, commit: &CommitSha) -> Result<bool, StoreError> {
         let (app, commit) = (app.clone(), commit.clone());
         self.call(move |c| {
-            let sql = "SELECT EXISTS (SELECT 1 FROM deployments WHERE app = ? AND commit_sha = ?)";
-            c.query_row(sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
+            let sql = format!("SELECT EXISTS ({OF_COMMIT_WAITING}) OR EXISTS ({OF_COMMIT_TAKEN_UP})");
+            c.query_row(&sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
         })
         .await
     }
@@ -340,7 +344,7 @@ fn admit(c: &Connection, new: &NewDeployment, numbers: &Numbers) -> rusqlite::Re
     let id = DeploymentId(c.last_insert_rowid());
     record_delivery(c, new, known, Some(id), now)?;
     for old in &replaced {
-        end(c, *old, &Finish::replaced_by(id))?;
+        end_waiting(c, *old, &Finish::replaced_by(id), now)?;
     }
     Ok(Admission::Queued { id, replaced })
 }
@@ -395,15 +399,10 @@ fn waiting(c: &Connection, app: &AppName) -> rusqlite::Result<Vec<Waiting>> {
 /// Those of the waiting that `new` could replace: a push must not have to read a queue of thousands.
 fn within_reach(c: &Connection, new: &NewDeployment) -> rusqlite::Result<Vec<Waiting>> {
     let Reach::Commits(commits) = queue::reach(&new.request) else { return waiting(c, &new.app) };
-    let app = new.app.as_str();
-    let mut statement = c.prepare_cached(WAITING_FOR_NO_COMMIT)?;
-    let mut found: Vec<Waiting> = statement.query_map(params![app], read_waiting)?.collect::<rusqlite::Result<_>>()?;
-    let mut of_commit = c.prepare_cached(WAITING_FOR_COMMIT)?;
-    for commit in commits {
-        for waiting in of_commit.query_map(params![app, commit.as_str()], read_waiting)? {
-            found.push(waiting?);
-        }
-    }
+    let [one, other] = commits.map(|commit| commit.map(CommitSha::as_str));
+    let mut statement = c.prepare_cached(WAITING_FOR_NONE_OR_ONE_OF_TWO)?;
+    let found = statement.query_map(params![new.app.as_str(), one, other], read_waiting)?;
+    let mut found: Vec<Waiting> = found.collect::<rusqlite::Result<_>>()?;
     found.sort_by_key(|waiting| waiting.id);
     Ok(found)
 }
@@ -415,24 +414,10 @@ fn read_waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
 
 pub(super) fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite::Result<bool> {
     let now = now_ms();
-    let changed = c
-        .prepare_cached(
-            "UPDATE deployments SET status = ?, reason = ?, superseded_by = ?, finished_at = ?
-             WHERE id = ? AND finished_at IS NULL",
-        )?
-        .execute(params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0])?;
-    if changed == 0 {
+    if !end_waiting(c, id, finish, now)? {
         return Ok(false);
     }
     enter_phase(c, id, None, now)?;
-    let kind = match finish.status {
-        Status::Succeeded => NoticeKind::Succeeded,
-        Status::RolledBack => NoticeKind::RolledBack,
-        Status::Superseded => NoticeKind::Superseded,
-        Status::Cancelled => NoticeKind::Cancelled,
-        _ => NoticeKind::Failed,
-    };
-    add_notice(c, id, kind, now)?;
     let hold = finish.hold.then_some(&finish.reason);
     let app_and_commit = "SELECT app, commit_sha FROM deployments WHERE id = ? AND commit_sha IS NOT NULL";
     if let Some(reason) = hold {
@@ -450,6 +435,28 @@ pub(super) fn end(c: &Connection, id: DeploymentId, finish: &Finish) -> rusqlite
     Ok(true)
 }
 
+/// Ends a deployment that holds nothing but its place in the queue.
+fn end_waiting(c: &Connection, id: DeploymentId, finish: &Finish, now: i64) -> rusqlite::Result<bool> {
+    let changed = c
+        .prepare_cached(
+            "UPDATE deployments SET status = ?, reason = ?, superseded_by = ?, finished_at = ?
+             WHERE id = ? AND finished_at IS NULL",
+        )?
+        .execute(params![finish.status.as_str(), finish.reason, finish.superseded_by.map(|by| by.0), now, id.0])?;
+    if changed == 0 {
+        return Ok(false);
+    }
+    let kind = match finish.status {
+        Status::Succeeded => NoticeKind::Succeeded,
+        Status::RolledBack => NoticeKind::RolledBack,
+        Status::Superseded => NoticeKind::Superseded,
+        Status::Cancelled => NoticeKind::Cancelled,
+        _ => NoticeKind::Failed,
+    };
+    add_notice(c, id, kind, now)?;
+    Ok(true)
+}
+
 /// A deployment went well. The app's hold is over when it was of the held commit, or of a newer one: of one that was
 /// first seen after it. It stays after a rollback, a scale, a restart and a way back to an older commit, so that the
 /// held commit does not come back with a push of the same branch.
@@ -458,7 +465,7 @@ fn end_hold(c: &Connection, id: DeploymentId) -> rusqlite::Result<()> {
     let Some(commit) = &good.commit else { return Ok(()) };
     c.execute(
         "UPDATE apps SET held_commit = NULL, held_reason = NULL
-         WHERE app = ?1 AND (held_commit = ?2 OR NOT EXISTS (
+         WHERE app = ?1 AND held_commit IS NOT NULL AND (held_commit = ?2 OR NOT EXISTS (
              SELECT 1 FROM deployments WHERE app = ?1 AND commit_sha = ?2
              AND id < (SELECT max(id) FROM deployments WHERE app = ?1 AND commit_sha = held_commit)))",
         params![good.app.as_str(), commit.as_str()],
@@ -575,8 +582,9 @@ mod tests {
         let under_way = format!("SELECT id FROM deployments {UNDER_WAY}");
         let expected = [
             (WAITING, "deployments_waiting"),
-            (WAITING_FOR_NO_COMMIT, "deployments_waiting"),
-            (WAITING_FOR_COMMIT, "deployments_waiting"),
+            (WAITING_FOR_NONE_OR_ONE_OF_TWO, "deployments_waiting"),
+            (OF_COMMIT_WAITING, "deployments_waiting"),
+            (OF_COMMIT_TAKEN_UP, "deployments_of_commit"),
             (&under_way, "deployments_under_way"),
         ];
         for (sql, index) in expected {
@@ -584,7 +592,8 @@ mod tests {
             let nulls = vec![rusqlite::types::Null; statement.parameter_count()];
             let rows = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
             let plan: Vec<String> = rows.map(Result::unwrap).collect();
-            assert!(plan[0].contains(index), "{sql}: {plan:?}");
+            let reads: Vec<_> = plan.iter().filter(|step| step.contains("deployments")).collect();
+            assert!(!reads.is_empty() && reads.iter().all(|step| step.contains(index)), "{sql}: {plan:?}");
         }
     }
 }

@@ -155,6 +155,7 @@ pub(super) fn connect(path: &Path, create: OpenFlags) -> Result<Connection, Open
              PRAGMA synchronous = FULL;
              PRAGMA foreign_keys = ON;
              PRAGMA temp_store = MEMORY;
+             PRAGMA cache_size = -8192;
              PRAGMA wal_autocheckpoint = 2000;",
         )
         .map_err(explain)?;
