@@ -53,6 +53,14 @@ pub fn processor_time(pid: u32) -> f64 {
     ticks.sum::<f64>() * 1e4
 }
 
+/// Keeps a running process, all of its threads, on one processor.
+pub fn pin(pid: u32, processor: usize) {
+    let mut command = std::process::Command::new("taskset");
+    command.args(["--all-tasks", "--cpu-list", "--pid", &processor.to_string(), &pid.to_string()]);
+    let output = command.output().expect("taskset (util-linux)");
+    assert!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// How long it takes to append `bytes` to a file and have them on disk, in milliseconds: the median of a hundred.
 pub fn sync_time(directory: &Path, bytes: usize) -> f64 {
     let mut file = fs::File::create(directory.join("sync-time")).expect("a file");

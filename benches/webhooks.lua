@@ -27,7 +27,9 @@ end
 function request()
    local which = count % #heads + 1
    count = count + 1
-   return heads[which] .. prefix .. "-" .. count .. tails[which]
+   -- Spread over all values, as GitHub's random ids are, and never the same one twice.
+   local spread = string.format("%08x", count * 2654435761 % 4294967296)
+   return heads[which] .. spread .. "-" .. prefix .. tails[which]
 end
 
 function done(summary, latency)

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::figure::{Figure, Target};
-use crate::machine::{forget_peak, memory, processor_time, sync_time};
+use crate::machine::{forget_peak, memory, pin, processor_time, sync_time};
 use crate::rounds::{ROUNDS, median, ms, percentile, show};
 use crate::shop::{LIMIT, SECRET, Shop};
 use crate::support::engine::Engine;
@@ -29,6 +29,9 @@ const CONNECTIONS: usize = 64;
 const BURST: usize = 1000;
 /// Different pushes that are sent in turn.
 const POOL: usize = 2000;
+/// The processor that either receiver has to itself, and that of wrk: what wrk costs is in no figure.
+const RECEIVER: usize = 0;
+const CLIENT: usize = 1;
 /// Seconds of one run of wrk.
 const SECONDS: u32 = 3;
 
@@ -73,6 +76,8 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     let mut syncs = Vec::new();
     let mut sent = 0;
     let pid = shop.agent.pid().expect("the agent runs");
+    pin(pid, RECEIVER);
+    pin(peer.child.id(), RECEIVER);
     for round in 0..ROUNDS {
         syncs.push(sync_time(shop.agent.scratch(), 32 << 10));
         let run = wrk(&script, &pool, (pid, shop.agent.listen.port()), &format!("round{round}")).await;
@@ -281,7 +286,8 @@ impl Run {
 
 async fn wrk(script: &Path, pool: &Path, (pid, port): (u32, u16), prefix: &str) -> Run {
     let before = processor_time(pid);
-    let mut command = tokio::process::Command::new("wrk");
+    let mut command = tokio::process::Command::new("taskset");
+    command.args(["--cpu-list", &CLIENT.to_string(), "wrk"]);
     command.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"]).arg(script);
     command.arg(format!("http://127.0.0.1:{port}/hooks/shop")).arg("--").arg(pool).arg(prefix);
     let output = command.output().await.expect("wrk (./dev setup installs it)");
