@@ -30,7 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once per listener; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
 /// How long requests under way may take once the agent ends.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(4);
 /// Out of file descriptors: the next accept would fail at once as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -18,6 +18,7 @@ mod cancel;
 mod commands;
 mod deliveries;
 mod disk_full;
+mod endings;
 mod engine_away;
 mod engine_restarts;
 #[cfg(feature = "fail-points")]

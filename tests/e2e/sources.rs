@@ -12,8 +12,11 @@ use crate::support::site::Behaviour;
 
 const TOKEN: &str = "ghp_a-token-of-the-git-server";
 
+/// The token, as a credential of the configuration.
+pub const GIT_TOKEN: &str = "{ token = { env = \"GIT_TOKEN\" } }";
+
 /// A shop whose source is at `url`, in place of the repository's path.
-async fn start(engine: &Engine, repo: Repo, url: &str, credential: &str) -> Shop {
+pub async fn start(engine: &Engine, repo: Repo, url: &str, credential: &str) -> Shop {
     let discord = Discord::start().await;
     let options = Options::quick().keys(&format!("credential = {credential}\n"));
     let config = Shop::config(&repo, &options).replace(&format!("{:?}", repo.url()), &format!("{url:?}"));
@@ -56,7 +59,7 @@ async fn a_token_opens_a_repository_over_http() {
     let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
     let root = repo.origin().parent().unwrap().to_owned();
     let server = GitServer::start(&root, Server::Honest, Some(&format!("x-access-token:{TOKEN}")));
-    let shop = start(&engine, repo, &server.url("origin.git"), "{ token = { env = \"GIT_TOKEN\" } }").await;
+    let shop = start(&engine, repo, &server.url("origin.git"), GIT_TOKEN).await;
     deploys_exactly(&shop).await;
     assert!(server.arrived().iter().all(|request| request.authorization.is_some()), "{:#?}", server.arrived());
     for id in 1..=2 {

@@ -20,7 +20,7 @@ use super::ports::free_port;
 use super::wait::eventually;
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const STOP_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 const LOG_TAIL: usize = 60;
 
 /// What an agent is started with.
