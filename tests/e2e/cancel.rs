@@ -103,3 +103,19 @@ async fn of_the_first_deployment_ever() {
     shop.told(1, &["was cancelled by", "nothing is live yet"]).await;
     shop.finish().await;
 }
+
+#[tokio::test]
+async fn while_undoing() {
+    let Some(engine) = engine::or_skip("cancel::while_undoing").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("20s")).await;
+    // Takes its time to stop, so that the undoing can be met.
+    let bad = Behaviour::version("v2").ignore_sigterm().crash_after_ready_ms(3000, 8).only_on("-1");
+    let id = shop.push_without_waiting(&bad).await;
+    shop.says(id, "undoing").await;
+    shop.cancel(id).await;
+    // What is being undone is undone; it says why, and not that somebody wanted it as well.
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["exited with code 8"]);
+    shop.assert_live(1, &[("web", 2)]).await;
+    shop.told(2, &["was rolled back", "v1 keeps serving"]).await;
+    shop.finish().await;
+}
