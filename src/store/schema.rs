@@ -7,8 +7,11 @@ use rusqlite::Connection;
 use super::backup;
 use super::open::{OpenError, explain, sibling};
 
-pub(super) const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_upkeep.sql")];
+pub(super) const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_start.sql"),
+    include_str!("migrations/0002_upkeep.sql"),
+    include_str!("migrations/0003_engine_outages.sql"),
+];
 
 /// The newest version.
 pub(super) const KNOWN: i64 = MIGRATIONS.len() as i64;

@@ -37,7 +37,7 @@ async fn a_backup_has_everything_that_was_answered() {
     let (_, while_it_goes_on) = tokio::join!(backup(&store, &file), store.admit(push(21, None)));
     assert_eq!(number(while_it_goes_on.unwrap()), 21);
     let found = inspect(&file).unwrap();
-    assert_eq!((found.schema, found.releases), (2, 20));
+    assert_eq!((found.schema, found.releases), (3, 20));
     assert!((20..=21).contains(&found.deployments), "{found:?}");
     assert_eq!(found.bytes, std::fs::metadata(&file).unwrap().len());
     assert_eq!(names(dir.path()), ["copy.db", "journal.ballast", "journal.db", "journal.db-wal"]);
@@ -160,14 +160,17 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     let version_1 = Connection::open(&path).unwrap();
     version_1.execute_batch(schema::MIGRATIONS[0]).unwrap();
     version_1.execute_batch("PRAGMA user_version = 1; INSERT INTO meta VALUES ('agent_id', 'kept')").unwrap();
+    let told = "INSERT INTO notices (id, deployment, kind, at) VALUES (7, 1, '\"started\"', 5);
+                INSERT INTO notice_cursors VALUES ('discord', 6)";
+    version_1.execute_batch(told).unwrap();
     drop(version_1);
-    let copy = dir.path().join("journal.db.before-v2");
+    let copy = dir.path().join("journal.db.before-v3");
 
     // Without the copy there is no migration.
     std::fs::create_dir(&copy).unwrap();
     let why = Store::open(&path).err().unwrap();
     assert!(
-        matches!(why, OpenError::NoCopy { to: 2, .. }) && why.to_string().contains("journal.db.before-v2"),
+        matches!(why, OpenError::NoCopy { to: 3, .. }) && why.to_string().contains("journal.db.before-v3"),
         "{why}"
     );
     assert_eq!(inspect(&path).unwrap().schema, 1);
@@ -179,7 +182,13 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
     let _ = store.admit(push(1, None)).await.unwrap();
     let newer = store.call(schema::version).await.unwrap();
-    assert_eq!(newer, 2);
+    assert_eq!(newer, 3);
+    // What was to be told still is, and what is new comes after it.
+    let kept = store.next_notice("discord").await.unwrap().unwrap();
+    assert_eq!((kept.id, kept.about), (7, About::Deployment(DeploymentId(1))));
+    store.notice_done("discord", &kept, None).await.unwrap();
+    assert!(store.begin_outage("unix:///x", "gone", kept.at).await.unwrap());
+    assert_eq!(store.next_notice("discord").await.unwrap().unwrap().id, 8);
     drop(store);
     // Once: the next start has nothing to migrate.
     std::fs::remove_file(&copy).unwrap();
