@@ -19,6 +19,7 @@ mod commands;
 mod deliveries;
 mod disk_full;
 mod engine_away;
+mod engine_lost;
 mod engine_restarts;
 #[cfg(feature = "fail-points")]
 mod faults;
