@@ -54,6 +54,11 @@ pub fn shortage_for_builds(data_dir: &Path, engine: Option<&Path>, wanted: u64) 
     })
 }
 
+/// Whether an error's text says that a disk is full, whoever wrote it (`ENOSPC`).
+pub fn says_full(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("no space left on device")
+}
+
 /// Bytes for people: `1 GiB`, `312.4 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub u64);

@@ -7,6 +7,7 @@ use futures_util::stream::{self, Stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumber, ServiceName, Status};
 use crate::store::{Deployment, Finish, LogLine, Store, StoreError};
@@ -86,17 +87,38 @@ pub enum Followed {
 pub struct Journal {
     store: Store,
     bus: broadcast::Sender<Published>,
+    /// Changes when the engine went or came back.
+    outages: watch::Sender<()>,
 }
 
 impl Journal {
     /// A journal on `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, bus: broadcast::Sender::new(BACKLOG) }
+        Self { store, bus: broadcast::Sender::new(BACKLOG), outages: watch::Sender::new(()) }
     }
 
     /// Everything that happens from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Published> {
         self.bus.subscribe()
+    }
+
+    /// Changes whenever an outage of the engine begins or ends.
+    pub fn subscribe_outages(&self) -> watch::Receiver<()> {
+        self.outages.subscribe()
+    }
+
+    /// Records that the engine has not answered for too long, once for as long as it lasts.
+    pub async fn begin_outage(&self, address: &str, why: &str, since: Timestamp) -> Result<bool, StoreError> {
+        let begun = self.store.begin_outage(address, why, since).await?;
+        self.outages.send_replace(());
+        Ok(begun)
+    }
+
+    /// Records that it answers again.
+    pub async fn end_outage(&self) -> Result<bool, StoreError> {
+        let ended = self.store.end_outage().await?;
+        self.outages.send_replace(());
+        Ok(ended)
     }
 
     /// Tells what happened to those who listen now; states are written by [`Journal::advance`] and [`Journal::finish`].

@@ -26,7 +26,7 @@ use crate::rollout::routes::Routes;
 use crate::runtime::docker::Docker;
 use crate::runtime::{Happened, RuntimeError};
 use crate::store::Store;
-use crate::{api, data_dir, notify, trigger};
+use crate::{agent, api, data_dir, notify, trigger};
 
 /// Builds at a time, over all apps.
 const BUILDS: usize = 2;
@@ -95,6 +95,7 @@ pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::ne
     if engine_answers && tokio::time::timeout(ENGINE_PATIENCE, all_adopted).await.is_err() {
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
+    let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
 
@@ -108,7 +109,7 @@ pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::ne
     shutdown.cancel();
     let ended = async {
         // Each ends by the token; an error here is a task that had ended before.
-        let _ = tokio::join!(tcp, unix, notices, keeper, agent.workers_ended());
+        let _ = tokio::join!(tcp, unix, notices, look_out, keeper, agent.workers_ended());
     };
     if tokio::time::timeout(END_GRACE, ended).await.is_err() {
         tracing::warn!("some of what is under way did not end in time and is cut");

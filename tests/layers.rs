@@ -42,6 +42,7 @@ const BOUNDARIES: &[Boundary] = &[
 const PURE: &[&str] = &[
     "rollout/machine.rs",
     "rollout/plan.rs",
+    "notify/outage.rs",
     "rollout/upkeep.rs",
     "rollout/watch.rs",
     "health/gate.rs",

@@ -62,6 +62,7 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         routes: shared.routes.clone(),
         journal: agent.journal.clone(),
         store: agent.store.clone(),
+        presence: agent.presence.clone(),
     };
     let driver = Driver::start(app.name.clone(), Entrance::of(app), parts);
     let end = agent.shutdown.child_token();
@@ -74,6 +75,7 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         builder: shared.builder.clone(),
         build_slots: shared.build_slots.clone(),
         runtime: shared.runtime.clone(),
+        presence: agent.presence.clone(),
         driver: driver.clone(),
         proxy: shared.proxy.clone(),
         settings_key: shared.settings_key.clone(),

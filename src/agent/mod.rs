@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,11 +19,13 @@ use crate::disk;
 use crate::journal::Journal;
 use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, Status};
 use crate::rollout::{Entrance, InstanceState};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::presence::{Away, Presence};
+use crate::runtime::{Happened, Runtime, RuntimeError};
 use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
 
 mod adopt;
 pub mod apps;
+pub mod outage;
 mod reconcile;
 
 use adopt::Adoption;
@@ -39,6 +42,8 @@ pub struct Agent {
     pub journal: Journal,
     /// Tells this agent's objects on the engine from others'.
     pub id: String,
+    /// Whether the engine answers.
+    pub presence: Presence,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
@@ -57,6 +62,15 @@ pub struct Readiness {
     pub problems: Vec<String>,
 }
 
+/// Why an app's deployments wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waits {
+    /// In words.
+    pub why: String,
+    /// Since when, where that is known.
+    pub since: Option<Timestamp>,
+}
+
 impl Agent {
     /// An agent without engine and proxy: what is asked of it is put on disk and waits. [`crate::serve`] connects it.
     pub fn detached(id: String, store: Store, config_path: PathBuf, config: Config) -> Self {
@@ -64,6 +78,7 @@ impl Agent {
             journal: Journal::new(store.clone()),
             store,
             id,
+            presence: Presence::new(),
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
@@ -81,6 +96,7 @@ impl Agent {
 
     /// Says why it has no engine yet; `None`: it has reached it and is about to be connected.
     pub fn not_connected(&self, err: Option<RuntimeError>) {
+        self.presence.saw(&err.clone().map_or(Ok(()), Err), Timestamp::now());
         let why = match err {
             None => STARTING.to_owned(),
             Some(RuntimeError::Unavailable(why)) => why,
@@ -109,7 +125,10 @@ impl Agent {
     }
 
     /// Hands what happened on the engine to every app; each knows its own instances.
-    pub fn happened(&self, happened: &crate::runtime::Happened) {
+    pub fn happened(&self, happened: &Happened) {
+        if *happened == Happened::Interrupted {
+            self.presence.broke();
+        }
         let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         for app in apps.values() {
             app.driver.happened(happened.clone());
@@ -176,6 +195,9 @@ impl Agent {
             self.journal.publish_end(&record.app, id).await?;
         } else if let Some(running) = self.running(&record.app).filter(|running| running.id == id) {
             running.cancel(format!("cancelled by {who}"));
+        } else if let Some(app) = self.app(&record.app) {
+            // It may be waiting for the engine.
+            app.wake.notify_one();
         }
         Ok(Some(record))
     }
@@ -288,6 +310,14 @@ impl Agent {
         tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
     }
 
+    /// What is wrong with the engine, and since when.
+    fn since(&self, err: RuntimeError) -> String {
+        match self.presence.away() {
+            Some(away) => format!("{err}; since {}", away.since.strftime("%Y-%m-%d %H:%M:%S UTC")),
+            None => err.to_string(),
+        }
+    }
+
     /// Why no deployment that builds would begin.
     async fn too_little_space(&self) -> Option<String> {
         let engine = match self.parts() {
@@ -299,15 +329,28 @@ impl Agent {
         Some(format!("deployments that build fail: {shortage}"))
     }
 
+    /// Why an app's deployments wait, when they all do: the engine does not answer, or has not said yet what runs.
+    pub fn waits(&self, app: &AppName) -> Option<Waits> {
+        if let Some(Away { since, why }) = self.presence.away() {
+            return Some(Waits { why: RuntimeError::Unavailable(why).to_string(), since: Some(since) });
+        }
+        let why = match (self.parts(), self.app(app)) {
+            (Err(_), _) => STARTING.to_owned(),
+            (Ok(_), Some(handle)) => handle.adoption.borrow().problem(app)?,
+            (Ok(_), None) => return None,
+        };
+        Some(Waits { why, since: None })
+    }
+
     /// Whether it can do its job now.
     pub async fn readiness(&self) -> Readiness {
         let mut problems = Vec::new();
         match self.parts() {
-            Err(err) => problems.push(err.to_string()),
+            Err(err) => problems.push(self.since(err)),
             Ok(parts) => {
-                if let Err(err) = parts.docker.ping().await {
-                    problems.push(err.to_string());
-                }
+                let answer = parts.docker.ping().await;
+                self.presence.saw(&answer, Timestamp::now());
+                problems.extend(answer.err().map(|err| self.since(err)));
                 let adoptions = self.handles().into_iter().map(|app| (app.adoption.clone(), app.deployer.app.clone()));
                 problems.extend(adoptions.filter_map(|(adoption, app)| adoption.borrow().problem(&app)));
                 if !parts.proxy.status().connected {

@@ -78,5 +78,6 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,
+        waits: api.agent.waits(&app.name),
     }))
 }

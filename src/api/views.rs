@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::Waits;
 use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
@@ -35,6 +36,17 @@ pub struct AppView {
     pub queued: usize,
     /// What last happened to live instances outside of deployments, newest first.
     pub drift: Vec<DriftView>,
+    /// Why its deployments wait and its instances may not be known; null when all is well.
+    pub waits: Option<WaitsView>,
+}
+
+/// Why an app's deployments wait.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WaitsView {
+    /// One sentence.
+    pub why: String,
+    /// Since when, where that is known.
+    pub since: Option<Timestamp>,
 }
 
 /// Something that happened to live instances outside of a deployment.
@@ -270,6 +282,7 @@ pub(super) struct AppFacts<'a> {
     pub deployment: Option<DeploymentView>,
     pub queued: usize,
     pub drift: Vec<Drift>,
+    pub waits: Option<Waits>,
 }
 
 impl AppView {
@@ -294,6 +307,7 @@ impl AppView {
             deployment: facts.deployment,
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
+            waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
 use super::watch::{PATIENCE, RETRY};
 use super::{Json, text};
-use crate::api::views::{AppView, DeploymentView, InstanceView};
+use crate::api::views::{AppView, DeploymentView, InstanceView, WaitsView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -63,8 +63,10 @@ pub(super) async fn run(client: &Client, term: &mut Term, args: StatusArgs) -> R
         (Seen::One { app, .. }, true) => text::json(app),
         (seen, false) => {
             let mut lines = seen.lines(Timestamp::now(), term.paint());
+            let said = |problem: &&String| seen.apps().iter().any(|app| tells(app, problem));
             let problems = client.problems().await;
-            lines.extend(problems.iter().map(|problem| format!("not ready: {}", clean(problem))));
+            let unsaid = problems.iter().filter(|problem| !said(problem));
+            lines.extend(unsaid.map(|problem| format!("not ready: {}", clean(problem))));
             lines.join("\n")
         }
     };
@@ -152,10 +154,21 @@ async fn show_changes(
 }
 
 impl Seen {
+    fn apps(&self) -> &[AppView] {
+        match self {
+            Self::All(apps) => apps,
+            Self::One { app, .. } => std::slice::from_ref(app),
+        }
+    }
+
     fn lines(&self, now: Timestamp, paint: Paint) -> Vec<String> {
         match self {
             Self::All(apps) if apps.is_empty() => vec!["no apps are configured".into()],
-            Self::All(apps) => overview(apps, now).lines().map(str::to_owned).collect(),
+            Self::All(apps) => {
+                let mut lines: Vec<String> = overview(apps, now).lines().map(str::to_owned).collect();
+                lines.extend(all_that_wait(apps, now));
+                lines
+            }
             Self::One { app, last } => detail(app, last.as_deref(), now, paint),
         }
     }
@@ -177,13 +190,39 @@ pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
             live.map_or("-".into(), |live| ReleaseNumber(live.release).to_string()),
             live.map_or("-".into(), |live| live.commit.short().to_owned()),
             live.and_then(|live| live.since).map_or("-".into(), |since| ago(since, now)),
-            format!("{serving}/{desired}"),
+            match app.waits.is_some() && app.instances.is_empty() {
+                true => format!("?/{desired}"),
+                false => format!("{serving}/{desired}"),
+            },
             going_on,
             app.domains.join(" "),
         ]
     };
     let rows: Vec<Vec<String>> = apps.iter().map(row).collect();
     table(&["APP", "LIVE", "COMMIT", "SINCE", "SERVING", "NOW", "DOMAINS"], &rows)
+}
+
+/// Each reason to wait once: an engine that is away keeps all apps waiting.
+fn all_that_wait(apps: &[AppView], now: Timestamp) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for waits in apps.iter().filter_map(|app| app.waits.as_ref()) {
+        let line = format!("deployments wait: {}", waiting(waits, now));
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+fn waiting(waits: &WaitsView, now: Timestamp) -> String {
+    let since = waits.since.map(|since| format!(" (since {})", ago(since, now))).unwrap_or_default();
+    format!("{}{since}", clean(&waits.why))
+}
+
+/// Whether what an app waits for says a problem already.
+fn tells(app: &AppView, problem: &str) -> bool {
+    let what = |text: &str| text.split_once(": ").map_or(text, |(what, _)| what).to_owned();
+    app.waits.as_ref().is_some_and(|waits| what(&waits.why) == what(problem))
 }
 
 pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestamp, paint: Paint) -> Vec<String> {
@@ -202,6 +241,12 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
             fact("live", format!("{release} {} {subject} ({author}){since}", live.commit.short()));
         }
         None => fact("live", format!("nothing yet; start with: longshore deploy {}", clean(&app.name))),
+    }
+    if let Some(waits) = &app.waits {
+        fact("waits", waiting(waits, now));
+        if app.instances.is_empty() {
+            fact("", "what runs is not known until then; it goes on being served".into());
+        }
     }
     if let Some(held) = &app.held {
         let mut reason = text::lines(&held.reason);

@@ -112,7 +112,7 @@ fn app() -> AppView {
             instance("web", 2, 8, "starting", "idle"), instance("web", 2, 7, "ready", "serving"),
             instance("web", 3, 7, "unready", "serving"), instance("worker", 1, 7, "ready", "serving"),
         ],
-        "deployment": null, "queued": 1,
+        "deployment": null, "queued": 1, "waits": null,
     }))
     .unwrap()
 }

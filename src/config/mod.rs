@@ -125,12 +125,24 @@ pub enum NoticeKind {
     Superseded,
     /// A person ended it.
     Cancelled,
+    /// The Docker engine has not answered for a while.
+    EngineDown,
+    /// It answers again.
+    EngineUp,
 }
 
 impl NoticeKind {
     /// Every kind: the default of `events`.
-    pub const ALL: [Self; 6] =
-        [Self::Started, Self::Succeeded, Self::Failed, Self::RolledBack, Self::Superseded, Self::Cancelled];
+    pub const ALL: [Self; 8] = [
+        Self::Started,
+        Self::Succeeded,
+        Self::Failed,
+        Self::RolledBack,
+        Self::Superseded,
+        Self::Cancelled,
+        Self::EngineDown,
+        Self::EngineUp,
+    ];
 }
 
 /// `[apps.NAME]`

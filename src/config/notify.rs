@@ -10,13 +10,15 @@ use super::{Channel, NoticeKind, NotifyTarget};
 /// Hosts that serve Discord's webhooks.
 const DISCORD_HOSTS: [&str; 4] = ["discord.com", "discordapp.com", "canary.discord.com", "ptb.discord.com"];
 
-const EVENTS: [(&str, NoticeKind); 6] = [
+const EVENTS: [(&str, NoticeKind); 8] = [
     ("started", NoticeKind::Started),
     ("succeeded", NoticeKind::Succeeded),
     ("failed", NoticeKind::Failed),
     ("rolled_back", NoticeKind::RolledBack),
     ("superseded", NoticeKind::Superseded),
     ("cancelled", NoticeKind::Cancelled),
+    ("engine_down", NoticeKind::EngineDown),
+    ("engine_up", NoticeKind::EngineUp),
 ];
 
 pub(super) fn targets(field: Option<Field<'_>>) -> Vec<NotifyTarget> {

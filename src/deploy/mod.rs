@@ -4,6 +4,8 @@
 //! deployment that an earlier life of the agent left unfinished is told again from where it was: before the rollout
 //! from the start (nothing was switched, and what is built is not built again), in the rollout from what runs.
 //!
+//! When the engine goes away in the middle, `outage` breaks the deployment off, and it is told again like that.
+//!
 //! `worker` takes the next deployment, `running` is the one under way and how it is stopped; `prepare` makes or finds its
 //! release, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images that nobody needs.
 
@@ -18,9 +20,11 @@ use crate::journal::{DeployLog, Journal};
 use crate::model::{AppName, ServiceName, Status};
 use crate::rollout::{Driver, LivePlace, ServiceSpec};
 use crate::runtime::Runtime;
+use crate::runtime::presence::{Mark, Presence};
 use crate::store::{Deployment, Finish, Release, Store, StoreError};
 
 pub mod build;
+mod outage;
 pub mod plan_view;
 mod prepare;
 mod prune;
@@ -34,6 +38,7 @@ pub mod spec;
 pub mod worker;
 
 use build::Builder;
+use outage::Losses;
 use redact::Redactor;
 pub use running::Running;
 use source::Mirrors;
@@ -57,6 +62,8 @@ pub struct Deployer {
     pub build_slots: Arc<Semaphore>,
     /// Where instances run.
     pub runtime: Arc<dyn Runtime>,
+    /// Whether that is there.
+    pub presence: Presence,
     /// The app's instances.
     pub driver: Driver,
     /// The data plane.
@@ -75,6 +82,8 @@ enum Halt {
     End(Finish),
     /// The agent ends; the deployment goes on when it is back.
     AgentEnds,
+    /// The engine went away, for this that is known of it; the deployment goes on when it is back.
+    EngineAway(String),
     /// It had ended before it began: replaced or cancelled between its choice and its start.
     EndedBefore,
 }
@@ -89,11 +98,29 @@ fn failed(reason: String, hold: bool) -> Halt {
     Halt::End(Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold })
 }
 
+/// Why a deployment that has begun is told again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// An earlier life of the agent had begun it.
+    AgentRestarted,
+    /// The engine went away in the middle of it.
+    EngineBack,
+}
+
+/// How far a deployment was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// To its end, or until the agent ends.
+    Whole,
+    /// Until the engine went away.
+    BrokenOff,
+}
+
 impl Deployer {
-    /// Runs a deployment to its end, or until the agent ends.
-    async fn run(&self, deployment: Deployment) -> Result<(), StoreError> {
+    /// Runs a deployment to its end, or until the agent ends or the engine goes away.
+    async fn run(&self, deployment: Deployment, again: Again) -> Result<Told, StoreError> {
         let id = deployment.id;
-        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(()) };
+        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(Told::Whole) };
         let running = Running::new(id);
         if deployment.cancel_asked {
             running.cancel("cancelled".into());
@@ -103,20 +130,42 @@ impl Deployer {
         let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 
-        let story = Story { deployer: self, app: &app, deployment: &deployment, running: &running, log: &log };
+        let losses = self.losses(id).await?;
+        let engine = self.presence.mark();
+        let story = Story {
+            deployer: self,
+            app: &app,
+            deployment: &deployment,
+            running: &running,
+            log: &log,
+            again,
+            losses,
+            engine,
+        };
         let ended = story.tell().await;
 
         deadline.abort();
         *running::lock(&self.running) = None;
+        let ended = match ended {
+            // Waiting for an engine that hangs is not what a deadline is for.
+            Err(Halt::End(_)) if running.by_deadline() && self.presence.away().is_some() => {
+                Err(Halt::EngineAway(running.why()))
+            }
+            ended => ended,
+        };
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
-            Err(Halt::AgentEnds | Halt::EndedBefore) => return Ok(()),
+            Err(Halt::AgentEnds | Halt::EndedBefore) => return Ok(Told::Whole),
+            Err(Halt::EngineAway(why)) => match self.break_off(id, &redactor.clean(&why), &log).await? {
+                Some(finish) => finish,
+                None => return Ok(Told::BrokenOff),
+            },
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
         self.expect_live().await;
         self.prune(&app).await;
-        Ok(())
+        Ok(Told::Whole)
     }
 
     /// Tells the driver where instances of the live release are meant to be, now that no deployment moves any.
@@ -147,13 +196,22 @@ struct Story<'a> {
     deployment: &'a Deployment,
     running: &'a Running,
     log: &'a DeployLog,
+    again: Again,
+    /// How often the engine went away in this deployment.
+    losses: Losses,
+    /// The engine's life when it was begun to be told.
+    engine: Mark,
 }
 
 impl Story<'_> {
     async fn tell(&self) -> Result<Finish, Halt> {
         let in_rollout = self.in_rollout();
         if self.deployment.status != Status::Queued {
-            self.log.line(format!("the agent was restarted; going on from {}", self.deployment.status));
+            let back = match self.again {
+                Again::AgentRestarted => "the agent was restarted",
+                Again::EngineBack => "the Docker engine answers again",
+            };
+            self.log.line(format!("{back}; going on from {}", self.deployment.status));
         }
         let at_start = self.counts_at_start().await;
         let live = self.deployer.store.live_release(&self.app.name).await?;

@@ -69,8 +69,10 @@ impl Story<'_> {
             }
         };
         for released in &target.body.services {
-            let there =
-                self.deployer.builder.exists(&released.image).await.map_err(|err| failed(err.to_string(), false))?;
+            let there = self.deployer.builder.exists(&released.image).await.map_err(|err| match err {
+                BuildError::Unavailable(why) => Halt::EngineAway(why),
+                other => failed(other.to_string(), false),
+            })?;
             if !there {
                 let service = &released.service.name;
                 return Err(failed(format!("the image of {service} in {} was pruned", target.number), false));
@@ -190,21 +192,25 @@ impl Story<'_> {
     async fn build_one(&self, source: &Source, service: &crate::config::Service) -> Result<Artifact, Halt> {
         let request =
             BuildRequest { app: &self.app.name, deployment: self.deployment.id, source, build: &service.build };
-        let began = Instant::now();
+        let (began, engine) = (Instant::now(), self.deployer.presence.mark());
         let build = self.deployer.builder.build(request, self.log, &self.running.stop);
         let limit = self.app.build_timeout;
         // Dropping the build ends it in the engine too.
-        let Ok(result) = self.unless_agent_ends(tokio::time::timeout(limit, build)).await? else {
-            return Err(failed(
-                format!("the build of {} took longer than {limit:?} and was stopped", service.name),
-                true,
-            ));
+        let built = self.unless_agent_ends(tokio::time::timeout(limit, build)).await?;
+        let (why, hold) = match built {
+            Ok(Ok(artifact)) => return Ok(self.describe_build(service, artifact, began)),
+            Ok(Err(BuildError::Cancelled)) => return Err(self.running.halt()),
+            Ok(Err(BuildError::Unavailable(why))) => return Err(Halt::EngineAway(why)),
+            Ok(Err(BuildError::Failed(why))) => {
+                let hold = !disk::says_full(&why);
+                (format!("the build of {} failed: {why}", service.name), hold)
+            }
+            Err(_) => (format!("the build of {} took longer than {limit:?} and was stopped", service.name), true),
         };
-        let artifact = result.map_err(|err| match err {
-            BuildError::Cancelled => self.running.halt(),
-            BuildError::Failed(why) => failed(format!("the build of {} failed: {why}", service.name), true),
-            other @ BuildError::Unavailable(_) => failed(other.to_string(), false),
-        })?;
+        Err(self.unless_engine_was_lost(engine, &why, failed(why.clone(), hold)).await)
+    }
+
+    fn describe_build(&self, service: &crate::config::Service, artifact: Artifact, began: Instant) -> Artifact {
         let seconds = began.elapsed().as_secs_f64();
         let base = artifact.base.as_ref().map(|base| format!(", base {}", shorten(base, 19))).unwrap_or_default();
         self.log.line(if artifact.built {
@@ -212,7 +218,7 @@ impl Story<'_> {
         } else {
             format!("{}: content unchanged, nothing to build", service.name)
         });
-        Ok(artifact)
+        artifact
     }
 }
 

@@ -6,6 +6,7 @@ use super::prepare::Target;
 use super::{Halt, Story, failed};
 use crate::config::ReleaseCommand;
 use crate::model::{InstanceId, Status};
+use crate::runtime::RuntimeError;
 use crate::store::{Release, Step};
 
 /// The step of the release command; its outcome is the exit code.
@@ -37,6 +38,13 @@ impl Story<'_> {
             return Ok(());
         }
         let words = command.command.join(" ");
+        if self.losses.were_in(Status::Releasing) || self.deployer.presence.was_lost_since(self.engine) {
+            let reason = format!(
+                "the release command `{words}` was under way when the Docker engine went away, and exited with code \
+                 {code}; it is not run a second time by itself, and nothing was switched"
+            );
+            return Err(failed(reason, false));
+        }
         Err(failed(format!("the release command `{words}` exited with code {code}; nothing was switched"), true))
     }
 
@@ -64,7 +72,11 @@ impl Story<'_> {
             }
             ended = run => ended,
         };
-        let exited = ended.map_err(|err| failed(format!("the release command could not be run: {err}"), false))?;
+        let exited = ended.map_err(|err| match err {
+            // Whether it ran is asked when the engine is back: its container is adopted.
+            RuntimeError::Unavailable(why) => Halt::EngineAway(why),
+            other => failed(format!("the release command could not be run: {other}"), false),
+        })?;
         self.log.line(format!(
             "release command: exited with {} after {:.1} s",
             exited.code,

@@ -45,7 +45,10 @@ impl Story<'_> {
         if let Outcome::TurnBack(failure) = rolled.outcome {
             rolled = self.roll(target, live, Some(failure), history).await?;
         }
-        self.count_requests(before).await?;
+        // One that goes on later is counted then.
+        if !matches!(rolled.outcome, Outcome::BrokenOff(_)) {
+            self.count_requests(before).await?;
+        }
         match rolled.outcome {
             Outcome::Succeeded => {
                 self.keep_scale(target).await?;
@@ -57,6 +60,7 @@ impl Story<'_> {
             }
             Outcome::Undone { failure, left } => Ok(self.undone(failure, &left)),
             Outcome::TurnBack(failure) => Ok(self.undone(failure, &[])),
+            Outcome::BrokenOff(why) => Err(Halt::EngineAway(why)),
         }
     }
 
@@ -105,10 +109,22 @@ impl Story<'_> {
         let redactor = Redactor::of(self.app, &target.release);
         let redact = Arc::new(move |text: &str| redactor.clean(text));
         let (resumed, log) = (self.in_rollout(), self.log.clone());
+        let may_break_off = self.losses.allow_another();
         // A release without a single instance has proved nothing.
         let proven = !plan.kept.is_empty() || plan.slots.iter().any(|slot| slot.incoming.is_some());
-        let assignment =
-            Assignment { history, deployment: id, plan, policy, new, old, reverting, resumed, redact, log };
+        let assignment = Assignment {
+            history,
+            deployment: id,
+            plan,
+            policy,
+            new,
+            old,
+            reverting,
+            resumed,
+            may_break_off,
+            redact,
+            log,
+        };
         let rolled = self.deployer.driver.roll(assignment);
         tokio::pin!(rolled);
         let outcome = tokio::select! {
@@ -129,7 +145,9 @@ impl Story<'_> {
 
     fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
         if failure.cause == Cause::Cancelled && self.running.by_deadline() {
-            failure.cause = Cause::Release;
+            // What takes too long without the engine says nothing about the release.
+            let lost = self.deployer.presence.was_lost_since(self.engine);
+            failure.cause = if lost { Cause::Engine } else { Cause::Release };
         }
         undone(failure, left, &self.deployment.request)
     }

@@ -8,8 +8,8 @@ use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Deployer;
 use super::source::Want;
+use super::{Again, Deployer, Told};
 use crate::config::App;
 use crate::journal::DeployLog;
 use crate::queue::{self, Ancestry, Choice, Waiting};
@@ -25,15 +25,33 @@ impl Deployer {
             self.expect_live().await;
         }
         let mut swept = false;
+        let mut again = Again::AgentRestarted;
+        let mut engine = self.presence.mark();
         while !self.shutdown.is_cancelled() {
+            // What is begun without it would only be broken off.
+            let there = tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return,
+                () = self.until_engine_is_there(&mut engine) => true,
+                () = wake.notified() => false,
+            };
+            if !there {
+                if let Err(err) = self.end_cancelled().await {
+                    tracing::error!(app = %self.app, %err, "a cancellation waits for the journal");
+                }
+                continue;
+            }
             let ran = match self.next().await {
-                Ok(Some(deployment)) => self.run(deployment).await.map(|()| true),
-                Ok(None) => Ok(false),
+                Ok(Some(deployment)) => self.run(deployment, again).await.map(Some),
+                Ok(None) => Ok(None),
                 Err(err) => Err(err),
             };
             let rest = match ran {
-                Ok(true) => continue,
-                Ok(false) => {
+                Ok(Some(told)) => {
+                    again = if told == Told::BrokenOff { Again::EngineBack } else { Again::AgentRestarted };
+                    continue;
+                }
+                Ok(None) => {
                     // An earlier life of the agent may have ended between a deployment's end and its clearing up.
                     if !std::mem::replace(&mut swept, true) {
                         self.sweep().await;

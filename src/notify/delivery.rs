@@ -16,13 +16,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::discord::Payload;
-use super::message::{Message, compose};
+use super::message::{Message, News, compose};
 use super::webhook::{Answer, Webhook};
-use super::{Target, facts, targets};
+use super::{Target, facts, outage, targets};
 use crate::config::{Config, NoticeKind};
 use crate::journal::{DeployEvent, Journal, Published};
 use crate::model::AppName;
-use crate::store::{Deployment, Notice, Store, StoreError};
+use crate::store::{About, Deployment, Notice, Outage, Store, StoreError};
 
 /// The waits of a delivery.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,7 @@ pub(super) struct Courier {
     name: String,
     store: Store,
     events: broadcast::Receiver<Published>,
+    outages: watch::Receiver<()>,
     config: watch::Receiver<Arc<Config>>,
     timing: Timing,
     /// Made at the first use, and again after a change of the configuration.
@@ -93,8 +94,10 @@ enum Next {
 
 /// What is to be done with a notice.
 enum Verdict {
-    /// A message.
-    Tell(Box<Deployment>),
+    /// A message about a deployment.
+    Tell(News, Box<Deployment>),
+    /// A message about the engine.
+    TellOutage(Outage),
     /// Nothing: the receiver did not ask for it, or a notice behind it says more.
     NotWanted,
     /// Nothing but a count in a later message about this app.
@@ -130,12 +133,13 @@ impl Courier {
         config: watch::Receiver<Arc<Config>>,
         timing: Timing,
     ) -> Self {
-        let events = journal.subscribe();
+        let (events, outages) = (journal.subscribe(), journal.subscribe_outages());
         let passed_over = HashMap::new();
         Self {
             name,
             store,
             events,
+            outages,
             config,
             timing,
             webhook: None,
@@ -204,9 +208,16 @@ impl Courier {
             Verdict::NotWanted => {}
             Verdict::TooOld => self.dropped += 1,
             Verdict::ToldWithALaterOne(app) => *self.passed_over.entry(app).or_default() += 1,
-            Verdict::Tell(record) => {
+            Verdict::Tell(news, record) => {
                 self.report_dropped();
-                told = self.tell(config, target, &notice, *record).await?;
+                told = self.tell(config, target, &notice, news, *record).await?;
+            }
+            Verdict::TellOutage(outage) => {
+                self.report_dropped();
+                let tell = if notice.kind == NoticeKind::EngineUp { outage::up } else { outage::down };
+                let message = tell(&outage, config.agent.public_url.clone());
+                // Each is a message of its own: an edit would make no phone ring.
+                self.send(target, &notice, &message, None).await?;
             }
         }
         self.store.notice_done(&self.name, &notice, told).await?;
@@ -222,7 +233,12 @@ impl Courier {
         if !target.events.contains(&notice.kind) {
             return Ok(Verdict::NotWanted);
         }
-        let Some(record) = self.store.deployment(notice.deployment).await? else { return Ok(Verdict::NotWanted) };
+        let (news, id) = match (notice.about, News::of(notice.kind)) {
+            (About::Deployment(id), Some(news)) => (news, id),
+            (About::Outage(id), _) => return self.judge_outage(notice, id, target).await,
+            (About::Deployment(_), None) => return Ok(Verdict::NotWanted),
+        };
+        let Some(record) = self.store.deployment(id).await? else { return Ok(Verdict::NotWanted) };
         if facts::is_overtaken(notice.kind, record.status, &target.events) {
             return Ok(Verdict::NotWanted);
         }
@@ -230,7 +246,16 @@ impl Courier {
         if is_older_than(self.timing.patience) && facts::is_link_of_a_chain(&self.store, &record).await? {
             return Ok(Verdict::ToldWithALaterOne(record.app));
         }
-        Ok(Verdict::Tell(Box::new(record)))
+        Ok(Verdict::Tell(news, Box::new(record)))
+    }
+
+    /// An outage that is over before it was told is told by its end.
+    async fn judge_outage(&self, notice: &Notice, id: i64, target: &Target) -> Result<Verdict, StoreError> {
+        let Some(outage) = self.store.outage(id).await? else { return Ok(Verdict::NotWanted) };
+        let overtaken = notice.kind == NoticeKind::EngineDown
+            && outage.ended_at.is_some()
+            && target.events.contains(&NoticeKind::EngineUp);
+        Ok(if overtaken { Verdict::NotWanted } else { Verdict::TellOutage(outage) })
     }
 
     /// Tells a notice, and returns the id of a message that is new.
@@ -239,18 +264,19 @@ impl Courier {
         config: &Config,
         target: &Target,
         notice: &Notice,
+        news: News,
         record: Deployment,
     ) -> Result<Option<String>, Trouble> {
-        let superseded = notice.kind == NoticeKind::Superseded;
-        let app = record.app.clone();
+        let superseded = news == News::Superseded;
+        let (id, app) = (record.id, record.app.clone());
         let before = self.passed_over.get(&app).copied().filter(|_| superseded).unwrap_or_default();
-        let message = compose(&facts::gather(&self.store, config, notice.kind, record, before).await?);
-        let known = self.store.notice_message(&self.name, notice.deployment).await?;
-        let id = self.send(target, notice, &message, known.as_deref()).await?;
+        let message = compose(&facts::gather(&self.store, config, news, record, before).await?);
+        let known = self.store.notice_message(&self.name, id).await?;
+        let told = self.send(target, notice, &message, known.as_deref()).await?;
         if superseded {
             self.passed_over.remove(&app);
         }
-        Ok(id)
+        Ok(told)
     }
 
     /// Edits the deployment's message, or posts one; the plainest form when the full one is refused. Returns the id
@@ -285,16 +311,16 @@ impl Courier {
                 // It was deleted in Discord: the end of the story is told anew.
                 Answer::MessageGone => {}
                 Answer::Refused(why) => {
-                    let (receiver, deployment) = (&self.name, notice.deployment);
-                    tracing::error!(receiver, %deployment, why, "Discord refused a notification; a plainer one is tried");
+                    let (receiver, about) = (&self.name, notice.about);
+                    tracing::error!(receiver, ?about, why, "Discord refused a notification; a plainer one is tried");
                 }
                 Answer::Limited(wait) => return Err(Trouble::Limited(wait)),
                 Answer::Unavailable(why) => return Err(Trouble::Unavailable(why)),
                 Answer::WebhookGone(why) => return Err(Trouble::WebhookGone(why)),
             }
         }
-        let (receiver, deployment) = (&self.name, notice.deployment);
-        tracing::error!(receiver, %deployment, "Discord refused the plainest form too: the notification is given up");
+        let (receiver, about) = (&self.name, notice.about);
+        tracing::error!(receiver, ?about, "Discord refused the plainest form too: the notification is given up");
         Ok(None)
     }
 
@@ -344,13 +370,17 @@ impl Courier {
         }
     }
 
-    /// Returns when a deployment changed its state, and at the latest after the check interval.
+    /// Returns when a deployment changed its state or the engine went or came, and at the latest after the check interval.
     async fn wait_for_news(&mut self) {
         let check = sleep(self.timing.check);
         tokio::pin!(check);
         loop {
             tokio::select! {
                 () = &mut check => return,
+                changed = self.outages.changed() => match changed {
+                    Ok(()) => return,
+                    Err(_) => return check.await,
+                },
                 event = self.events.recv() => match event {
                     Ok(Published { event: DeployEvent::Status { .. }, .. }) | Err(RecvError::Lagged(_)) => return,
                     Ok(_) => {}

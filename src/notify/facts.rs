@@ -4,27 +4,27 @@ use crate::config::{Config, NoticeKind};
 use crate::model::{ServiceName, Status};
 use crate::store::{Deployment, Release, Store, StoreError};
 
-use super::message::{Facts, Serving};
+use super::message::{Facts, News, Serving};
 
 /// Lines at the end of a failed deployment's log that go with the notice.
 const LOG_TAIL: u32 = 15;
 
-/// Reads what a notice of `kind` about `record` needs. `superseded_before` is how many like it were passed over.
+/// Reads what a message of `news` about `record` needs. `superseded_before` is how many like it were passed over.
 pub(super) async fn gather(
     store: &Store,
     config: &Config,
-    kind: NoticeKind,
+    news: News,
     record: Deployment,
     superseded_before: u64,
 ) -> Result<Facts, StoreError> {
     let app = config.apps.get(&record.app);
     let live = store.live_release(&record.app).await?;
-    let failed = matches!(kind, NoticeKind::Failed | NoticeKind::RolledBack);
+    let failed = matches!(news, News::Failed | News::RolledBack);
     Ok(Facts {
         repo: app.map(|app| app.repo.clone()),
         provider: app.and_then(|app| app.webhook.as_ref()).map(|webhook| webhook.provider),
         link: config.agent.public_url.clone(),
-        instances: instances(store, config, kind, &record, live.as_ref()).await?,
+        instances: instances(store, config, news, &record, live.as_ref()).await?,
         serving: serving(&record, live.as_ref()),
         superseding_commit: match record.superseded_by {
             Some(by) => store.deployment(by).await?.and_then(|by| by.commit),
@@ -33,7 +33,7 @@ pub(super) async fn gather(
         superseded_before,
         held: failed && store.held_commit(&record.app).await?.map(|(commit, _)| commit) == record.commit,
         log: if failed { log_tail(store, &record).await? } else { Vec::new() },
-        kind,
+        news,
         deployment: record,
     })
 }
@@ -53,7 +53,7 @@ fn serving(record: &Deployment, live: Option<&Release>) -> Serving {
 async fn instances(
     store: &Store,
     config: &Config,
-    kind: NoticeKind,
+    news: News,
     record: &Deployment,
     live: Option<&Release>,
 ) -> Result<Vec<(ServiceName, u32)>, StoreError> {
@@ -61,13 +61,13 @@ async fn instances(
         let services = &release.body.services;
         services.iter().map(|released| (released.service.name.clone(), released.service.instances)).collect()
     };
-    let configured: Vec<(ServiceName, u32)> = match kind {
-        NoticeKind::Started => config
+    let configured: Vec<(ServiceName, u32)> = match news {
+        News::Started => config
             .apps
             .get(&record.app)
             .map(|app| app.services.values().map(|service| (service.name.clone(), service.instances)).collect())
             .unwrap_or_default(),
-        NoticeKind::Succeeded => match record.release {
+        News::Succeeded => match record.release {
             Some(number) => store.release(&record.app, number).await?.as_ref().map(of_release).unwrap_or_default(),
             None => Vec::new(),
         },

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::message::{Facts, Serving};
-use crate::config::{NoticeKind, Provider, RepoUrl};
+use super::message::{Facts, News, Serving};
+use crate::config::{Provider, RepoUrl};
 use crate::model::{CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 use crate::store::{Deployment, PhaseSpan};
@@ -51,10 +51,10 @@ pub(super) fn record() -> Deployment {
     }
 }
 
-/// What is known of [`record`] when it ends as `kind` says.
-pub(super) fn facts(kind: NoticeKind) -> Facts {
+/// What is known of [`record`] when it ends as `news` says.
+pub(super) fn facts(news: News) -> Facts {
     let mut facts = Facts {
-        kind,
+        news,
         deployment: record(),
         repo: Some(RepoUrl::Ssh {
             user: "git".into(),
@@ -72,15 +72,15 @@ pub(super) fn facts(kind: NoticeKind) -> Facts {
         log: Vec::new(),
     };
     let record = &mut facts.deployment;
-    match kind {
-        NoticeKind::Started => {
+    match news {
+        News::Started => {
             record.finished_at = None;
             record.release = None;
             record.phases.truncate(2);
             record.phases[1].finished_at = None;
         }
-        NoticeKind::Succeeded => facts.serving = Serving::Release(ReleaseNumber(7)),
-        NoticeKind::Failed => {
+        News::Succeeded => facts.serving = Serving::Release(ReleaseNumber(7)),
+        News::Failed => {
             record.reason = Some("the image could not be built: step 4 of 9 exited with code 1".into());
             record.release = None;
             record.phases.truncate(3);
@@ -88,12 +88,12 @@ pub(super) fn facts(kind: NoticeKind) -> Facts {
             facts.log = vec!["\u{1b}[31merror\u{1b}[0m: no `cart`\r".into(), "```".into(), String::new()];
             facts.held = true;
         }
-        NoticeKind::RolledBack => {
+        News::RolledBack => {
             record.reason = Some("web-2 exited with code 1 after 3 s\npanic: no such table\n\n  at main.rs:3".into());
             record.failed = 3;
             facts.held = true;
         }
-        NoticeKind::Superseded => {
+        News::Superseded => {
             record.superseded_by = Some(DeploymentId(13));
             record.reason = Some("replaced by #13".into());
             record.release = None;
@@ -103,7 +103,7 @@ pub(super) fn facts(kind: NoticeKind) -> Facts {
             record.phases[0].finished_at = Some(at(20));
             facts.superseding_commit = Some(commit('b'));
         }
-        NoticeKind::Cancelled => {
+        News::Cancelled => {
             record.reason = Some("cancelled by Grace while it waited".into());
             record.release = None;
             record.started_at = None;

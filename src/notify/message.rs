@@ -21,11 +21,48 @@ const REASON_IN_HEADLINE: usize = 300;
 /// Characters of a person's name shown anywhere.
 const NAME: usize = 60;
 
+/// What there is to tell of a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It began.
+    Started,
+    /// It is live.
+    Succeeded,
+    /// It ended before anything was switched.
+    Failed,
+    /// It was undone.
+    RolledBack,
+    /// A newer one took its place.
+    Superseded,
+    /// A person ended it.
+    Cancelled,
+}
+
+impl News {
+    /// All there is.
+    #[cfg(test)]
+    pub const ALL: [Self; 6] =
+        [Self::Started, Self::Succeeded, Self::Failed, Self::RolledBack, Self::Superseded, Self::Cancelled];
+
+    /// What a notice about a deployment tells; `None` for kinds that are about something else.
+    pub fn of(kind: NoticeKind) -> Option<Self> {
+        Some(match kind {
+            NoticeKind::Started => Self::Started,
+            NoticeKind::Succeeded => Self::Succeeded,
+            NoticeKind::Failed => Self::Failed,
+            NoticeKind::RolledBack => Self::RolledBack,
+            NoticeKind::Superseded => Self::Superseded,
+            NoticeKind::Cancelled => Self::Cancelled,
+            NoticeKind::EngineDown | NoticeKind::EngineUp => return None,
+        })
+    }
+}
+
 /// What is known about a deployment when it is told.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// What the notice tells.
-    pub kind: NoticeKind,
+    pub news: News,
     /// Its record.
     pub deployment: Deployment,
     /// Where its source comes from; `None` when the app is no longer configured.
@@ -114,7 +151,7 @@ pub enum Tone {
 pub fn compose(facts: &Facts) -> Message {
     let record = &facts.deployment;
     let reason = reason_lines(record);
-    let failed = matches!(facts.kind, NoticeKind::Failed | NoticeKind::RolledBack);
+    let failed = matches!(facts.news, News::Failed | News::RolledBack);
     Message {
         headline: headline(facts, reason.first().map(String::as_str)),
         title: format!("{}: {}", record.app, outcome(facts)),
@@ -128,15 +165,15 @@ pub fn compose(facts: &Facts) -> Message {
         reason: reason.first().map(|line| one_line(line)).filter(|_| failed),
         fields: fields(facts),
         footer: format!("deployment {}", record.id.0),
-        tone: match facts.kind {
-            NoticeKind::Started => Tone::Busy,
-            NoticeKind::Succeeded => Tone::Good,
-            NoticeKind::Failed => Tone::Bad,
-            NoticeKind::RolledBack => Tone::Undone,
-            NoticeKind::Superseded | NoticeKind::Cancelled => Tone::Neutral,
+        tone: match facts.news {
+            News::Started => Tone::Busy,
+            News::Succeeded => Tone::Good,
+            News::Failed => Tone::Bad,
+            News::RolledBack => Tone::Undone,
+            News::Superseded | News::Cancelled => Tone::Neutral,
         },
-        at: match facts.kind {
-            NoticeKind::Started => record.started_at.unwrap_or(record.queued_at),
+        at: match facts.news {
+            News::Started => record.started_at.unwrap_or(record.queued_at),
             _ => record.finished_at.unwrap_or(record.queued_at),
         },
     }
@@ -162,12 +199,12 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
         Serving::Nothing => "; nothing is live yet".to_owned(),
         Serving::Unknown => String::new(),
     };
-    match facts.kind {
-        NoticeKind::Started => format!("{app}: {}", begun(record)),
-        NoticeKind::Succeeded => format!("{app}: {}", done(record)),
-        NoticeKind::Failed => format!("{app}: {what} failed{because}{serving}"),
-        NoticeKind::RolledBack => format!("{app}: {what} was rolled back{because}{serving}"),
-        NoticeKind::Superseded => {
+    match facts.news {
+        News::Started => format!("{app}: {}", begun(record)),
+        News::Succeeded => format!("{app}: {}", done(record)),
+        News::Failed => format!("{app}: {what} failed{because}{serving}"),
+        News::RolledBack => format!("{app}: {what} was rolled back{because}{serving}"),
+        News::Superseded => {
             let by = superseded_by(facts).map(|by| format!(" by {by}")).unwrap_or(because);
             let before = match facts.superseded_before {
                 0 => String::new(),
@@ -175,8 +212,7 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
             };
             format!("{app}: {what} was superseded{by}{before}")
         }
-        NoticeKind::Cancelled => match reason.map(one_line).as_deref().and_then(|line| line.strip_prefix("cancelled "))
-        {
+        News::Cancelled => match reason.map(one_line).as_deref().and_then(|line| line.strip_prefix("cancelled ")) {
             Some(how) => format!("{app}: {what} was cancelled {}{serving}", shorten(how, REASON_IN_HEADLINE)),
             None => format!("{app}: {what} was cancelled{because}{serving}"),
         },
@@ -273,15 +309,15 @@ fn superseded_by(facts: &Facts) -> Option<String> {
 
 /// The result in two or three words.
 fn outcome(facts: &Facts) -> String {
-    let word = match facts.kind {
-        NoticeKind::Started => "deployment started",
-        NoticeKind::Succeeded => {
+    let word = match facts.news {
+        News::Started => "deployment started",
+        News::Succeeded => {
             return facts.deployment.release.map_or_else(|| "live".to_owned(), |number| format!("{number} is live"));
         }
-        NoticeKind::Failed => "failed",
-        NoticeKind::RolledBack => "rolled back",
-        NoticeKind::Superseded => "superseded",
-        NoticeKind::Cancelled => "cancelled",
+        News::Failed => "failed",
+        News::RolledBack => "rolled back",
+        News::Superseded => "superseded",
+        News::Cancelled => "cancelled",
     };
     word.to_owned()
 }
@@ -306,11 +342,11 @@ fn fields(facts: &Facts) -> Vec<Field> {
     add("Subject", subject(record), None, false);
     add("Release", release(facts), None, true);
     add("Trigger", Some(trigger(record)), None, true);
-    add("Superseded by", superseded_by(facts).filter(|_| facts.kind == NoticeKind::Superseded), None, true);
-    if facts.kind != NoticeKind::Superseded {
+    add("Superseded by", superseded_by(facts).filter(|_| facts.news == News::Superseded), None, true);
+    if facts.news != News::Superseded {
         add("Instances", instances(&facts.instances), None, true);
     }
-    if facts.kind != NoticeKind::Started {
+    if facts.news != News::Started {
         add("Requests during the rollout", requests(record), None, true);
         add("Took", phases(record), None, false);
     }
@@ -320,11 +356,11 @@ fn fields(facts: &Facts) -> Vec<Field> {
 
 fn release(facts: &Facts) -> Option<String> {
     let made = facts.deployment.release;
-    match facts.kind {
-        NoticeKind::Started | NoticeKind::Succeeded => return made.map(|number| number.to_string()),
+    match facts.news {
+        News::Started | News::Succeeded => return made.map(|number| number.to_string()),
         // What serves is about to be replaced by the other one.
-        NoticeKind::Superseded => return None,
-        NoticeKind::Failed | NoticeKind::RolledBack | NoticeKind::Cancelled => {}
+        News::Superseded => return None,
+        News::Failed | News::RolledBack | News::Cancelled => {}
     }
     let not_live = |number: &ReleaseNumber| Serving::Release(*number) != facts.serving;
     let made = made.filter(not_live).map(|number| format!("{number} is not live"));

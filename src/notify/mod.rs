@@ -1,4 +1,4 @@
-//! Tells people how deployments go.
+//! Tells people how deployments go, and when the engine does not answer.
 //!
 //! The outbox on disk is written with the states it tells about ([`crate::store`]); here each configured receiver
 //! has a task of its own that works through it at its own pace, so a slow or broken one delays neither a deployment
@@ -24,6 +24,7 @@ mod delivery;
 pub mod discord;
 mod facts;
 pub mod message;
+mod outage;
 mod text;
 mod webhook;
 

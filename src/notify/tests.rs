@@ -576,7 +576,7 @@ async fn failures_are_described_without_the_address() {
     let address = listener.local_addr().unwrap();
     let url = format!("http://{address}/api/webhooks/1/s3cret?thread_id=5");
     let target = Target { url: url.into(), allow_local: true, events: Vec::new() };
-    let payload = discord::Payload::new(&message::compose(&fixtures::facts(NoticeKind::Failed)));
+    let payload = discord::Payload::new(&message::compose(&fixtures::facts(message::News::Failed)));
     let webhook = webhook::Webhook::new(&target, Duration::from_millis(50)).unwrap();
 
     let webhook::Answer::Unavailable(late) = webhook.post(&payload).await else { panic!("nobody answers") };
@@ -594,4 +594,40 @@ fn a_receivers_name_is_stable_and_tells_no_secret() {
     let targets = targets(&twice);
     assert_eq!(targets.len(), 1);
     assert!(targets.values().all(|target| target.events == [NoticeKind::Failed, NoticeKind::Started]));
+}
+
+#[tokio::test]
+async fn each_channel_is_told_of_an_outage_once_and_of_its_end_once() {
+    let (one, other) = (Discord::start().await, Discord::start().await);
+    // Two entries with one address are one channel.
+    let entries = [&one, &one, &other].map(|discord| entry(&discord.url, &NoticeKind::ALL));
+    let mut world = World::with(entries.to_vec(), QUICK).await;
+    let since = jiff::Timestamp::now();
+    world.journal.begin_outage("unix:///x", "gone", since).await.unwrap();
+    assert!(one.seen(1).await[0].content().contains("has not answered since"));
+    other.seen(1).await;
+    world = world.restart().await;
+    world.journal.begin_outage("unix:///x", "gone", since).await.unwrap();
+    world.journal.end_outage().await.unwrap();
+    for discord in [&one, &other] {
+        let seen = discord.seen(2).await;
+        assert!(seen[1].content().contains("answers again after"), "{}", seen[1].content());
+        assert_eq!(seen[1].method, "POST", "an edit would make no phone ring");
+    }
+    world.settled().await;
+    assert_eq!((one.channel().len(), other.channel().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn an_outage_that_is_over_before_it_is_told_is_told_by_its_end() {
+    let discord = Discord::start().await;
+    let mut world = World::new(&discord).await;
+    world.end().await;
+    world.journal.begin_outage("unix:///x", "gone", jiff::Timestamp::now()).await.unwrap();
+    world.journal.end_outage().await.unwrap();
+    world.begin().await;
+    let seen = discord.seen(1).await;
+    assert!(seen[0].content().contains("answers again after"), "{}", seen[0].content());
+    world.settled().await;
+    assert_eq!(discord.channel().len(), 1);
 }

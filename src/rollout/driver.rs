@@ -2,12 +2,14 @@
 //! or the proxy; each call runs in a task of its own and comes back as a signal.
 //!
 //! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
-//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others, `upkeep` keeps running what is live.
+//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others, `suspicion` tells failures
+//! of the release from those of the engine, `upkeep` keeps running what is live.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -19,6 +21,7 @@ use super::watch::History;
 use crate::journal::{DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
 use crate::proxy::table::Route;
+use crate::runtime::presence::{Mark, Presence};
 use crate::runtime::{Happened, Observed, Runtime, RuntimeError};
 use crate::store::Store;
 
@@ -26,6 +29,7 @@ mod counting;
 mod instances;
 mod perform;
 mod publish;
+mod suspicion;
 mod upkeep;
 
 use counting::Count;
@@ -50,8 +54,10 @@ pub struct Assignment {
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// It is to be undone: an earlier life of the agent, or the rollout before this one, had begun to.
     pub reverting: Option<Failure>,
-    /// An earlier life of the agent had begun it.
+    /// An earlier life of the agent had begun it, or the engine went away in the middle of it.
     pub resumed: bool,
+    /// It is broken off rather than judged by what failed while the engine was away.
+    pub may_break_off: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
     /// How the app answered before: it is undone when many more requests fail in the watch. `None`: they are not judged.
@@ -67,6 +73,8 @@ enum Signal {
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
+    Refresh(oneshot::Sender<Result<(), RuntimeError>>),
+    Refreshed(Result<Vec<Observed>, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
     Listed(u64, Result<Vec<Observed>, RuntimeError>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
@@ -76,6 +84,8 @@ enum Signal {
     Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
     Timer(Round, Timer),
+    /// Something failed, and this is what the engine answered when it was asked whether it is there.
+    Checked(Round, Event, Result<(), RuntimeError>),
     Counted(Round, Count),
 }
 
@@ -102,6 +112,8 @@ pub struct Parts {
     pub journal: Journal,
     /// Durable steps.
     pub store: Store,
+    /// Whether the engine is there.
+    pub presence: Presence,
 }
 
 impl Driver {
@@ -154,6 +166,14 @@ impl Driver {
         self.send(Signal::Expect(places));
     }
 
+    /// Has the engine say what there is, as instances may have ended or begun while it was away.
+    pub async fn refresh(&self) -> Result<(), RuntimeError> {
+        let (answer, refreshed) = oneshot::channel();
+        self.send(Signal::Refresh(answer));
+        // Closed only when the agent ends.
+        refreshed.await.unwrap_or(Ok(()))
+    }
+
     /// What runs, for planning.
     pub async fn current(&self) -> Vec<Current> {
         let (answer, current) = oneshot::channel();
@@ -195,6 +215,8 @@ struct Active {
     assignment: Assignment,
     answer: Option<oneshot::Sender<Outcome>>,
     began: Instant,
+    /// The engine's life when it began.
+    engine: Mark,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
     /// The app's requests when the watch began.
@@ -271,6 +293,8 @@ impl DriverTask {
                 let _ = answer.send(self.current());
             }
             Signal::Expect(places) => self.expect(places).await,
+            Signal::Refresh(answer) => self.refresh(answer),
+            Signal::Refreshed(listed, answer) => self.refreshed(listed, answer).await,
             Signal::Listed(rounds, listed) => self.listed(rounds, listed).await,
             Signal::Happened(happened) => self.happened(happened).await,
             Signal::Probed(id, result) => self.probed(id, result).await,
@@ -300,6 +324,12 @@ impl DriverTask {
             Signal::Timer(round, timer) => {
                 if self.is_in(round) {
                     self.feed(Event::DeadlinePassed(timer)).await;
+                }
+            }
+            Signal::Checked(round, event, answer) => {
+                self.parts.presence.saw(&answer, Timestamp::now());
+                if self.is_in(round) {
+                    self.judge(event).await;
                 }
             }
         }

@@ -10,6 +10,7 @@
 //! ```
 //!
 //! One that was resumed after a crash finishes with TurnBack instead of reverting: its caller plans the way back.
+//! One whose engine went away finishes with BrokenOff, whatever it was doing: its caller resumes it, as after a crash.
 //!
 //! A slot, new before old (`start_first`):
 //!
@@ -74,6 +75,8 @@ pub enum Event {
     ErrorsJumped(String),
     /// Somebody wants it undone.
     CancelAsked(String),
+    /// Something failed, and the engine was away meanwhile: it says nothing about the release.
+    EngineLost(String),
 }
 
 /// What to do next. Actions are performed in order.
@@ -152,8 +155,10 @@ pub struct Failure {
 pub enum Cause {
     /// The new release's.
     Release,
-    /// The engine's or the proxy's: another attempt may go well.
+    /// The proxy's, or a full disk's: another attempt may go well.
     Surroundings,
+    /// The engine's, which did not answer.
+    Engine,
     /// Somebody asked for it.
     Cancelled,
 }
@@ -172,6 +177,8 @@ pub enum Outcome {
     },
     /// It failed, and an earlier life of the agent had begun it: what is to be undone is to be planned from what runs.
     TurnBack(Failure),
+    /// The engine went away, for this that is known of it. Nothing is undone: it is to be planned again from what runs.
+    BrokenOff(String),
 }
 
 /// How a service's instances are judged.
@@ -323,6 +330,11 @@ impl Rollout {
         matches!(self.state, State::Reverting(_))
     }
 
+    /// Whether a failure of this instance would count: it was asked to start.
+    pub fn depends_on(&self, id: &InstanceId) -> bool {
+        self.places.iter().any(|place| place.incoming_is(id) && place.start_asked)
+    }
+
     /// The one entry: takes an event, answers with what to do. Events that no longer matter are answered with nothing.
     pub fn on(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -350,6 +362,10 @@ impl Rollout {
             }
             Event::CancelAsked(why) => {
                 self.fail(Failure { why, instance: None, cause: Cause::Cancelled }, &mut actions);
+            }
+            Event::EngineLost(why) => {
+                self.state = State::Finished;
+                actions.push(Action::Finish(Outcome::BrokenOff(why)));
             }
         }
         self.go_on(now, &mut actions);

@@ -380,6 +380,10 @@ impl Runtime for Docker {
         .boxed()
     }
 
+    fn ping(&self) -> BoxFuture<'_, Result<(), RuntimeError>> {
+        Docker::ping(self).boxed()
+    }
+
     fn watch(&self) -> BoxStream<'static, Happened> {
         let (sender, receiver) = mpsc::channel(256);
         let docker = self.clone();

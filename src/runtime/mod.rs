@@ -16,6 +16,7 @@ use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, Releas
 pub mod docker;
 pub mod labels;
 pub(crate) mod output;
+pub mod presence;
 
 /// A place where instances run. Every call has a deadline of its own and may be repeated: starting what runs and
 /// stopping what is gone succeed.
@@ -28,6 +29,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>>;
     /// Every instance of ours, of one app or of all.
     fn list<'a>(&'a self, app: Option<&'a AppName>) -> BoxFuture<'a, Result<Vec<Observed>, RuntimeError>>;
+    /// Whether it answers, within two seconds.
+    fn ping(&self) -> BoxFuture<'_, Result<(), RuntimeError>>;
     /// What happens to instances from now on. Reconnects by itself; [`Happened::Reconnected`] says that something
     /// may have been missed.
     fn watch(&self) -> BoxStream<'static, Happened>;
@@ -158,7 +161,9 @@ pub enum Happened {
     ImageHealth(InstanceId, bool),
     /// It is gone.
     Removed(InstanceId),
-    /// The stream was interrupted and is back: list again.
+    /// The stream was interrupted, as when the engine ends.
+    Interrupted,
+    /// It is back: list again.
     Reconnected,
 }
 

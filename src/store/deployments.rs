@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::notices::{About, add_notice};
 use super::numbers::Numbers;
 use super::{Store, StoreError, from_json, now_ms, timestamp, to_json, unreadable};
 use crate::config::NoticeKind;
@@ -238,7 +239,7 @@ impl Store {
             enter_phase(c, id, Some(status), now)?;
             // Once, also when it is told again after a restart of the agent.
             if status == Status::Preparing && first_start {
-                add_notice(c, id, NoticeKind::Started, now)?;
+                add_notice(c, About::Deployment(id), NoticeKind::Started, now)?;
             }
             Ok(true)
         })
@@ -453,7 +454,7 @@ fn end_waiting(c: &Connection, id: DeploymentId, finish: &Finish, now: i64) -> r
         Status::Cancelled => NoticeKind::Cancelled,
         _ => NoticeKind::Failed,
     };
-    add_notice(c, id, kind, now)?;
+    add_notice(c, About::Deployment(id), kind, now)?;
     Ok(true)
 }
 
@@ -484,15 +485,6 @@ fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64)
          ON CONFLICT DO UPDATE SET finished_at = NULL",
     )?
     .execute(params![id.0, next.as_str(), now])?;
-    Ok(())
-}
-
-fn add_notice(c: &Connection, id: DeploymentId, kind: NoticeKind, now: i64) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT INTO notices (deployment, kind, at) VALUES (?, ?, ?)")?.execute(params![
-        id.0,
-        to_json(&kind)?,
-        now
-    ])?;
     Ok(())
 }
 

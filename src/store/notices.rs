@@ -1,9 +1,9 @@
 //! The outbox: what is to be told, written with the state that it tells, and how far each receiver has been told.
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Store, StoreError, from_json, timestamp};
+use super::{Store, StoreError, from_json, timestamp, to_json};
 use crate::config::NoticeKind;
 use crate::model::DeploymentId;
 
@@ -12,12 +12,21 @@ use crate::model::DeploymentId;
 pub struct Notice {
     /// Grows; a receiver's cursor is the last one it was told.
     pub id: i64,
-    /// About which deployment.
-    pub deployment: DeploymentId,
+    /// About what.
+    pub about: About,
     /// What.
     pub kind: NoticeKind,
     /// Since when.
     pub at: Timestamp,
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// A deployment.
+    Deployment(DeploymentId),
+    /// An outage of the engine, by its number.
+    Outage(i64),
 }
 
 impl Store {
@@ -32,18 +41,10 @@ impl Store {
                 params![target],
             )?;
             c.query_row(
-                "SELECT id, deployment, kind, at FROM notices
+                "SELECT id, deployment, outage, kind, at FROM notices
                  WHERE id > (SELECT delivered FROM notice_cursors WHERE target = ?) ORDER BY id LIMIT 1",
                 params![target],
-                |row| {
-                    let kind: String = row.get(2)?;
-                    Ok(Notice {
-                        id: row.get(0)?,
-                        deployment: DeploymentId(row.get(1)?),
-                        kind: from_json(&kind)?,
-                        at: timestamp(row.get(3)?),
-                    })
-                },
+                read,
             )
             .optional()
         })
@@ -51,7 +52,7 @@ impl Store {
     }
 
     /// `target` has been told `notice` (or never will be: then the caller has said so in the agent's log).
-    /// `message` is the receiver's id of the message, for editing it later.
+    /// `message` is the receiver's id of the message about a deployment, for editing it later.
     pub async fn notice_done(&self, target: &str, notice: &Notice, message: Option<String>) -> Result<(), StoreError> {
         let (target, notice) = (target.to_owned(), notice.clone());
         self.call(move |c| {
@@ -59,11 +60,11 @@ impl Store {
                 "UPDATE notice_cursors SET delivered = max(delivered, ?) WHERE target = ?",
                 params![notice.id, target],
             )?;
-            if let Some(message) = message {
+            if let (Some(message), About::Deployment(deployment)) = (message, notice.about) {
                 c.execute(
                     "INSERT INTO notice_messages (target, deployment, message) VALUES (?, ?, ?)
                      ON CONFLICT DO UPDATE SET message = excluded.message",
-                    params![target, notice.deployment.0, message],
+                    params![target, deployment.0, message],
                 )?;
             }
             Ok(())
@@ -84,4 +85,32 @@ impl Store {
         })
         .await
     }
+}
+
+/// Puts something to tell into the outbox, in the transaction that it tells of.
+pub(super) fn add_notice(c: &Connection, about: About, kind: NoticeKind, now: i64) -> rusqlite::Result<()> {
+    let (deployment, outage) = match about {
+        About::Deployment(id) => (Some(id.0), None),
+        About::Outage(id) => (None, Some(id)),
+    };
+    c.prepare_cached("INSERT INTO notices (deployment, outage, kind, at) VALUES (?, ?, ?, ?)")?.execute(params![
+        deployment,
+        outage,
+        to_json(&kind)?,
+        now
+    ])?;
+    Ok(())
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Notice> {
+    let (deployment, kind): (Option<i64>, String) = (row.get(1)?, row.get(3)?);
+    Ok(Notice {
+        id: row.get(0)?,
+        about: match deployment {
+            Some(id) => About::Deployment(DeploymentId(id)),
+            None => About::Outage(row.get(2)?),
+        },
+        kind: from_json(&kind)?,
+        at: timestamp(row.get(4)?),
+    })
 }

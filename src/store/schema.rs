@@ -11,6 +11,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_upkeep.sql"),
     include_str!("migrations/0003_commits.sql"),
+    include_str!("migrations/0004_engine_outages.sql"),
 ];
 
 /// The newest version.

@@ -256,3 +256,28 @@ async fn a_failed_call_leaves_the_others_of_its_group_alone() {
     assert!(matches!(good, Ok(Admission::Queued { .. })));
     assert_eq!(store.deployments(&app(), 10).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn an_outage_is_told_once_and_so_is_its_end() {
+    use crate::config::NoticeKind;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.next_notice("discord").await.unwrap(), None);
+    let since = timestamp(1_790_000_000_000);
+    assert!(!store.end_outage().await.unwrap(), "there is none");
+    assert!(store.begin_outage("unix:///x", "gone", since).await.unwrap());
+    // As an agent would that was restarted in the middle.
+    assert!(!store.begin_outage("unix:///x", "still gone", since).await.unwrap());
+    assert_eq!(store.open_outage().await.unwrap().map(|open| (open.since, open.why)), Some((since, "gone".into())));
+    assert!(store.end_outage().await.unwrap());
+    assert!(!store.end_outage().await.unwrap());
+    assert_eq!(store.open_outage().await.unwrap(), None);
+
+    let mut told = Vec::new();
+    while let Some(notice) = store.next_notice("discord").await.unwrap() {
+        told.push((notice.kind, notice.about));
+        store.notice_done("discord", &notice, Some("42".into())).await.unwrap();
+    }
+    assert_eq!(told, [(NoticeKind::EngineDown, About::Outage(1)), (NoticeKind::EngineUp, About::Outage(1))]);
+    assert!(store.outage(1).await.unwrap().unwrap().ended_at.is_some());
+}

@@ -20,6 +20,7 @@ mod deliveries;
 mod disk_full;
 mod endings;
 mod engine_away;
+mod engine_lost;
 mod engine_restarts;
 #[cfg(feature = "fail-points")]
 mod faults;

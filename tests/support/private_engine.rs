@@ -10,9 +10,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::engine::Engine;
 use super::wait::eventually;
+
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 const UP: Duration = Duration::from_secs(60);
 
@@ -22,6 +25,8 @@ pub struct PrivateEngine {
     /// One of its own: an engine without any, or with address pools of its own, removes the machine's `docker0`.
     bridge: String,
     child: Option<Child>,
+    /// Two at a time would share a bridge and its addresses.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl PrivateEngine {
@@ -36,10 +41,11 @@ impl PrivateEngine {
     }
 
     async fn start() -> Self {
+        let alone = ALONE.lock().await;
         let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
         let bridge = format!("lsh{}", std::process::id());
         ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine = Self { directory, bridge, child: None };
+        let mut engine = Self { directory, bridge, child: None, _alone: alone };
         ip(&["addr", "add", "10.212.0.1/24", "dev", &engine.bridge]);
         engine.up().await;
         engine

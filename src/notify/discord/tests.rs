@@ -2,17 +2,16 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::NoticeKind;
 use crate::notify::fixtures::facts;
-use crate::notify::message::{Facts, compose};
+use crate::notify::message::{Facts, News, compose};
 
-fn json(kind: NoticeKind) -> String {
+fn json(kind: News) -> String {
     serde_json::to_string_pretty(&Payload::new(&compose(&facts(kind)))).unwrap()
 }
 
 #[test]
 fn started() {
-    assert_snapshot!(json(NoticeKind::Started), @r##"
+    assert_snapshot!(json(News::Started), @r##"
     {
       "content": "shop: deploying aaaaaaa by Ada: Fix cart",
       "username": "longshore",
@@ -68,7 +67,7 @@ fn started() {
 
 #[test]
 fn succeeded() {
-    assert_snapshot!(json(NoticeKind::Succeeded), @r##"
+    assert_snapshot!(json(News::Succeeded), @r##"
     {
       "content": "shop: v7 is live, aaaaaaa by Ada: Fix cart",
       "username": "longshore",
@@ -139,7 +138,7 @@ fn succeeded() {
 
 #[test]
 fn failed() {
-    assert_snapshot!(json(NoticeKind::Failed), @r##"
+    assert_snapshot!(json(News::Failed), @r##"
     {
       "content": "shop: aaaaaaa by Ada failed: the image could not be built: step 4 of 9 exited with code 1; v6 keeps serving",
       "username": "longshore",
@@ -211,7 +210,7 @@ fn failed() {
 
 #[test]
 fn rolled_back() {
-    assert_snapshot!(json(NoticeKind::RolledBack), @r##"
+    assert_snapshot!(json(News::RolledBack), @r##"
     {
       "content": "shop: aaaaaaa by Ada was rolled back: web-2 exited with code 1 after 3 s; v6 keeps serving",
       "username": "longshore",
@@ -288,7 +287,7 @@ fn rolled_back() {
 
 #[test]
 fn superseded() {
-    assert_snapshot!(json(NoticeKind::Superseded), @r##"
+    assert_snapshot!(json(News::Superseded), @r##"
     {
       "content": "shop: aaaaaaa by Ada was superseded by \\#13, bbbbbbb",
       "username": "longshore",
@@ -349,7 +348,7 @@ fn superseded() {
 
 #[test]
 fn cancelled() {
-    assert_snapshot!(json(NoticeKind::Cancelled), @r##"
+    assert_snapshot!(json(News::Cancelled), @r##"
     {
       "content": "shop: aaaaaaa by Ada was cancelled by Grace while it waited; v6 keeps serving",
       "username": "longshore",
@@ -415,7 +414,7 @@ fn cancelled() {
 
 #[test]
 fn a_hostile_commit_is_only_text() {
-    let mut facts = facts(NoticeKind::Succeeded);
+    let mut facts = facts(News::Succeeded);
     facts.deployment.subject = Some("@everyone <@&1> [x](javascript:1)\n# https://evil.test `rm`\u{202e}".into());
     facts.deployment.author = Some("\u{200b}".into());
     let payload = Payload::new(&compose(&facts));
@@ -425,14 +424,14 @@ fn a_hostile_commit_is_only_text() {
 
 #[test]
 fn an_edit_mentions_nobody_either() {
-    let edit = serde_json::to_value(Payload::new(&compose(&facts(NoticeKind::Succeeded))).for_edit()).unwrap();
+    let edit = serde_json::to_value(Payload::new(&compose(&facts(News::Succeeded))).for_edit()).unwrap();
     assert_eq!(edit["allowed_mentions"], serde_json::json!({"parse": []}));
     assert!(edit.get("username").is_none());
 }
 
 #[test]
 fn a_long_log_keeps_its_end() {
-    let mut facts = facts(NoticeKind::Failed);
+    let mut facts = facts(News::Failed);
     facts.log = (0..500).map(|n| format!("line {n} of the output of a build that went wrong")).collect();
     let description = Payload::new(&compose(&facts)).embeds.remove(0).description.unwrap();
     assert!(description.ends_with("line 499 of the output of a build that went wrong\n```"), "{description}");
@@ -524,7 +523,7 @@ fn any_text(max: usize) -> impl Strategy<Value = String> {
 }
 
 fn any_facts() -> impl Strategy<Value = Facts> {
-    let kind = proptest::sample::select(NoticeKind::ALL.to_vec());
+    let kind = proptest::sample::select(News::ALL.to_vec());
     let texts = (any_text(400), any_text(800), any_text(400), any_text(2000), any_text(200));
     (kind, texts, proptest::collection::vec(any_text(300), 0..40), 0..80_u32).prop_map(
         |(kind, texts, log, services)| {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::notify::fixtures::{commit, facts};
 
-fn headline_of(kind: NoticeKind, change: impl FnOnce(&mut Facts)) -> String {
+fn headline_of(kind: News, change: impl FnOnce(&mut Facts)) -> String {
     let mut facts = facts(kind);
     change(&mut facts);
     compose(&facts).headline
@@ -18,14 +18,14 @@ fn operations_are_told_as_what_they_are() {
     let rollback = || Request::Rollback { to: Some(ReleaseNumber(6)) };
     let scale = || Request::Scale { service: "web".parse().unwrap(), instances: 3 };
     let told = [
-        headline_of(NoticeKind::Started, asked(rollback())),
-        headline_of(NoticeKind::Succeeded, asked(rollback())),
-        headline_of(NoticeKind::Failed, asked(Request::Rollback { to: None })),
-        headline_of(NoticeKind::Started, asked(scale())),
-        headline_of(NoticeKind::Succeeded, asked(scale())),
-        headline_of(NoticeKind::RolledBack, asked(scale())),
-        headline_of(NoticeKind::Started, asked(Request::Restart)),
-        headline_of(NoticeKind::Cancelled, asked(Request::Restart)),
+        headline_of(News::Started, asked(rollback())),
+        headline_of(News::Succeeded, asked(rollback())),
+        headline_of(News::Failed, asked(Request::Rollback { to: None })),
+        headline_of(News::Started, asked(scale())),
+        headline_of(News::Succeeded, asked(scale())),
+        headline_of(News::RolledBack, asked(scale())),
+        headline_of(News::Started, asked(Request::Restart)),
+        headline_of(News::Cancelled, asked(Request::Restart)),
     ];
     insta::assert_snapshot!(told.join("\n"), @r"
     shop: rolling back to v6, by ada
@@ -47,7 +47,7 @@ fn what_is_not_known_is_left_out() {
         record.reason = None;
         facts.serving = Serving::Unknown;
     };
-    let told = NoticeKind::ALL.map(|kind| headline_of(kind, nothing));
+    let told = News::ALL.map(|kind| headline_of(kind, nothing));
     insta::assert_snapshot!(told.join("\n"), @r"
     shop: deploying the branch's tip
     shop: v7 is live, the branch's tip
@@ -56,7 +56,7 @@ fn what_is_not_known_is_left_out() {
     shop: the branch's tip was superseded by #13, bbbbbbb
     shop: the branch's tip was cancelled
     ");
-    let mut empty = facts(NoticeKind::Failed);
+    let mut empty = facts(News::Failed);
     nothing(&mut empty);
     empty.instances.clear();
     assert!(compose(&empty).fields.iter().all(|field| !field.text.is_empty()));
@@ -64,7 +64,7 @@ fn what_is_not_known_is_left_out() {
 
 #[test]
 fn a_headline_stays_one_readable_line() {
-    let long = headline_of(NoticeKind::Failed, |facts| {
+    let long = headline_of(News::Failed, |facts| {
         facts.deployment.author = Some("A".repeat(5000));
         facts.deployment.reason = Some(format!("\n\n{}\r\nmore", "x ".repeat(5000)));
     });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{DriverTask, Signal};
+use crate::disk;
 use crate::health::probe;
 use crate::model::{Duty, Health, InstanceId};
 use crate::rollout::fleet::{Member, Pending, ServiceSpec, Task};
@@ -140,8 +141,11 @@ impl DriverTask {
     }
 
     pub(super) async fn happened(&mut self, happened: Happened) {
-        self.engine_answered(&Ok(()));
+        if happened != Happened::Interrupted {
+            self.engine_answered(&Ok(()));
+        }
         match happened {
+            Happened::Interrupted => {}
             Happened::Started(id) if self.members.contains_key(&id) => self.inspect(id),
             // Nobody asked for it, or this is the first that is heard of one that is being started.
             Happened::Started(_) => self.compare(),
@@ -226,10 +230,11 @@ impl DriverTask {
     }
 }
 
-/// An engine that does not answer says nothing about the release.
+/// An engine that does not answer, or has no room, says nothing about the release.
 fn cause_of(err: &RuntimeError) -> Cause {
     match err {
-        RuntimeError::Unavailable(_) => Cause::Surroundings,
+        RuntimeError::Unavailable(_) => Cause::Engine,
+        RuntimeError::Refused(why) if disk::says_full(why) => Cause::Surroundings,
         RuntimeError::ImageGone(_) | RuntimeError::Refused(_) => Cause::Release,
     }
 }

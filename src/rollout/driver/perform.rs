@@ -41,6 +41,7 @@ impl DriverTask {
             assignment,
             answer: Some(answer),
             began,
+            engine: self.parts.presence.mark(),
             failure,
             at_watch: None,
             counting: None,
@@ -63,8 +64,15 @@ impl DriverTask {
         }
     }
 
-    /// Asks the machine and performs what it answers; performing may lead to further events.
+    /// Asks the machine, unless it is the engine that is at fault, and performs what it answers.
     pub(super) async fn feed(&mut self, event: Event) {
+        if let Some(event) = self.suspect(event) {
+            self.ask_machine(event).await;
+        }
+    }
+
+    /// Asks the machine and performs what it answers; performing may lead to further events.
+    pub(super) async fn ask_machine(&mut self, event: Event) {
         let Some(active) = &mut self.rollout else { return };
         let actions = active.machine.on(event, active.began.elapsed());
         for action in actions {

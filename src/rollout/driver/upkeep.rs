@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::{DriverTask, Signal};
 use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
 use crate::rollout::fleet::{Member, Pending, ServiceSpec};
@@ -159,6 +161,23 @@ impl DriverTask {
         }
         let (runtime, app, rounds) = (self.parts.runtime.clone(), self.app.clone(), self.rounds);
         self.spawn(async move { Signal::Listed(rounds, runtime.list(Some(&app)).await) });
+    }
+
+    /// Asks the engine what there is, for somebody who waits until it is known.
+    pub(super) fn refresh(&self, answer: oneshot::Sender<Result<(), RuntimeError>>) {
+        let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
+        self.spawn(async move { Signal::Refreshed(runtime.list(Some(&app)).await, answer) });
+    }
+
+    pub(super) async fn refreshed(
+        &mut self,
+        listed: Result<Vec<Observed>, RuntimeError>,
+        answer: oneshot::Sender<Result<(), RuntimeError>>,
+    ) {
+        let outcome = listed.as_ref().map(drop).map_err(Clone::clone);
+        self.listed(self.rounds, listed).await;
+        // Nobody waits any more when the agent ends.
+        let _ = answer.send(outcome);
     }
 
     /// What the engine has, asked for when `rounds` rollouts had begun.

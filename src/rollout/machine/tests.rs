@@ -337,7 +337,7 @@ proptest! {
                 prop_assert_eq!(back_sorted, places);
                 prop_assert!(world.running.iter().all(|id| !new.contains(id)));
             }
-            Outcome::TurnBack(_) => prop_assert!(false, "nothing was resumed"),
+            Outcome::TurnBack(_) | Outcome::BrokenOff(_) => prop_assert!(false, "nothing was resumed or lost"),
             Outcome::Undone { .. } => {}
         }
         prop_assert!(world.routed.is_subset(&world.running));
@@ -377,4 +377,24 @@ fn a_resumed_rollout_leaves_the_way_back_to_whoever_plans_it() {
     };
     assert_eq!((recorded, failure.instance.as_ref()), (failure, Some(&first)));
     assert!(rollout.on(Event::CancelAsked("cancelled".into()), Duration::ZERO).is_empty());
+}
+
+#[test]
+fn a_rollout_whose_engine_went_away_is_broken_off_and_undoes_nothing() {
+    let mut rollout = Rollout::new(slots(2, Order::StartFirst), policy());
+    rollout.on(Event::Begin, Duration::ZERO);
+    let actions = rollout.on(Event::EngineLost("gone".into()), Duration::from_secs(1));
+    assert_eq!(actions, [Action::Finish(Outcome::BrokenOff("gone".into()))]);
+    let late = Event::Exited(InstanceId::new(DeploymentId(2), &web(), 1, 0), "exited with code 137".into());
+    assert_eq!(rollout.on(late, Duration::from_secs(2)), []);
+}
+
+#[test]
+fn an_undoing_whose_engine_went_away_is_broken_off_too() {
+    let mut rollout = Rollout::new(slots(1, Order::StartFirst), policy());
+    rollout.on(Event::Begin, Duration::ZERO);
+    rollout.on(Event::CancelAsked("cancelled".into()), Duration::from_secs(1));
+    assert!(rollout.is_reverting());
+    let actions = rollout.on(Event::EngineLost("gone".into()), Duration::from_secs(2));
+    assert_eq!(actions, [Action::Finish(Outcome::BrokenOff("gone".into()))]);
 }

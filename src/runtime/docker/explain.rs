@@ -12,8 +12,14 @@ pub(crate) fn runtime_error(error: Error) -> RuntimeError {
             RuntimeError::Refused(refusal(&message))
         }
         Error::RequestTimeoutError => RuntimeError::Unavailable("no answer in time".to_owned()),
-        other => RuntimeError::Unavailable(with_causes(&other)),
+        other => RuntimeError::Unavailable(without_client(&with_causes(&other))),
     }
+}
+
+/// A failure to connect without the names of the client's layers.
+fn without_client(text: &str) -> String {
+    const LAYERS: [&str; 2] = ["Error in the hyper legacy client: ", "client error (Connect): "];
+    LAYERS.iter().fold(text, |text, layer| text.strip_prefix(layer).unwrap_or(text)).to_owned()
 }
 
 /// The HTTP status of a refusal.
@@ -46,6 +52,13 @@ pub(crate) fn refusal(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_connection_is_said_without_the_client() {
+        let text = "Error in the hyper legacy client: client error (Connect): Connection refused (os error 111)";
+        assert_eq!(without_client(text), "Connection refused (os error 111)");
+        assert_eq!(without_client("connection closed"), "connection closed");
+    }
 
     #[test]
     fn layers_are_peeled() {

@@ -35,6 +35,9 @@ pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
             return;
         }
         warn!(%why, "the Docker engine's event stream was interrupted");
+        if events.send(Happened::Interrupted).await.is_err() {
+            return;
+        }
         let mut pause = FIRST_PAUSE;
         // The pause is a back-off between attempts; what is waited for is the engine's answer.
         while docker.ping().await.is_err() {

@@ -160,6 +160,9 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     let version_1 = Connection::open(&path).unwrap();
     version_1.execute_batch(schema::MIGRATIONS[0]).unwrap();
     version_1.execute_batch("PRAGMA user_version = 1; INSERT INTO meta VALUES ('agent_id', 'kept')").unwrap();
+    let told = "INSERT INTO notices (id, deployment, kind, at) VALUES (7, 1, '\"started\"', 5);
+                INSERT INTO notice_cursors VALUES ('discord', 6)";
+    version_1.execute_batch(told).unwrap();
     drop(version_1);
     let copy = dir.path().join(format!("journal.db.before-v{}", schema::KNOWN));
 
@@ -180,6 +183,12 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     let _ = store.admit(push(1, None)).await.unwrap();
     let newer = store.call(schema::version).await.unwrap();
     assert_eq!(newer, schema::KNOWN);
+    // What was to be told still is, and what is new comes after it.
+    let kept = store.next_notice("discord").await.unwrap().unwrap();
+    assert_eq!((kept.id, kept.about), (7, About::Deployment(DeploymentId(1))));
+    store.notice_done("discord", &kept, None).await.unwrap();
+    assert!(store.begin_outage("unix:///x", "gone", kept.at).await.unwrap());
+    assert_eq!(store.next_notice("discord").await.unwrap().unwrap().id, 8);
     drop(store);
     // Once: the next start has nothing to migrate.
     std::fs::remove_file(&copy).unwrap();
