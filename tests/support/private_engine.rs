@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -16,12 +17,16 @@ use super::wait::eventually;
 
 const UP: Duration = Duration::from_secs(60);
 
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
 /// The engine. What it holds is gone when it is dropped.
 pub struct PrivateEngine {
     directory: TempDir,
     /// One of its own: an engine without any, or with address pools of its own, removes the machine's `docker0`.
     bridge: String,
     child: Option<Child>,
+    /// Whether containers that run when it starts go on running: otherwise it ends them and starts them anew.
+    live_restore: bool,
 }
 
 impl PrivateEngine {
@@ -36,11 +41,14 @@ impl PrivateEngine {
     }
 
     async fn start() -> Self {
+        // Several may run at a time, of this process and of others.
+        let number = STARTED.fetch_add(1, Relaxed);
         let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
-        let bridge = format!("lsh{}", std::process::id());
+        let bridge = format!("lsh{}-{number}", std::process::id());
         ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine = Self { directory, bridge, child: None };
-        ip(&["addr", "add", "10.212.0.1/24", "dev", &engine.bridge]);
+        let mut engine = Self { directory, bridge, child: None, live_restore: false };
+        let subnet = (std::process::id() * 4 + number) % 256;
+        ip(&["addr", "add", &format!("10.212.{subnet}.1/24"), "dev", &engine.bridge]);
         engine.up().await;
         engine
     }
@@ -59,6 +67,11 @@ impl PrivateEngine {
         Engine { docker: self.connect().expect("a socket") }
     }
 
+    /// Whether containers go on running over its next starts.
+    pub fn set_live_restore(&mut self, live_restore: bool) {
+        self.live_restore = live_restore;
+    }
+
     /// Starts it again and waits until it answers.
     pub async fn up(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
@@ -71,6 +84,7 @@ impl PrivateEngine {
             .arg("--pidfile")
             .arg(self.path("pid"))
             .args(["--host", &self.address(), "--bridge", &self.bridge, "--iptables=false", "--ip6tables=false"])
+            .args(self.live_restore.then_some("--live-restore"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
