@@ -14,7 +14,7 @@ mod pushes;
 mod report;
 mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -124,7 +124,8 @@ async fn last_version(door: &Door, proxy: std::net::SocketAddr, pushers: &mut [P
     for pusher in pushers {
         let wanted = format!("{}-{}", pusher.app.name, pusher.app.pushed);
         for _ in 0..20 {
-            let page = crate::support::http::get(proxy, pusher.app.host, "/").await.map(|page| page.text().trim().to_owned());
+            let page =
+                crate::support::http::get(proxy, pusher.app.host, "/").await.map(|page| page.text().trim().to_owned());
             if page.as_ref() != Ok(&wanted) {
                 wrong.push(format!("I6 {wanted} was pushed last, and the answer is {page:?}"));
                 break;
@@ -154,7 +155,9 @@ async fn whatever_is_killed_nothing_accepted_is_lost_and_no_request_fails() {
     let load = load.on(HOST, Kind::Post, 2).on(HOST, Kind::WebSocket, 3);
     let load = load.on(BLOG, Kind::KeepAlive, 2).on(BLOG, Kind::Post, 1).on(BLOG, Kind::WebSocket, 1);
     let wanted = BTreeMap::from([(HOST, LEAST_INSTANCES), (BLOG, 2)]);
+    let twice_given = Arc::<Mutex<BTreeSet<String>>>::default();
     let watching = [
+        tokio::spawn(watching::addresses(engine.clone(), Arc::clone(&twice_given))),
         tokio::spawn(watching::deaths(engine.clone(), excuses.clone())),
         tokio::spawn({
             let (excuses, fewest) = (excuses.clone(), Arc::clone(&fewest));
@@ -163,7 +166,8 @@ async fn whatever_is_killed_nothing_accepted_is_lost_and_no_request_fails() {
     ];
 
     let (stop, began) = (CancellationToken::new(), Instant::now());
-    let apps = [("shop", HOST, repo), ("blog", BLOG, blog)].map(|(name, host, repo)| App { name, host, repo, pushed: 0 });
+    let apps =
+        [("shop", HOST, repo), ("blog", BLOG, blog)].map(|(name, host, repo)| App { name, host, repo, pushed: 0 });
     let pushing = apps.map(|app| {
         let chance = Chance::of(plan.seed, app.name);
         let pusher = Pusher::new(app, door.clone(), ledger.clone(), excuses.clone(), chance);
@@ -237,8 +241,14 @@ async fn whatever_is_killed_nothing_accepted_is_lost_and_no_request_fails() {
         }
     }
     drop(entries);
+    for address in &*twice_given.lock().unwrap() {
+        println!("the engine gave an address twice: {address}");
+    }
     if !found.wrong.is_empty() {
         println!("{}", shop.agent.log());
+        for (id, _) in &found.undone {
+            println!("--- the log of deployment {id} ---\n{}", record.log(*id));
+        }
         panic!("LONGSHORE_CHAOS_SEED={}: {} findings\n{}", plan.seed, found.wrong.len(), found.wrong.join("\n"));
     }
     shop.finish().await;

@@ -14,7 +14,7 @@ use crate::shop::Shop;
 /// From its start to its end, with the engine away in between.
 const DEADLINE: Duration = Duration::from_secs(240);
 /// A fault still has its effect this long after it.
-const AFTERMATH: Duration = Duration::from_secs(30);
+const AFTERMATH: Duration = Duration::from_secs(15);
 
 const TERMINAL: [&str; 5] = ["succeeded", "failed", "rolled_back", "superseded", "cancelled"];
 
@@ -43,6 +43,8 @@ pub struct Record {
     releases: Vec<String>,
     /// By deployment: what was to be told.
     notices: BTreeMap<u64, Vec<String>>,
+    /// By deployment: the lines of its log.
+    logs: BTreeMap<u64, Vec<String>>,
     integrity: String,
 }
 
@@ -50,13 +52,21 @@ impl Record {
     pub fn read(data_dir: &Path) -> rusqlite::Result<Self> {
         let journal = Connection::open_with_flags(data_dir.join("journal.db"), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let rows = |sql: &str| -> rusqlite::Result<Vec<(u64, String)>> {
-            journal.prepare(sql)?.query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))?.collect()
+            journal
+                .prepare(sql)?
+                .query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?)))?
+                .collect()
         };
+        let mut logs = BTreeMap::<u64, Vec<String>>::new();
+        for (deployment, line) in rows("SELECT deployment, line FROM log ORDER BY deployment, seq")? {
+            logs.entry(deployment).or_default().push(line);
+        }
         let mut notices = BTreeMap::<u64, Vec<String>>::new();
         for (deployment, kind) in rows("SELECT deployment, kind FROM notices ORDER BY id")? {
             notices.entry(deployment).or_default().push(kind.trim_matches('"').to_owned());
         }
-        let live = "SELECT app, live_release, commit_sha FROM apps JOIN releases USING (app) WHERE number = live_release";
+        let live =
+            "SELECT app, live_release, commit_sha FROM apps JOIN releases USING (app) WHERE number = live_release";
         let live = journal
             .prepare(live)?
             .query_map([], |row| Ok((row.get(0)?, (row.get::<_, i64>(1)?.unsigned_abs(), row.get(2)?))))?
@@ -71,8 +81,14 @@ impl Record {
             live,
             releases: rows(kept)?.into_iter().map(|(_, body)| body).collect(),
             notices,
+            logs,
             integrity: journal.query_row("PRAGMA integrity_check", [], |row| row.get(0))?,
         })
+    }
+
+    /// What a deployment said.
+    pub fn log(&self, id: u64) -> String {
+        self.logs.get(&id).map(|lines| lines.join("\n")).unwrap_or_default()
     }
 
     fn deployment(&self, id: u64) -> Option<&Deployment> {
@@ -102,8 +118,8 @@ fn deployment(row: &Row<'_>) -> rusqlite::Result<Deployment> {
 #[derive(Default)]
 pub struct Findings {
     pub wrong: Vec<String>,
-    /// Good versions that were undone while something was taken away from them, and the reasons.
-    pub undone: Vec<String>,
+    /// Good versions that were undone while something was taken away from them, by deployment, and the reasons.
+    pub undone: Vec<(u64, String)>,
 }
 
 impl Findings {
@@ -185,7 +201,8 @@ fn pushes(found: &mut Findings, record: &Record, ledger: &Entries, strikes: &[St
                 let by = deployment.superseded_by.map(|by| record.deployment(by));
                 let newer = |by: &Deployment| {
                     let commit = by.commit.as_deref().and_then(|commit| places.get(commit));
-                    by.app == pushed.app && (!by.request.contains("deploy") || commit > places.get(pushed.commit.as_str()))
+                    by.app == pushed.app
+                        && (!by.request.contains("deploy") || commit > places.get(pushed.commit.as_str()))
                 };
                 let fine = match by {
                     Some(by) => by.is_some_and(newer),
@@ -202,8 +219,10 @@ fn pushes(found: &mut Findings, record: &Record, ledger: &Entries, strikes: &[St
                 let reason = deployment.reason.as_deref().unwrap_or_default().lines().next().unwrap_or_default();
                 let line = format!("{name}, deployment {id}, {}: {reason}", deployment.status);
                 match struck(deployment, strikes) {
-                    true => found.undone.push(line),
-                    false => found.wrong.push(format!("I2 a good version did not go live, and nothing was in its way: {line}")),
+                    true => found.undone.push((id, line)),
+                    false => found
+                        .wrong
+                        .push(format!("I2 a good version did not go live, and nothing was in its way: {line}")),
                 }
             }
             (status, _) => found.wrong.push(format!("I2 {name} ({:?}) is {status}: {deployment:?}", pushed.version)),
@@ -252,7 +271,8 @@ pub fn discord(found: &mut Findings, record: &Record, shop: &Shop, agent_kills: 
     let mut extra = 0;
     for deployment in &record.deployments {
         let footer = format!("deployment {}", deployment.id);
-        let about: Vec<_> = messages.iter().filter(|message| message.text().lines().any(|line| line == footer)).collect();
+        let about: Vec<_> =
+            messages.iter().filter(|message| message.text().lines().any(|line| line == footer)).collect();
         let word = match deployment.status.as_str() {
             "succeeded" => "live",
             "rolled_back" => "rolled back",
@@ -265,7 +285,9 @@ pub fn discord(found: &mut Findings, record: &Record, shop: &Shop, agent_kills: 
         });
         extra += about.len().saturating_sub(1) as u64;
     }
-    found.must(extra <= agent_kills, || format!("I12 {extra} messages too many, and the agent was killed {agent_kills} times"));
+    found.must(extra <= agent_kills, || {
+        format!("I12 {extra} messages too many, and the agent was killed {agent_kills} times")
+    });
 }
 
 /// I3: everything on the engine has an owner.
@@ -276,8 +298,11 @@ pub async fn engine(found: &mut Findings, record: &Record, shop: &Shop) {
     let docker = &shop.engine.docker;
     let all = ListContainersOptionsBuilder::new().all(true).build();
     let containers = docker.list_containers(Some(all)).await.expect("the engine lists containers");
-    found.must(containers.len() == objects.containers.len(), || format!("I3 containers without an owner: {containers:#?}"));
-    let images = docker.list_images(Some(ListImagesOptionsBuilder::new().build())).await.expect("the engine lists images");
+    found.must(containers.len() == objects.containers.len(), || {
+        format!("I3 containers without an owner: {containers:#?}")
+    });
+    let images =
+        docker.list_images(Some(ListImagesOptionsBuilder::new().build())).await.expect("the engine lists images");
     for image in images {
         let owned = record.releases.iter().any(|body| body.contains(&image.id));
         found.must(owned, || format!("I3 no good release needs image {} ({:?})", image.id, image.repo_tags));
@@ -297,7 +322,8 @@ pub fn files(found: &mut Findings, shop: &Shop, secrets: &[&str]) {
     for path in below(&shop.agent.data_dir()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.parent().is_some_and(|parent| parent.ends_with("objects/pack")) {
-            let whole = ["pack", "idx"].iter().all(|kind| path.with_extension(kind).exists()) && !name.ends_with(".new");
+            let whole =
+                ["pack", "idx"].iter().all(|kind| path.with_extension(kind).exists()) && !name.ends_with(".new");
             found.must(whole, || format!("I3 {} is half of a pack", path.display()));
         }
         found.must(!name.ends_with(".lock") || matches!(name.as_str(), "agent.lock" | "proxy.lock"), || {

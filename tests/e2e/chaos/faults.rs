@@ -215,7 +215,9 @@ impl Sight {
                 return false;
             }
             for instance in serving {
-                let Some(Ok(address)) = instance["address"].as_str().map(str::parse::<SocketAddr>) else { return false };
+                let Some(Ok(address)) = instance["address"].as_str().map(str::parse::<SocketAddr>) else {
+                    return false;
+                };
                 let connecting = timeout(Duration::from_millis(500), TcpStream::connect(address));
                 if !matches!(connecting.await, Ok(Ok(_))) {
                     return false;
@@ -365,9 +367,8 @@ impl Faults {
         // One that is about to be started has no number yet; then there is nothing to kill.
         if let Ok(pid) = proxy_pid(&self.agent.data_dir()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            // It may take connections until it has gone; nobody may wait for a zombie.
-            let runs = || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-            while runs() {
+            // Its socket is open until the last of its threads has gone.
+            while has_threads(pid) {
                 sleep(Duration::from_millis(1)).await;
             }
         }
@@ -438,6 +439,13 @@ impl Faults {
             }
         });
     }
+}
+
+/// Whether anything of a process is left but the zombie that somebody may not have waited for.
+fn has_threads(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let alive = |stat: String| !stat.contains(") Z ");
+    threads.filter(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(alive)).count() > 0
 }
 
 fn proxy_pid(data_dir: &Path) -> Result<i32, String> {

@@ -119,8 +119,7 @@ pub struct Load {
 
 impl Load {
     pub fn start(proxy: SocketAddr) -> Self {
-        let run =
-            Run { proxy, next_id: AtomicU64::new(1), report: Mutex::default(), stop: CancellationToken::new() };
+        let run = Run { proxy, next_id: AtomicU64::new(1), report: Mutex::default(), stop: CancellationToken::new() };
         Self { run: Arc::new(run), workers: JoinSet::new() }
     }
 
@@ -288,7 +287,9 @@ impl Run {
             // The end is seen as it comes, so that the next message does not meet it.
             match tokio::time::timeout(PAUSE, socket.read(&mut [0; 1])).await {
                 Err(_) => {}
-                Ok(Ok(length)) if length > 0 => return self.failed(asked, What::Wrong("a message came twice".to_owned())),
+                Ok(Ok(length)) if length > 0 => {
+                    return self.failed(asked, What::Wrong("a message came twice".to_owned()));
+                }
                 Ok(_) => {
                     self.report().sockets.ended += 1;
                     return;

@@ -40,7 +40,7 @@ pub struct Told<'a> {
     pub judged: &'a Judged,
     pub excuses: &'a Excuses,
     pub fewest: &'a Fewest,
-    pub undone: &'a [String],
+    pub undone: &'a [(u64, String)],
 }
 
 impl Told<'_> {
@@ -50,7 +50,7 @@ impl Told<'_> {
         self.faults();
         self.requests();
         println!();
-        for undone in self.undone {
+        for (_, undone) in self.undone {
             println!("undone with its ground: {undone}");
         }
     }
@@ -62,7 +62,8 @@ impl Told<'_> {
         }
         let ends: Vec<_> = ends.iter().map(|(status, count)| format!("{count} {status}")).collect();
         row("deployments", format!("{}: {}", self.record.deployments.len(), ends.join(", ")));
-        let status = |id: Option<u64>| self.record.deployments.iter().find(|one| Some(one.id) == id).map(|one| &one.status);
+        let status =
+            |id: Option<u64>| self.record.deployments.iter().find(|one| Some(one.id) == id).map(|one| &one.status);
         let mut versions = BTreeMap::<_, BTreeMap<&str, usize>>::new();
         for pushed in &self.ledger.pushes {
             let ended = status(pushed.deployment).map_or("lost", String::as_str);
@@ -75,8 +76,14 @@ impl Told<'_> {
             row(&format!("pushes of {kind} versions"), format!("{all}: {}", ends.join(", ")));
         }
         row("good versions undone with something taken from them", self.undone.len());
-        row("sent again because nobody took it / twice on purpose", format!("{} / {}", self.ledger.redelivered, self.ledger.duplicates));
-        row("rollbacks, scales, restarts / cancellations asked for", format!("{} / {}", self.ledger.operations.len(), self.ledger.cancelled.len()));
+        row(
+            "sent again because nobody took it / twice on purpose",
+            format!("{} / {}", self.ledger.redelivered, self.ledger.duplicates),
+        );
+        row(
+            "rollbacks, scales, restarts / cancellations asked for",
+            format!("{} / {}", self.ledger.operations.len(), self.ledger.cancelled.len()),
+        );
     }
 
     fn faults(&self) {
@@ -100,7 +107,10 @@ impl Told<'_> {
         }
         let sockets = &self.load.sockets;
         row("WebSocket messages echoed", sockets.echoed);
-        row("WebSockets ended between messages / with one under way", format!("{} / {}", sockets.ended, sockets.ended_with_message));
+        row(
+            "WebSockets ended between messages / with one under way",
+            format!("{} / {}", sockets.ended, sockets.ended_with_message),
+        );
         row("slowest answer", seconds(self.load.slowest));
         for (excuse, count) in &self.judged.excused {
             row(&format!("excused: {}", excuse.words()), count);

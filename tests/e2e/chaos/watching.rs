@@ -1,6 +1,6 @@
 //! What is seen meanwhile: which instances die, and how many the proxy chooses among.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +35,26 @@ pub async fn deaths(engine: Engine, excuses: Excuses) {
         }
         // The engine is away.
         sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// Tells of each address that the engine gives to two containers that run: what is asked of one may then be answered by
+/// the other.
+pub async fn addresses(engine: Engine, told: Arc<Mutex<BTreeSet<String>>>) {
+    loop {
+        sleep(BETWEEN_LOOKS * 4).await;
+        let Ok(containers) = engine.docker.list_containers(None).await else { continue };
+        let mut owners = BTreeMap::<String, Vec<String>>::new();
+        for container in containers {
+            let name = container.names.unwrap_or_default().join(" ");
+            let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+            for address in networks.into_values().filter_map(|network| network.ip_address) {
+                owners.entry(address).or_default().push(name.clone());
+            }
+        }
+        for (address, names) in owners.into_iter().filter(|(address, names)| !address.is_empty() && names.len() > 1) {
+            told.lock().unwrap().insert(format!("{address}: {}", names.join(", ")));
+        }
     }
 }
 
