@@ -30,8 +30,8 @@ use crate::support::wait::eventually;
 use chance::Chance;
 use checker::{Findings, Record};
 use excuses::Excuses;
-use faults::{Fault, Faults, Sight};
-use ledger::{Ledger, Version};
+use faults::{Fault, Faults, Harm, Sight};
+use ledger::{Entries, Ledger, Version};
 use load::{Kind, Load};
 use pushes::{App, Door, LEAST_INSTANCES, Pusher};
 use report::{Judged, Told};
@@ -202,55 +202,72 @@ async fn whatever_is_killed_nothing_accepted_is_lost_and_no_request_fails() {
     agent.stop().await;
     let repo = pushers.swap_remove(0).app.repo;
     let shop = Shop { repo, agent, discord, engine };
-    let record = Record::read(&shop.agent.data_dir()).expect("I10 the journal opens");
-    let entries = ledger.entries();
-    let journal = checker::journal(&record, &entries, &harm.strikes);
-    found.wrong.extend(journal.wrong);
-    found.undone.extend(journal.undone);
-    let killed = [Fault::AgentKilled, Fault::BothKilled, Fault::EngineKilled, Fault::EngineKilledWithAll];
-    let kills = harm.strikes.iter().filter(|strike| killed.contains(&strike.fault)).count() as u64;
-    checker::discord(&mut found, &record, &shop, kills);
-    checker::engine(&mut found, &record, &shop).await;
-    checker::files(&mut found, &shop, &[SECRET, shop.discord.token(), DATABASE_URL]);
-    let judged = Judged::of(load.failures.clone(), &excuses);
-    let fewest = fewest.lock().unwrap().clone();
-    let told = Told {
-        seed: plan.seed,
-        time,
-        record: &record,
-        ledger: &entries,
-        harm: &harm,
-        load: &load,
-        judged: &judged,
-        excuses: &excuses,
-        fewest: &fewest,
-        undone: &found.undone,
-    };
-    told.print();
+    let ledger = std::mem::take(&mut *ledger.entries());
+    let (fewest, twice_given) = (fewest.lock().unwrap().clone(), twice_given.lock().unwrap().clone());
+    let aftermath = Aftermath { seed: plan.seed, began, time, ledger, harm, load, excuses, fewest, twice_given };
+    aftermath.judge(&shop, found).await;
+    shop.finish().await;
+    drop(private);
+}
 
-    found.wrong.extend(harm.wrong.iter().map(|what| format!("I11 {what}")));
-    found.wrong.extend(fewest.wrong.iter().map(|what| format!("I1 {what}")));
-    found.wrong.extend(judged.failed.iter().map(|failure| {
-        let after = failure.began.saturating_duration_since(began);
-        format!("I7 after {:.2} s: {failure}", after.as_secs_f64())
-    }));
-    for pushed in entries.pushes.iter().filter(|pushed| !pushed.version.may_serve()) {
-        let answered = load.versions.iter().any(|(_, version)| *version == pushed.name);
-        if answered {
-            found.wrong.push(format!("I4 {} answered a request: {:?}", pushed.name, pushed.version));
+/// What there is to judge when all is over.
+struct Aftermath {
+    seed: u64,
+    began: Instant,
+    time: Duration,
+    ledger: Entries,
+    harm: Harm,
+    load: load::Report,
+    excuses: Excuses,
+    fewest: Fewest,
+    /// Addresses that the engine gave twice.
+    twice_given: BTreeSet<String>,
+}
+
+impl Aftermath {
+    /// Prints the table; fails with everything that is not as promised.
+    async fn judge(self, shop: &Shop, mut found: Findings) {
+        let record = Record::read(&shop.agent.data_dir()).expect("I10 the journal opens");
+        found.add(checker::journal(&record, &self.ledger, &self.harm.strikes));
+        checker::discord(&mut found, &record, shop, self.agent_kills());
+        checker::engine(&mut found, &record, shop).await;
+        checker::files(&mut found, shop, &[SECRET, shop.discord.token(), DATABASE_URL]);
+        found.wrong.extend(self.harm.wrong.iter().map(|what| format!("I11 {what}")));
+        found.wrong.extend(self.fewest.wrong.iter().map(|what| format!("I1 {what}")));
+        let judged = Judged::of(&self.load.failures, &self.excuses);
+        found.wrong.extend(judged.failed.iter().map(|failure| {
+            let after = failure.began.saturating_duration_since(self.began);
+            format!("I7 after {:.2} s: {failure}", after.as_secs_f64())
+        }));
+        found.wrong.extend(self.answered_though_bad());
+
+        let Self { seed, time, ledger, harm, load, excuses, fewest, .. } = &self;
+        let undone = &found.undone;
+        let judged = &judged;
+        Told { seed: *seed, time: *time, record: &record, ledger, harm, load, judged, excuses, fewest, undone }.print();
+        for address in &self.twice_given {
+            println!("the engine gave an address twice: {address}");
         }
-    }
-    drop(entries);
-    for address in &*twice_given.lock().unwrap() {
-        println!("the engine gave an address twice: {address}");
-    }
-    if !found.wrong.is_empty() {
+        if found.wrong.is_empty() {
+            return;
+        }
         println!("{}", shop.agent.log());
         for (id, _) in &found.undone {
             println!("--- the log of deployment {id} ---\n{}", record.log(*id));
         }
-        panic!("LONGSHORE_CHAOS_SEED={}: {} findings\n{}", plan.seed, found.wrong.len(), found.wrong.join("\n"));
+        panic!("LONGSHORE_CHAOS_SEED={seed}: {} findings\n{}", found.wrong.len(), found.wrong.join("\n"));
     }
-    shop.finish().await;
-    drop(private);
+
+    /// At most so often the agent may have died while it told of something.
+    fn agent_kills(&self) -> u64 {
+        let kills = [Fault::AgentKilled, Fault::BothKilled, Fault::EngineKilled, Fault::EngineKilledWithAll];
+        self.harm.strikes.iter().filter(|strike| kills.contains(&strike.fault)).count() as u64
+    }
+
+    /// I4: versions that never pass their gate must never answer.
+    fn answered_though_bad(&self) -> impl Iterator<Item = String> {
+        let bad = self.ledger.pushes.iter().filter(|pushed| !pushed.version.may_serve());
+        let answered = bad.filter(|bad| self.load.versions.iter().any(|(_, version)| *version == bad.name));
+        answered.map(|bad| format!("I4 {} answered a request: {:?}", bad.name, bad.version))
+    }
 }

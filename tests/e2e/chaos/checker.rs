@@ -123,6 +123,11 @@ pub struct Findings {
 }
 
 impl Findings {
+    pub fn add(&mut self, other: Self) {
+        self.wrong.extend(other.wrong);
+        self.undone.extend(other.undone);
+    }
+
     fn must(&mut self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             self.wrong.push(what());

@@ -17,12 +17,12 @@ pub struct Judged {
 }
 
 impl Judged {
-    pub fn of(failures: Vec<Failure>, excuses: &Excuses) -> Self {
+    pub fn of(failures: &[Failure], excuses: &Excuses) -> Self {
         let mut judged = Self { failed: Vec::new(), excused: BTreeMap::new() };
         for failure in failures {
-            match excuses.for_failure(&failure) {
+            match excuses.for_failure(failure) {
                 Some(excuse) => *judged.excused.entry(excuse).or_default() += 1,
-                None => judged.failed.push(failure),
+                None => judged.failed.push(failure.clone()),
             }
         }
         judged
