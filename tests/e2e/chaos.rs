@@ -29,7 +29,7 @@ use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
 use chance::Chance;
 use checker::{Findings, Record};
-use excuses::Excuses;
+use excuses::{Excuses, Outage};
 use faults::{Fault, Faults, Harm, Sight};
 use ledger::{Entries, Ledger, Version};
 use load::{Kind, Load};
@@ -264,10 +264,15 @@ impl Aftermath {
         self.harm.strikes.iter().filter(|strike| kills.contains(&strike.fault)).count() as u64
     }
 
-    /// I4: versions that never pass their gate must never answer.
+    /// I4: versions that never pass their gate must never answer. An engine that starts every container anew gives their
+    /// addresses out anew as well, before anybody can hear of it.
     fn answered_though_bad(&self) -> impl Iterator<Item = String> {
         let bad = self.ledger.pushes.iter().filter(|pushed| !pushed.version.may_serve());
-        let answered = bad.filter(|bad| self.load.versions.iter().any(|(_, version)| *version == bad.name));
-        answered.map(|bad| format!("I4 {} answered a request: {:?}", bad.name, bad.version))
+        bad.filter_map(|bad| {
+            let at = self.load.versions.get(&bad.name)?;
+            let at = at.iter().find(|at| !self.excuses.was_away(Outage::Engine, **at))?;
+            let after = at.saturating_duration_since(self.began);
+            Some(format!("I4 {} answered a request after {after:.2?}: {:?}", bad.name, bad.version))
+        })
     }
 }

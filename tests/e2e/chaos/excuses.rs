@@ -88,6 +88,12 @@ impl Excuses {
         self.record().outages.iter().any(|(which, _, end)| *which == outage && !ended_before(end))
     }
 
+    /// Whether something of the kind was away at that time.
+    pub fn was_away(&self, outage: Outage, at: Instant) -> bool {
+        let outages = &self.record().outages;
+        outages.iter().any(|(which, begin, end)| *which == outage && *begin <= at && end.is_none_or(|end| at <= end))
+    }
+
     pub fn deaths_within(&self, time: Duration) -> usize {
         self.record().deaths.iter().filter(|at| at.elapsed() < time).count()
     }

@@ -1,6 +1,6 @@
 //! Requests without end, each with a number that its answer must repeat: one request, one complete answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -98,8 +98,8 @@ pub struct Report {
     pub answered: BTreeMap<Kind, u64>,
     pub failures: Vec<Failure>,
     pub sockets: Sockets,
-    /// Which versions answered, by host.
-    pub versions: BTreeSet<(&'static str, String)>,
+    /// When each version answered.
+    pub versions: BTreeMap<String, Vec<Instant>>,
     /// The longest that an answer took, beyond what the app itself takes.
     pub slowest: Duration,
 }
@@ -205,7 +205,7 @@ impl Run {
         let answer = connection.send(request).await.map_err(|error| What::Broken(format!("{error:?}")))?;
         let version = answer.header("x-version").to_owned();
         if !version.is_empty() {
-            self.report().versions.insert((asked.host, version.clone()));
+            self.report().versions.entry(version.clone()).or_default().push(Instant::now());
         }
         let status = answer.status.as_u16();
         if status != 200 {
