@@ -121,18 +121,46 @@ impl PrivateEngine {
     }
 }
 
+/// What it leaves on the machine when it is killed.
+impl PrivateEngine {
+    /// The engine, its containerd and the shims of the containers, which all name the directory; and what runs in the
+    /// containers, whose root is in it: that outlives its shim, and an engine that was killed may have forgotten it.
+    fn processes(&self) -> Vec<i32> {
+        let place = self.directory.path().display().to_string();
+        let names_it = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.windows(place.len()).any(|part| part == place.as_bytes())
+        };
+        let has_root_in_it = |pid: &i32| {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            mounts.lines().any(|mount| mount.split(' ').nth(4) == Some("/") && mount.contains(&place))
+        };
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| names_it(pid) || has_root_in_it(pid)).collect()
+    }
+
+    /// The bridges of the networks that its containers are in.
+    fn bridges(&self) -> Vec<String> {
+        let containers = fs::read_dir(self.path("data/containers")).into_iter().flatten().flatten();
+        let configs = containers.filter_map(|entry| fs::read_to_string(entry.path().join("config.v2.json")).ok());
+        let mut found: Vec<String> = configs
+            .flat_map(|config| {
+                let ids = config.split("\"NetworkID\":\"").skip(1);
+                ids.filter_map(|id| Some(format!("br-{}", id.get(..12)?))).collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+}
+
 impl Drop for PrivateEngine {
     fn drop(&mut self) {
-        let in_it = |pid: &i32| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let place = self.directory.path().as_os_str().as_encoded_bytes();
-            command.windows(place.len()).any(|part| part == place)
-        };
-        // The engine, its containerd, and the shims of the containers: all name the directory.
+        let bridges = self.bridges();
         for _ in 0..50 {
-            let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-            let ours: Vec<i32> =
-                pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(in_it).collect();
+            let ours = self.processes();
             if ours.is_empty() {
                 break;
             }
@@ -141,7 +169,9 @@ impl Drop for PrivateEngine {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let _ = std::process::Command::new("ip").args(["link", "delete", &self.bridge]).status();
+        for bridge in bridges.iter().chain([&self.bridge]) {
+            let _ = std::process::Command::new("ip").args(["link", "delete", bridge]).stderr(Stdio::null()).status();
+        }
         // What is still mounted would keep the directory.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let place = self.directory.path().display().to_string();
