@@ -215,7 +215,7 @@ async fn sweep_release_commands(agent: &Agent, docker: &Docker) -> Result<()> {
     for name in agent.config().apps.keys() {
         unfinished.extend(agent.store.unfinished(name).await?.map(|deployment| deployment.id));
     }
-    docker.remove_orphans(&|observed| unfinished.contains(&observed.deployment)).await?;
+    docker.remove_orphans(None, &|observed| unfinished.contains(&observed.deployment)).await?;
     Ok(())
 }
 

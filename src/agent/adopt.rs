@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use crate::deploy::spec;
-use crate::model::{AppName, DeploymentId, Duty};
+use crate::model::{AppName, DeploymentId, Duty, InstanceId};
+use crate::proxy::table::DrainLimits;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
 use crate::rollout::{Driver, ServiceSpec};
@@ -20,6 +22,9 @@ use crate::store::Deployment;
 
 /// Between two questions to an engine that does not answer: the first pause, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// What was left behind has so long for the requests and streams that it has; the app's deployments wait for it.
+const LEAVING: DrainLimits = DrainLimits { requests: Duration::from_secs(10), streams: Duration::from_secs(10) };
 
 /// How far an app's instances are known in this life of the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +101,9 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     for id in &left {
         tracing::warn!(%app, instance = %id, "left behind by a deployment; removing it");
+    }
+    let_go(&shared.routes, app, &left).await;
+    for id in &left {
         if let Err(err) = shared.runtime.stop(id, Duration::from_secs(10)).await {
             tracing::error!(%app, instance = %id, %err, "it could not be removed");
         }
@@ -115,6 +123,19 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     driver.adopt(adopted).await;
     Ok(())
+}
+
+/// One that is removed may still get requests: when the engine was away as its deployment was undone, nothing could take
+/// its place. It finishes those that it has.
+async fn let_go(routes: &Routes, app: &AppName, leaving: &[InstanceId]) {
+    match routes.take_out(app, leaving).await {
+        Ok(routed) => {
+            let drains = routed.iter().map(|id| routes.proxy().drain(id, LEAVING));
+            join_all(drains).await;
+        }
+        // A proxy that does not answer gives nothing to anybody either, or is stopped.
+        Err(err) => tracing::warn!(%app, %err, "instances are removed that may still get requests"),
+    }
 }
 
 fn current(observed: &Observed) -> Current {

@@ -164,7 +164,6 @@ impl Deployer {
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
         self.expect_live().await;
-        self.prune(&app).await;
         Ok(Told::Whole)
     }
 

@@ -1,4 +1,6 @@
-//! Which images stay when a deployment has ended.
+//! What goes when a deployment has ended, and which images stay.
+
+use anyhow::{Context, Result};
 
 use super::Deployer;
 use crate::config::App;
@@ -12,17 +14,21 @@ const LOOKED_AT: u32 = 1000;
 const LEAST_KEPT: u32 = 2;
 
 impl Deployer {
-    /// Removes images that no kept release needs.
-    pub(super) async fn prune(&self, app: &App) {
-        let keep = match self.images_to_keep(app).await {
-            Ok(keep) => keep,
-            Err(err) => return tracing::warn!(app = %self.app, %err, "images are not pruned"),
-        };
-        match self.builder.prune(&self.app, &keep).await {
-            Ok(0) => {}
-            Ok(images) => tracing::info!(app = %self.app, images, "removed images of old releases"),
-            Err(err) => tracing::warn!(app = %self.app, %err, "images are not pruned"),
+    /// Removes what is left of release commands and images that no kept release needs. Only between deployments.
+    pub(super) async fn clear_up(&self) -> Result<()> {
+        let app = self.config.borrow().apps.get(&self.app).cloned();
+        let Some(app) = app else { return Ok(()) };
+        // First, as an image stays while a container is made of it.
+        let left = self.runtime.remove_left_over(&self.app).await.context("what is left of release commands stays")?;
+        if left > 0 {
+            tracing::info!(app = %self.app, containers = left, "removed what was left of release commands");
         }
+        let keep = self.images_to_keep(&app).await.context("images are not pruned")?;
+        let images = self.builder.prune(&self.app, &keep).await.context("images are not pruned")?;
+        if images > 0 {
+            tracing::info!(app = %self.app, images, "removed images of old releases");
+        }
+        Ok(())
     }
 
     async fn images_to_keep(&self, app: &App) -> Result<Vec<ImageId>, StoreError> {

@@ -18,13 +18,22 @@ use crate::store::{Deployment, Finish, StoreError};
 /// Between two attempts while the journal fails.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Whether what ended deployments left on the engine has been removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cleared {
+    NotYet,
+    /// In vain, and that was told.
+    Tried,
+    All,
+}
+
 impl Deployer {
     /// Runs the app's deployments until the agent ends. `wake` says that something was queued.
     pub async fn work(self, wake: Arc<Notify>) {
         if matches!(self.store.unfinished(&self.app).await, Ok(None)) {
             self.expect_live().await;
         }
-        let mut swept = false;
+        let mut cleared = Cleared::NotYet;
         let mut again = Again::AgentRestarted;
         let mut engine = self.presence.mark();
         while !self.shutdown.is_cancelled() {
@@ -46,18 +55,19 @@ impl Deployer {
                 Ok(None) => Ok(None),
                 Err(err) => Err(err),
             };
+            if matches!(ran, Ok(Some(_))) {
+                cleared = Cleared::NotYet;
+            }
+            // What was broken off still needs what it has on the engine.
+            if matches!(ran, Ok(None | Some(Told::Whole))) {
+                cleared = self.clear_up_unless(cleared).await;
+            }
             let rest = match ran {
                 Ok(Some(told)) => {
                     again = if told == Told::BrokenOff { Again::EngineBack } else { Again::AgentRestarted };
                     continue;
                 }
-                Ok(None) => {
-                    // An earlier life of the agent may have ended between a deployment's end and its clearing up.
-                    if !std::mem::replace(&mut swept, true) {
-                        self.sweep().await;
-                    }
-                    None
-                }
+                Ok(None) => (cleared != Cleared::All).then_some(PAUSE),
                 Err(err) => {
                     tracing::error!(app = %self.app, %err, "deployments wait for the journal");
                     Some(PAUSE)
@@ -71,10 +81,21 @@ impl Deployer {
         }
     }
 
-    async fn sweep(&self) {
-        let app = self.config.borrow().apps.get(&self.app).cloned();
-        if let Some(app) = app {
-            self.prune(&app).await;
+    /// Also what an earlier life of the agent had no time for. While the engine is away nothing can be removed: it is
+    /// tried again until it was.
+    async fn clear_up_unless(&self, cleared: Cleared) -> Cleared {
+        if cleared == Cleared::All {
+            return cleared;
+        }
+        match self.shutdown.run_until_cancelled(self.clear_up()).await {
+            None => Cleared::NotYet,
+            Some(Ok(())) => Cleared::All,
+            Some(Err(err)) => {
+                if cleared == Cleared::NotYet {
+                    tracing::warn!(app = %self.app, "{err:#}; it is tried again");
+                }
+                Cleared::Tried
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 
 use crate::model::{AppName, InstanceId};
 use crate::proxy::client::{ApplyError, ProxyClient};
-use crate::proxy::table::{Route, Table};
+use crate::proxy::table::{Member, Route, Table};
 
 /// Every app's part of the route table. Setting one app's part sends the whole.
 pub struct Routes {
@@ -34,6 +34,18 @@ impl Parts {
             Route { hosts, ..route.clone() }
         });
         claims.filter(|route| !route.hosts.is_empty()).collect()
+    }
+
+    /// Takes instances out of an app's routes; which of them were in.
+    fn take_out(&mut self, app: &AppName, leaving: &[InstanceId]) -> Vec<InstanceId> {
+        let parts = self.kept.get_mut(app).into_iter().chain(self.set.get_mut(app)).flatten();
+        let mut taken = Vec::new();
+        for route in parts {
+            let (out, stay) = route.members.drain(..).partition(|member| leaving.contains(&member.instance));
+            route.members = stay;
+            taken.extend(Vec::into_iter(out).map(|member: Member| member.instance));
+        }
+        taken
     }
 }
 
@@ -70,6 +82,17 @@ impl Routes {
         self.proxy.apply(parts.joined()).await.map(drop)
     }
 
+    /// Takes instances that are to end out of an app's routes. Returns those that were in, once the proxy has
+    /// acknowledged that it gives them no request any more.
+    pub async fn take_out(&self, app: &AppName, leaving: &[InstanceId]) -> Result<Vec<InstanceId>, ApplyError> {
+        let mut parts = self.parts.lock().await;
+        let taken = parts.take_out(app, leaving);
+        if !taken.is_empty() {
+            self.proxy.apply(parts.joined()).await?;
+        }
+        Ok(taken)
+    }
+
     /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts.
     pub async fn let_go(&self, app: &AppName) {
         let mut parts = self.parts.lock().await;
@@ -87,7 +110,6 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::table::Member;
 
     fn route(app: &str, hosts: &[&str], instances: u32) -> Route {
         let member = |number: u32| Member {
@@ -115,6 +137,15 @@ mod tests {
         let joined = parts(&kept, &set).joined();
         let rest = Route { hosts: vec!["old.test".into()], ..kept[0].clone() };
         assert_eq!(joined, [set[0].clone(), kept[1].clone(), rest]);
+    }
+
+    #[test]
+    fn what_is_to_end_is_taken_out_of_its_own_routes() {
+        let mut parts = parts(&[route("shop", &["shop.test"], 3), route("blog", &["blog.test"], 2)], &[]);
+        let leaving = ["d1-shop-2", "d1-shop-9", "d1-blog-1"].map(|id| InstanceId::parse(id).unwrap());
+        assert_eq!(parts.take_out(&"shop".parse().unwrap(), &leaving), [leaving[0].clone()]);
+        let left: Vec<_> = parts.joined().iter().map(|route| route.members.len()).collect();
+        assert_eq!(left, [2, 2], "blog, shop");
     }
 
     #[test]

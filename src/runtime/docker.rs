@@ -426,6 +426,10 @@ impl Runtime for Docker {
     ) -> BoxFuture<'a, Result<Exited, RuntimeError>> {
         once::run(self, spec, timeout, log).boxed()
     }
+
+    fn remove_left_over<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<usize, RuntimeError>> {
+        self.remove_orphans(Some(app), &|_| false).boxed()
+    }
 }
 
 /// The call's result, or [`RuntimeError::Unavailable`] after `deadline`.

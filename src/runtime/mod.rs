@@ -56,6 +56,8 @@ pub trait Runtime: Send + Sync + 'static {
         timeout: Duration,
         log: &'a (dyn Fn(&str) + Send + Sync),
     ) -> BoxFuture<'a, Result<Exited, RuntimeError>>;
+    /// Removes what is left of an app's one-off containers, when none of them is wanted any more; how many went.
+    fn remove_left_over<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<usize, RuntimeError>>;
 }
 
 /// All that is needed to start one instance.

@@ -15,6 +15,7 @@ mod api;
 mod backups;
 mod bad_versions;
 mod cancel;
+mod chaos;
 mod commands;
 mod deliveries;
 mod disk_full;

@@ -157,3 +157,26 @@ async fn what_nobody_recorded_is_left_alone_and_what_was_left_behind_goes() {
     shop.engine.docker.remove_container(&stranger, Some(options)).await.expect("removed");
     shop.finish().await;
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_release_command_goes_with_the_next_deployment() {
+    let Some(engine) = engine::or_skip("what_is_left_of_a_release_command_goes").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let mut labels = shop.instances("web").await.swap_remove(0).labels;
+    // As the engine makes it when it ends before it can answer.
+    labels.insert("longshore.kind".into(), "release-command".into());
+    labels.insert("longshore.instance".into(), "d1-web-0".into());
+    labels.insert("longshore.slot".into(), "0".into());
+    let image = shop.engine.objects(&shop.agent.id()).await.images.swap_remove(0).id;
+    let body = ContainerCreateBody { image: Some(image), labels: Some(labels), ..Default::default() };
+    let name = format!("longshore.{}.shop.d1-web-0", shop.agent.id());
+    let options = CreateContainerOptionsBuilder::new().name(&name).build();
+    let left = shop.engine.docker.create_container(Some(options), body).await.expect("created").id;
+    assert_eq!(shop.push(&Behaviour::version("v2")).await["status"], "succeeded");
+    eventually("what was left is gone", LIMIT, async || {
+        let gone = shop.engine.docker.inspect_container(&left, None).await.is_err();
+        if gone { Ok(()) } else { Err("it is there".to_owned()) }
+    })
+    .await;
+    shop.finish().await;
+}

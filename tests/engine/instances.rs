@@ -281,7 +281,7 @@ fn a_release_command_runs_once_even_over_two_lives() {
         assert!(first.is_err(), "{first:?}");
         assert_eq!(agent.docker.list(None).await.unwrap(), [], "it is no instance");
         let started = agent.docker.inspect(&slow.id).await.unwrap().unwrap().started_at;
-        assert_eq!(agent.docker.remove_orphans(&|observed| observed.id == slow.id).await.unwrap(), 0);
+        assert_eq!(agent.docker.remove_orphans(None, &|observed| observed.id == slow.id).await.unwrap(), 0);
         eventually("it ends by itself", || async {
             let now = agent.docker.inspect(&slow.id).await.unwrap().unwrap();
             assert_eq!(now.started_at, started);
@@ -301,6 +301,6 @@ fn a_release_command_runs_once_even_over_two_lives() {
         let left =
             tokio::time::timeout(Duration::from_millis(900), agent.docker.run_once(&orphan, PATIENCE, &log)).await;
         assert!(left.is_err());
-        assert_eq!(agent.docker.remove_orphans(&|_| false).await.unwrap(), 1);
+        assert_eq!(agent.docker.remove_orphans(None, &|_| false).await.unwrap(), 1);
     });
 }

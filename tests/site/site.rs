@@ -258,9 +258,11 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
     let close = site.stopping.load(SeqCst)
         || request.headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let connection = if close { "close" } else { "keep-alive" };
+    // Whose answer this is: the load sends a number with each request.
+    let id = request.headers.get("x-load-id").map_or(String::new(), |id| format!("x-load-id: {id}\r\n"));
     let mut bytes = format!(
         "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nx-version: {}\r\nx-instance: {}\r\n\
-         connection: {connection}\r\n\r\n",
+         {id}connection: {connection}\r\n\r\n",
         body.len(),
         behaviour.text("version"),
         hostname()

@@ -4,20 +4,20 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use tokio::sync::{Mutex, MutexGuard};
 
 use super::engine::Engine;
 use super::wait::eventually;
 
-static ALONE: Mutex<()> = Mutex::const_new(());
-
 const UP: Duration = Duration::from_secs(60);
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// The engine. What it holds is gone when it is dropped.
 pub struct PrivateEngine {
@@ -25,8 +25,8 @@ pub struct PrivateEngine {
     /// One of its own: an engine without any, or with address pools of its own, removes the machine's `docker0`.
     bridge: String,
     child: Option<Child>,
-    /// Two at a time would share a bridge and its addresses.
-    _alone: MutexGuard<'static, ()>,
+    /// Whether containers that run when it starts go on running: otherwise it ends them and starts them anew.
+    live_restore: bool,
 }
 
 impl PrivateEngine {
@@ -41,12 +41,14 @@ impl PrivateEngine {
     }
 
     async fn start() -> Self {
-        let alone = ALONE.lock().await;
+        // Several may run at a time, of this process and of others.
+        let number = STARTED.fetch_add(1, Relaxed);
         let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
-        let bridge = format!("lsh{}", std::process::id());
+        let bridge = format!("lsh{}-{number}", std::process::id());
         ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine = Self { directory, bridge, child: None, _alone: alone };
-        ip(&["addr", "add", "10.212.0.1/24", "dev", &engine.bridge]);
+        let mut engine = Self { directory, bridge, child: None, live_restore: false };
+        let subnet = (std::process::id() * 4 + number) % 256;
+        ip(&["addr", "add", &format!("10.212.{subnet}.1/24"), "dev", &engine.bridge]);
         engine.up().await;
         engine
     }
@@ -65,6 +67,11 @@ impl PrivateEngine {
         Engine { docker: self.connect().expect("a socket") }
     }
 
+    /// Whether containers go on running over its next starts.
+    pub fn set_live_restore(&mut self, live_restore: bool) {
+        self.live_restore = live_restore;
+    }
+
     /// Starts it again and waits until it answers.
     pub async fn up(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
@@ -77,6 +84,7 @@ impl PrivateEngine {
             .arg("--pidfile")
             .arg(self.path("pid"))
             .args(["--host", &self.address(), "--bridge", &self.bridge, "--iptables=false", "--ip6tables=false"])
+            .args(self.live_restore.then_some("--live-restore"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
@@ -113,18 +121,46 @@ impl PrivateEngine {
     }
 }
 
+/// What it leaves on the machine when it is killed.
+impl PrivateEngine {
+    /// The engine, its containerd and the shims of the containers, which all name the directory; and what runs in the
+    /// containers, whose root is in it: that outlives its shim, and an engine that was killed may have forgotten it.
+    fn processes(&self) -> Vec<i32> {
+        let place = self.directory.path().display().to_string();
+        let names_it = |pid: &i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.windows(place.len()).any(|part| part == place.as_bytes())
+        };
+        let has_root_in_it = |pid: &i32| {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            mounts.lines().any(|mount| mount.split(' ').nth(4) == Some("/") && mount.contains(&place))
+        };
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| names_it(pid) || has_root_in_it(pid)).collect()
+    }
+
+    /// The bridges of the networks that its containers are in.
+    fn bridges(&self) -> Vec<String> {
+        let containers = fs::read_dir(self.path("data/containers")).into_iter().flatten().flatten();
+        let configs = containers.filter_map(|entry| fs::read_to_string(entry.path().join("config.v2.json")).ok());
+        let mut found: Vec<String> = configs
+            .flat_map(|config| {
+                let ids = config.split("\"NetworkID\":\"").skip(1);
+                ids.filter_map(|id| Some(format!("br-{}", id.get(..12)?))).collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+}
+
 impl Drop for PrivateEngine {
     fn drop(&mut self) {
-        let in_it = |pid: &i32| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let place = self.directory.path().as_os_str().as_encoded_bytes();
-            command.windows(place.len()).any(|part| part == place)
-        };
-        // The engine, its containerd, and the shims of the containers: all name the directory.
+        let bridges = self.bridges();
         for _ in 0..50 {
-            let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-            let ours: Vec<i32> =
-                pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(in_it).collect();
+            let ours = self.processes();
             if ours.is_empty() {
                 break;
             }
@@ -133,7 +169,9 @@ impl Drop for PrivateEngine {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let _ = std::process::Command::new("ip").args(["link", "delete", &self.bridge]).status();
+        for bridge in bridges.iter().chain([&self.bridge]) {
+            let _ = std::process::Command::new("ip").args(["link", "delete", bridge]).stderr(Stdio::null()).status();
+        }
         // What is still mounted would keep the directory.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let place = self.directory.path().display().to_string();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use git2::{ErrorCode, ObjectType, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags, Tree};
 use sha2::{Digest, Sha256};
@@ -72,6 +73,28 @@ pub(super) fn remove(path: &Path) -> Result<(), Trouble> {
             Err(Trouble::Failed(format!("cannot remove the damaged mirror {}: {error}", path.display())))
         }
         _ => Ok(()),
+    }
+}
+
+/// Removes the locks that a killed agent left, which are those older than `started`: nobody else writes to a mirror, and
+/// a commit whose ref is locked could never be kept.
+pub(super) fn sweep_locks(mirror: &Path, started: SystemTime) {
+    let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
+    let is_old = |entry: &fs::DirEntry| {
+        entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| modified < started)
+    };
+    // Beside the refs themselves: packed-refs, HEAD and config.
+    let (mut directories, refs) = (vec![mirror.to_owned()], mirror.join("refs"));
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.starts_with(&refs) && path.is_dir() {
+                directories.push(path);
+            } else if is_lock(&path) && is_old(&entry) {
+                tracing::info!(lock = %path.display(), "removing a lock that an earlier life of the agent left");
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 }
 
@@ -298,5 +321,25 @@ mod tests {
         assert_ne!(name, directory_name(&http("github.com", "evil/Shop;$(id).git")));
         let dots = directory_name(&RepoUrl::Local("/srv/..".into()));
         assert!(!dots.contains("..") && !dots.contains('/'), "{dots}");
+    }
+
+    #[test]
+    fn a_lock_that_a_killed_agent_left_keeps_no_commit_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mirror.git");
+        let mirror = Mirror::open_or_create(&path).unwrap();
+        let tree = mirror.repo.treebuilder(None).unwrap().write().unwrap();
+        let tree = mirror.repo.find_tree(tree).unwrap();
+        let ada = git2::Signature::now("Ada", "ada@example.com").unwrap();
+        let commit = mirror.repo.commit(None, &ada, &ada, "First", &tree, &[]).unwrap();
+        fs::create_dir_all(path.join(PINS)).unwrap();
+        fs::write(path.join(format!("{PINS}{commit}.lock")), b"").unwrap();
+        assert!(mirror.pin(commit).is_err());
+
+        sweep_locks(&path, SystemTime::UNIX_EPOCH);
+        assert!(mirror.pin(commit).is_err(), "one of this life stays");
+        sweep_locks(&path, SystemTime::now());
+        mirror.pin(commit).unwrap();
+        assert_eq!(mirror.pins().unwrap(), [commit]);
     }
 }

@@ -196,6 +196,7 @@ impl Mirrors {
         let (sweep, started) = (path.clone(), self.started);
         blocking(move || {
             pack::sweep(&sweep, started);
+            mirror::sweep_locks(&sweep, started);
             Ok(())
         })
         .await?;
