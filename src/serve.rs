@@ -9,15 +9,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::agent::apps::Shared;
 use crate::config::Config;
-use crate::data_dir::lock::LockError;
+use crate::data_dir::lock::{Lock, LockError};
 use crate::deploy::build::Builder;
 use crate::deploy::source::{Mirrors, Timeouts};
 use crate::proxy::client::ProxyClient;
@@ -39,10 +41,47 @@ const END_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT. A listener that a service manager opened takes the place of `[agent] listen`.
 pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::net::TcpListener>) -> Result<()> {
+    // From the first moment on: until somebody listens for it, a signal ends a program.
+    let mut signals = Signals::listen()?;
+    let serving = tokio::select! {
+        serving = start(config_path, config, inherited) => serving?,
+        () = signals.ended() => return Ok(()),
+    };
+    signals.obey(&serving.agent).await;
+    serving.end().await;
+    Ok(())
+}
+
+/// An agent that is up.
+struct Serving {
+    agent: Arc<Agent>,
+    /// What ends in order when the agent does.
+    tasks: Vec<JoinHandle<()>>,
+    /// What is simply left where it is.
+    endless: JoinHandle<()>,
+    _alone: Lock,
+}
+
+impl Serving {
+    async fn end(self) {
+        tracing::info!("ending: what is under way goes on at the next start");
+        self.agent.shutdown().cancel();
+        let ended = async {
+            // Each ends by the token; an error here is a task that had ended before.
+            let _ = tokio::join!(join_all(self.tasks), self.agent.workers_ended());
+        };
+        if tokio::time::timeout(END_GRACE, ended).await.is_err() {
+            tracing::warn!("some of what is under way did not end in time and is cut");
+        }
+        self.endless.abort();
+    }
+}
+
+async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net::TcpListener>) -> Result<Serving> {
     let data_dir = config.agent.data_dir.clone();
     data_dir::prepare(&data_dir)?;
     // Before anything is read: two agents would undo each other's work.
-    let _alone = data_dir::lock::take(&data_dir, data_dir::lock::AGENT).map_err(|err| match err {
+    let alone = data_dir::lock::take(&data_dir, data_dir::lock::AGENT).map_err(|err| match err {
         LockError::Held { .. } => anyhow!("{err}; stop that process first, or give this agent a data_dir of its own"),
         LockError::Io { .. } => err.into(),
     })?;
@@ -104,18 +143,7 @@ pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::ne
     let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
     tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
 
-    obey_signals(&agent).await?;
-    tracing::info!("ending: what is under way goes on at the next start");
-    shutdown.cancel();
-    let ended = async {
-        // Each ends by the token; an error here is a task that had ended before.
-        let _ = tokio::join!(tcp, unix, notices, look_out, keeper, agent.workers_ended());
-    };
-    if tokio::time::timeout(END_GRACE, ended).await.is_err() {
-        tracing::warn!("some of what is under way did not end in time and is cut");
-    }
-    work.abort();
-    Ok(())
+    Ok(Serving { agent, tasks: vec![tcp, unix, notices, look_out, keeper], endless: work, _alone: alone })
 }
 
 /// A connection to the engine, in a moment or not at all.
@@ -227,19 +255,41 @@ async fn hand_on_events(agent: Arc<Agent>, mut events: BoxStream<'static, Happen
 }
 
 /// SIGHUP reloads; SIGTERM and SIGINT end.
-async fn obey_signals(agent: &Arc<Agent>) -> Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Returns when the agent is to end. A reload stays to be done.
+    async fn ended(&mut self) {
         tokio::select! {
-            _ = hangup.recv() => {
-                if let Err(problems) = agent.reload().await {
-                    tracing::error!("the configuration is not reloaded, the old one stays in force:\n{problems}");
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Does what is asked until the agent is to end.
+    async fn obey(&mut self, agent: &Arc<Agent>) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    if let Err(problems) = agent.reload().await {
+                        tracing::error!("the configuration is not reloaded, the old one stays in force:\n{problems}");
+                    }
                 }
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
             }
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
         }
     }
 }

@@ -110,17 +110,19 @@ enum Again {
 /// How far a deployment was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    /// To its end, or until the agent ends.
-    Whole,
+    /// To its end.
+    Ended,
     /// Until the engine went away.
     BrokenOff,
+    /// Until the agent ends.
+    Left,
 }
 
 impl Deployer {
     /// Runs a deployment to its end, or until the agent ends or the engine goes away.
     async fn run(&self, deployment: Deployment, again: Again) -> Result<Told, StoreError> {
         let id = deployment.id;
-        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(Told::Whole) };
+        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(Told::Left) };
         let running = Running::new(id);
         if deployment.cancel_asked {
             running.cancel("cancelled".into());
@@ -155,7 +157,8 @@ impl Deployer {
         };
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
-            Err(Halt::AgentEnds | Halt::EndedBefore) => return Ok(Told::Whole),
+            Err(Halt::AgentEnds) => return Ok(Told::Left),
+            Err(Halt::EndedBefore) => return Ok(Told::Ended),
             Err(Halt::EngineAway(why)) => match self.break_off(id, &redactor.clean(&why), &log).await? {
                 Some(finish) => finish,
                 None => return Ok(Told::BrokenOff),
@@ -164,7 +167,7 @@ impl Deployer {
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
         self.journal.finish(&self.app, id, finish).await?;
         self.expect_live().await;
-        Ok(Told::Whole)
+        Ok(Told::Ended)
     }
 
     /// Tells the driver where instances of the live release are meant to be, now that no deployment moves any.

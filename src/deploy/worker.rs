@@ -58,8 +58,8 @@ impl Deployer {
             if matches!(ran, Ok(Some(_))) {
                 cleared = Cleared::NotYet;
             }
-            // What was broken off still needs what it has on the engine.
-            if matches!(ran, Ok(None | Some(Told::Whole))) {
+            // What goes on later still needs what it has on the engine.
+            if matches!(ran, Ok(None | Some(Told::Ended))) {
                 cleared = self.clear_up_unless(cleared).await;
             }
             let rest = match ran {
@@ -87,10 +87,10 @@ impl Deployer {
         if cleared == Cleared::All {
             return cleared;
         }
-        match self.shutdown.run_until_cancelled(self.clear_up()).await {
-            None => Cleared::NotYet,
-            Some(Ok(())) => Cleared::All,
-            Some(Err(err)) => {
+        // Also when the agent is about to end: a removal that is cut off may leave an image without its name.
+        match self.clear_up().await {
+            Ok(()) => Cleared::All,
+            Err(err) => {
                 if cleared == Cleared::NotYet {
                     tracing::warn!(app = %self.app, "{err:#}; it is tried again");
                 }
