@@ -361,6 +361,8 @@ impl Agent {
         problems.extend(self.too_little_space().await);
         if let Err(err) = self.store.tokens().await {
             problems.push(err.to_string());
+        } else if let Err(err) = self.store.refuse_while_scarce().await {
+            problems.push(format!("nothing new is taken: {err}"));
         }
         Readiness { problems }
     }

@@ -92,7 +92,7 @@ async fn instances(client: &Client, app: &AppName, service: Option<&ServiceName>
         && !view.services.iter().any(|known| known.name == service.as_str())
     {
         let known: Vec<&str> = view.services.iter().map(|known| known.name.as_str()).collect();
-        return Err(CliError::Failed(format!("{app} has no service {service:?}; services: {}", known.join(", "))));
+        return Err(CliError::Failed(format!("{app} has no service \"{service}\"; services: {}", known.join(", "))));
     }
     let wanted = |instance: &&InstanceView| {
         instance.duty != Duty::Retired && service.is_none_or(|service| instance.service == service.as_str())

@@ -94,8 +94,8 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// What was set aside for a full disk is for what is under way: nothing new is taken on it.
-    async fn refuse_while_scarce(&self) -> Result<(), StoreError> {
+    /// What was set aside for a full disk is for what is under way: nothing new is taken on it, says [`StoreError::Full`].
+    pub async fn refuse_while_scarce(&self) -> Result<(), StoreError> {
         if self.scarce.load(Ordering::Acquire) {
             // Whatever the thread is asked, it looks for room first.
             self.call(|_| Ok(())).await?;

@@ -101,6 +101,7 @@ async fn on_a_full_disk_apps_serve_pushes_are_refused_and_all_goes_on_with_room(
         if ballast.exists() { Err(shop.agent.log()) } else { Ok(()) }
     })
     .await;
+    says(&shop, "nothing new is taken: the journal cannot be written: its disk is full").await;
     disk.fill();
     shop.agent.kill().await;
     shop.agent.spawn();

@@ -69,6 +69,8 @@ pub(super) const SITE: &str = "demo-site";
 /// The app's name and host.
 const APP: &str = "demo";
 const HOST: &str = "demo.localhost";
+/// The file by which a demo's directory is known.
+const MARK: &str = ".longshore-demo";
 /// How long the agent may take to come up.
 const START: Duration = Duration::from_secs(30);
 
@@ -91,6 +93,8 @@ async fn show(dir: &Path, once: bool) -> Result<()> {
     );
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let dir = dir.canonicalize()?;
+    // First of all: without it nothing is ever removed.
+    fs::write(dir.join(MARK), "Made by `longshore demo`, and removed by `longshore demo --remove`.\n")?;
     let demo = Demo {
         exe: std::env::current_exe().context("cannot find the longshore binary")?,
         agent: free_address()?,

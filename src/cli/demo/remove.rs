@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::MARK;
 use crate::config;
 use crate::runtime::docker::Docker;
 
@@ -16,8 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Removes the demo in `dir`.
 pub(super) async fn remove(dir: &Path) -> Result<()> {
+    ensure!(
+        dir.join(MARK).is_file(),
+        "{} holds no demo: `longshore demo` would have left the file {MARK} there; nothing was removed",
+        dir.display()
+    );
     let config_path = dir.join("deploy.toml");
-    ensure!(config_path.exists(), "{} holds no demo", dir.display());
     for pid_file in ["agent.pid", "data/proxy.lock"] {
         end_process(&dir.join(pid_file), dir).await?;
     }
@@ -48,4 +53,21 @@ async fn end_process(pid_file: &Path, dir: &Path) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_demo_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["deploy.toml", "data/agent-id"] {
+            fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(name), "of somebody else").unwrap();
+        }
+        let refused = remove(dir.path()).await.unwrap_err().to_string();
+        assert!(refused.contains("holds no demo") && refused.contains("nothing was removed"), "{refused}");
+        assert!(dir.path().join("data/agent-id").exists());
+    }
 }
