@@ -11,6 +11,7 @@
 //!
 //! [`agent`] holds an app's parts together, [`serve`] starts and ends it all; [`cli`] is what a person types.
 
+pub mod discard;
 pub mod fail_point;
 pub mod model;
 pub mod text;

@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::counts::Tally;
 use super::instance::Claim;
 use super::pool::Link;
+use crate::discard::discard;
 
 /// What a request brings to an instance.
 #[derive(Debug)]
@@ -20,7 +21,52 @@ pub enum Outgoing {
     /// No body.
     Empty,
     /// The client's body.
-    Upload(Incoming, Arc<Progress>),
+    Upload(ClientBody, Arc<Progress>),
+}
+
+/// A client's body. Whoever gives it up before its end need not mind the client: the rest is read and forgotten, so
+/// that the client gets to the answer.
+#[derive(Debug)]
+pub struct ClientBody {
+    /// Gone once it was given up.
+    incoming: Option<Incoming>,
+    /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
+    is_held_back: bool,
+}
+
+impl ClientBody {
+    /// As it comes from the client's connection.
+    pub fn new(incoming: Incoming, is_held_back: bool) -> Self {
+        Self { incoming: Some(incoming), is_held_back }
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.is_held_back = false;
+        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take()
+            && !self.is_held_back
+        {
+            discard(incoming);
+        }
+    }
 }
 
 /// How an upload fares; read by whoever waits for the answer.

@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
+use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, UPGRADE};
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::answer::Own;
-use super::body::{Answer, Outgoing, Progress, Relay};
+use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
 use super::counts::Tally;
 use super::headers::{self, Origin};
 use super::instance::{Claim, Instance};
@@ -38,17 +38,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Answers one request of a client.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Answer> {
     let wants_json = headers::accepts_json(request.headers());
-    let mut response = match forward(&proxy, &origin, request).await {
+    let is_held_back = request.headers().contains_key(EXPECT);
+    let mut response = match forward(&proxy, &origin, request.map(|body| ClientBody::new(body, is_held_back))).await {
         Ok(response) => response,
         Err(own) => own.response(wants_json),
     };
-    if proxy.is_closing() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    // A body that was never asked for leaves no way to tell where the next request begins.
+    let is_own = matches!(response.body(), Answer::Own(_));
+    if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<Incoming>) -> Result<Response<Answer>, Own> {
+async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
     if request.method() == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -177,6 +180,7 @@ impl Attempt<'_> {
                     }
                 },
             };
+            self.decide_end(&mut link, &mut request);
             let replay = self.replayable.then(|| Head::of(&request));
             let error = match self.exchange(&mut link, request).await? {
                 Ok(response) => return Ok((link, response)),
@@ -203,6 +207,20 @@ impl Attempt<'_> {
             }
             request = next;
         }
+    }
+
+    /// A request that takes no idle connection would leave one more behind. When there are enough of them, the
+    /// instance is asked to close it: of many connections closed from this side each would hold a port for a minute.
+    fn decide_end(&self, link: &mut Link, request: &mut Request<Outgoing>) {
+        if self.replayable || request.headers().contains_key(UPGRADE) {
+            return;
+        }
+        link.is_extra = true;
+        link.ends = self.claim.instance().pool.has_enough();
+        match link.ends {
+            true => request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close")),
+            false => request.headers_mut().remove(CONNECTION),
+        };
     }
 
     /// Waits for the head of the answer, as long as is reasonable.

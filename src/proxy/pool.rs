@@ -1,10 +1,14 @@
 //! Connections to one instance. A connection lives in exactly one place: the pool while idle, else the request that
-//! uses it, which also drives it. Nothing is spawned for it, and a broken one is seen the moment it is taken.
+//! uses it, which also drives it. Nothing is spawned for it until it ends, and a broken one is seen the moment it is
+//! taken.
+//!
+//! A request that takes idle connections makes one only when there is none, so these are never more than were lately
+//! in use at once. Requests with a connection of their own would add one each; theirs are kept up to [`ENOUGH`].
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -14,6 +18,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, Parts, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::body::Outgoing;
@@ -21,6 +26,10 @@ use super::instance::lock;
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
+/// With this many idle connections, those of requests that take none are not kept.
+const ENOUGH: usize = 32;
+/// How long an instance may take to close a connection after its last answer.
+const LEAVE_LIMIT: Duration = Duration::from_millis(100);
 /// A stopped container's address does not refuse, it is silent.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -75,6 +84,8 @@ impl Pool {
             connection: Some(connection),
             closed: None,
             reused: false,
+            is_extra: false,
+            ends: false,
             idle_since: Instant::now(),
             idle_limit: IDLE_LIMIT,
         }))
@@ -82,15 +93,22 @@ impl Pool {
 
     /// Keeps a connection for the next request, if it can take one.
     pub fn put(&self, mut link: Box<Link>) {
-        if !link.is_ready() || link.idle_limit.is_zero() {
+        if link.ends || !link.is_ready() || link.idle_limit.is_zero() {
+            link.leave();
             return;
         }
+        let is_extra = std::mem::take(&mut link.is_extra);
         link.reused = true;
         link.idle_since = Instant::now();
         let mut idle = lock(&self.idle);
-        if idle.open {
+        if idle.open && !(is_extra && idle.links.len() >= ENOUGH) {
             idle.links.push(link);
         }
+    }
+
+    /// Whether requests that take no idle connection need not leave theirs.
+    pub fn has_enough(&self) -> bool {
+        lock(&self.idle).links.len() >= ENOUGH
     }
 
     /// Closes what is idle, now and from now on.
@@ -125,6 +143,10 @@ pub struct Link {
     closed: Option<Parts<Io>>,
     /// Whether it has carried a request before, so that its other side may have been closing it.
     pub reused: bool,
+    /// Made although there may have been idle ones.
+    pub is_extra: bool,
+    /// The instance was asked to close it after its answer.
+    pub ends: bool,
     idle_since: Instant,
     idle_limit: Duration,
 }
@@ -199,6 +221,25 @@ impl Link {
         }
     }
 
+    /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.
+    fn leave(self: Box<Self>) {
+        let Self { sender, connection, closed, .. } = *self;
+        // Without a sender the connection ends by itself.
+        drop(sender);
+        let mut link = (connection, closed);
+        tokio::spawn(tokio::time::timeout(LEAVE_LIMIT, async move {
+            std::future::poll_fn(|cx| {
+                drive(&mut link.0, &mut link.1, cx);
+                if link.0.is_none() { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            if let Some(parts) = link.1 {
+                let mut socket = parts.io.into_inner();
+                while matches!(socket.read(&mut [0; 512]).await, Ok(1..)) {}
+            }
+        }));
+    }
+
     /// After a 101: the bare socket, and what came behind the head.
     pub async fn into_socket(mut self: Box<Self>) -> Option<(TcpStream, bytes::Bytes)> {
         std::future::poll_fn(|cx| {
@@ -222,8 +263,59 @@ impl Link {
 
 fn drive(connection: &mut Option<Connection<Io, Outgoing>>, closed: &mut Option<Parts<Io>>, cx: &mut Context<'_>) {
     let Some(running) = connection else { return };
-    if Pin::new(running).poll(cx).is_ready() {
+    // Its end is not announced to the other side: `leave` lets that one go first, and all others drop the socket.
+    if running.poll_without_shutdown(cx).is_ready() {
         // Taking it apart also answers a request that was still queued.
         *closed = connection.take().map(Connection::into_parts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A connection that has had its request.
+    async fn used(pool: &Pool, is_extra: bool) -> Box<Link> {
+        let mut link = pool.connect().await.unwrap();
+        link.drive(&mut Context::from_waker(Waker::noop()));
+        link.is_extra = is_extra;
+        link
+    }
+
+    #[tokio::test]
+    async fn connections_of_single_requests_are_kept_up_to_a_bound_and_others_beyond_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = Pool::new(listener.local_addr().unwrap());
+        for kept in 0..ENOUGH {
+            assert!(!pool.has_enough(), "{kept}");
+            pool.put(used(&pool, true).await);
+        }
+        assert!(pool.has_enough());
+        pool.put(used(&pool, true).await);
+        assert_eq!(lock(&pool.idle).links.len(), ENOUGH, "one more is closed");
+
+        let shared = used(&pool, false).await;
+        let taken = pool.take().unwrap();
+        assert!(taken.reused && !taken.is_extra, "it is like any other now");
+        pool.put(taken);
+        pool.put(shared);
+        assert_eq!(lock(&pool.idle).links.len(), ENOUGH + 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_is_closed_by_the_instance() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = Pool::new(listener.local_addr().unwrap());
+        let mut link = used(&pool, true).await;
+        let (mut instance, _) = listener.accept().await.unwrap();
+        link.ends = true;
+        pool.put(link);
+        tokio::task::yield_now().await;
+        let too_early = instance.try_read(&mut [0]).unwrap_err();
+        assert_eq!(too_early.kind(), io::ErrorKind::WouldBlock, "the instance has the first word");
+        // One that does not take it is closed all the same.
+        assert_eq!(instance.read(&mut [0]).await.unwrap(), 0);
     }
 }

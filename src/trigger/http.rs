@@ -21,7 +21,7 @@ use secrecy::SecretString;
 use serde::Serialize;
 
 use super::github::{self, Delivery, Format};
-use super::intake::{Intake, LARGEST_BODY, Taken, Unread, discard};
+use super::intake::{Intake, LARGEST_BODY, Taken, Unread};
 use super::post_receive;
 use super::signature::{self, SignatureError};
 use super::to_the_end::ToTheEnd;
@@ -29,6 +29,7 @@ use super::{Heard, Push, Refusal, one_line};
 use crate::agent::Agent;
 use crate::api::problem::{Problem, new_request_id};
 use crate::config::{App, Config};
+use crate::discard::discard;
 use crate::journal::{Followed, Journal};
 use crate::model::{AppName, DeploymentId, Status, Trigger};
 use crate::queue::Request;

@@ -13,8 +13,6 @@ use tokio::time::timeout;
 pub const LARGEST_BODY: usize = 25 << 20;
 /// How much of a body does not count against the budget, so that ordinary deliveries pass while large ones fill it.
 const FREE: usize = 32 << 10;
-/// How much of a refused body is still read, so that the sender gets to the answer, and for how long.
-const LINGER: (usize, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// Why a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,23 +91,6 @@ impl Intake {
         let bytes = if rest.is_empty() { first } else { rest.freeze() };
         Ok(Taken { bytes, _share: share })
     }
-}
-
-/// Reads on and forgets, for a while: closing a connection with unread bytes would make the sender lose the answer.
-pub fn discard(mut body: Body) {
-    if body.is_end_stream() {
-        return;
-    }
-    let (most, long) = LINGER;
-    tokio::spawn(timeout(long, async move {
-        let mut seen = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            seen += frame.data_ref().map_or(0, Bytes::len);
-            if seen > most {
-                break;
-            }
-        }
-    }));
 }
 
 #[cfg(test)]

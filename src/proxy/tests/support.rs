@@ -111,6 +111,24 @@ pub struct Seen {
     pub ids: Mutex<HashMap<String, usize>>,
     pub requests: AtomicUsize,
     pub connections: AtomicUsize,
+    pub open: AtomicUsize,
+    pub most_open: AtomicUsize,
+}
+
+/// A connection counted as open.
+struct Open(Arc<Seen>);
+
+impl Open {
+    fn count(seen: &Arc<Seen>) -> Self {
+        seen.most_open.fetch_max(seen.open.fetch_add(1, SeqCst) + 1, SeqCst);
+        Self(Arc::clone(seen))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Backend {
@@ -131,7 +149,12 @@ impl Backend {
                     let (stream, _) = listener.accept().await.unwrap();
                     stream.set_nodelay(true).unwrap();
                     seen.connections.fetch_add(1, SeqCst);
+                    let open = Open::count(&seen);
                     let serving = serve(stream, Arc::clone(&seen), Arc::clone(&name), idle);
+                    let serving = async move {
+                        serving.await;
+                        drop(open);
+                    };
                     tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
                 }
             }
@@ -262,7 +285,7 @@ async fn answer(name: &str, seen: &Seen, mut request: Request<Incoming>) -> Resp
 pub struct Wire {
     pub stream: TcpStream,
     /// Read and not yet used.
-    rest: Vec<u8>,
+    pub rest: Vec<u8>,
 }
 
 #[derive(Debug)]

@@ -253,3 +253,34 @@ async fn bodies_stream_both_ways_at_once() {
     assert_eq!(got, size);
     assert_eq!(proxy.counts().await.served, 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_of_posts_leaves_few_connections_at_the_instance() {
+    const CLIENTS: usize = 4;
+    const EACH: usize = 100;
+    let proxy = Arc::new(TestProxy::start().await);
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let proxy = Arc::clone(&proxy);
+        clients.spawn(async move {
+            let mut wire = proxy.wire().await;
+            for _ in 0..EACH {
+                wire.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nbody").await;
+                assert_eq!(wire.reply().await.body, "4");
+            }
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    let seen = &backend.seen;
+    assert_eq!(seen.connections.load(SeqCst), CLIENTS * EACH, "each POST has a fresh connection");
+    // Besides the 32 that are kept each client has one under way and at most one that is closing.
+    assert!(seen.most_open.load(SeqCst) <= 32 + 2 * CLIENTS, "{} open at once", seen.most_open.load(SeqCst));
+    eventually("only those kept are open", || async { seen.open.load(SeqCst) <= 32 }).await;
+    let mut wire = proxy.wire().await;
+    assert_eq!(wire.get("/").await.status, 200);
+    assert_eq!(seen.connections.load(SeqCst), CLIENTS * EACH, "a GET takes one that a POST left");
+}

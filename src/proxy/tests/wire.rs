@@ -1,6 +1,8 @@
 //! What crosses the proxy byte by byte: headers, framings, hostile requests.
 
 use super::support::*;
+use crate::model::InstanceId;
+use crate::proxy::table::Member;
 
 #[tokio::test]
 async fn headers_are_those_of_this_hop() {
@@ -137,4 +139,53 @@ async fn old_clients_and_expectations_are_served() {
     for _ in 0..20 {
         assert_eq!(pipelines.reply().await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_takes_still_gets_its_answer() {
+    let proxy = TestProxy::start().await;
+    proxy.client.apply(vec![route("bare", "bare.test", &[])]).await.unwrap();
+    let body = "x".repeat(1 << 20);
+    let mut wire = proxy.wire().await;
+    for (host, status) in [("else.test", 404), ("bare.test", 503), ("else.test", 404)] {
+        wire.send(&format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n\r\n", body.len())).await;
+        // The answer is long on its way when the last byte is sent.
+        wire.stream.readable().await.unwrap();
+        wire.send(&body).await;
+        let reply = wire.reply().await;
+        assert!(reply.status == status && reply.complete, "{host}: {reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_gets_the_answer_of_an_instance_that_does_not_read_it() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = TestProxy::start().await;
+    let mut route = route("shop", "shop.test", &[]);
+    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1 });
+    proxy.client.apply(vec![route]).await.unwrap();
+    let instance = tokio::spawn(async move {
+        let mut wire = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
+        wire.until(b"\r\n\r\n").await.unwrap();
+        wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n").await;
+    });
+    let mut wire = proxy.wire().await;
+    let body = "x".repeat(1 << 20);
+    wire.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {}\r\n\r\n", body.len())).await;
+    wire.stream.readable().await.unwrap();
+    instance.await.unwrap();
+    wire.send(&body).await;
+    let reply = wire.reply().await;
+    assert!(reply.status == 413 && reply.complete, "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_not_told_to_go_on_in_vain() {
+    let proxy = TestProxy::start().await;
+    let mut wire = proxy.wire().await;
+    wire.send("POST / HTTP/1.1\r\nHost: else.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").await;
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (404, Some("close")));
+    assert!(wire.is_closed().await);
 }
