@@ -9,7 +9,7 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
-use crate::store::{Deployment, Drift, Release, Scope, Token};
+use crate::store::{Deployment, Drift, Release, Requests, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -211,8 +211,18 @@ pub struct PhaseView {
 pub struct RequestsView {
     /// Answered.
     pub served: u64,
+    /// Those of them that the app itself answered with 5xx.
+    #[serde(default)]
+    pub server_errors: u64,
     /// Not answered.
     pub failed: u64,
+}
+
+impl From<Requests> for RequestsView {
+    fn from(requests: Requests) -> Self {
+        let Requests { served, server_errors, failed } = requests;
+        Self { served, server_errors, failed }
+    }
 }
 
 /// A release.
@@ -392,7 +402,7 @@ impl DeploymentView {
                     seconds: seconds_between(phase.started_at, phase.finished_at.unwrap_or(now)),
                 })
                 .collect(),
-            requests: RequestsView { served: deployment.served, failed: deployment.failed },
+            requests: deployment.requests.into(),
             superseded_by: deployment.superseded_by.map(|by| by.0),
             cancel_asked: deployment.cancel_asked,
             url: format!("{}/api/v1/deployments/{}", public_url.unwrap_or_default(), deployment.id.0),

@@ -141,11 +141,14 @@ pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint
                 let live = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).count();
                 format!("{}, ", count(live as u64, "instance"))
             });
+            let errors = deployment.requests.server_errors;
+            let errors = (errors > 0).then(|| format!(", {} answered with 5xx", super::text::thousands(errors)));
             format!(
-                "{}{release}{time} ({}{}, {} failed)",
+                "{}{release}{time} ({}{}{}, {} failed)",
                 paint.paint(Look::Good, &status),
                 instances.unwrap_or_default(),
                 count(deployment.requests.served + deployment.requests.failed, "request"),
+                errors.unwrap_or_default(),
                 super::text::thousands(deployment.requests.failed),
             )
         }

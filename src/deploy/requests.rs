@@ -7,7 +7,7 @@ use super::{Halt, Story};
 use crate::proxy::control::AppCounts;
 use crate::queue::Request;
 use crate::rollout::watch::{Answers, History};
-use crate::store::Step;
+use crate::store::{Requests, Step};
 
 /// The step that keeps the proxy's counts from before the rollout.
 const COUNTS_STEP: &str = "counts";
@@ -25,6 +25,9 @@ pub(super) struct CountsBefore {
     boot: String,
     served: u64,
     failed: u64,
+    /// Not counted by an earlier version.
+    #[serde(default)]
+    server_errors: Option<u64>,
     #[serde(default)]
     history: History,
 }
@@ -34,8 +37,14 @@ impl CountsBefore {
         let lifetime = Answers::from(begin.app);
         let start = start.filter(|start| start.boot == begin.boot);
         let recent = start.map(|start| lifetime.since(start.app.into())).unwrap_or_default();
-        let (served, failed) = (begin.app.served, begin.app.failed);
-        Self { boot: begin.boot, served, failed, history: History { recent, lifetime } }
+        let AppCounts { served, failed, server_errors, .. } = begin.app;
+        Self {
+            boot: begin.boot,
+            served,
+            failed,
+            server_errors: Some(server_errors),
+            history: History { recent, lifetime },
+        }
     }
 }
 
@@ -81,15 +90,29 @@ impl Story<'_> {
     /// Records how many requests were answered and lost since the rollout began.
     pub(super) async fn count_requests(&self, before: Option<CountsBefore>) -> Result<(), Halt> {
         let Some(Count { boot, app: now }) = self.counts_now().await else { return Ok(()) };
-        let before = before.filter(|before| before.boot == boot);
-        let (served, failed) = before.map_or((0, 0), |before| (before.served, before.failed));
-        let (served, failed) = (now.served.saturating_sub(served), now.failed.saturating_sub(failed));
-        self.deployer.store.add_requests(self.deployment.id, served, failed).await?;
-        if served + failed > 0 {
-            self.log.line(format!("{served} requests answered during the rollout, {failed} failed"));
+        let since = requests_since(before.filter(|before| before.boot == boot), now);
+        self.deployer.store.add_requests(self.deployment.id, since).await?;
+        if since != Requests::default() {
+            self.log.line(said(since));
         }
         Ok(())
     }
+}
+
+/// What was counted after `before`; all, where that is not known.
+fn requests_since(before: Option<CountsBefore>, now: AppCounts) -> Requests {
+    let (served, failed, errors) = before
+        .map_or((0, 0, 0), |before| (before.served, before.failed, before.server_errors.unwrap_or(now.server_errors)));
+    let served = now.served.saturating_sub(served);
+    // An answer with 5xx is counted as it begins, and served when it has reached its client.
+    let server_errors = now.server_errors.saturating_sub(errors).min(served);
+    Requests { served, server_errors, failed: now.failed.saturating_sub(failed) }
+}
+
+fn said(requests: Requests) -> String {
+    let Requests { served, server_errors, failed } = requests;
+    let errors = (server_errors > 0).then(|| format!(", {server_errors} of them with 5xx of the app's own"));
+    format!("{served} requests answered during the rollout{}, {failed} failed", errors.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -105,6 +128,17 @@ mod tests {
         let before = CountsBefore::at_rollout(count("a", 150, 12, 8), Some(count("a", 100, 10, 3)));
         assert_eq!(before.history.recent, Answers { requests: 52, errors: 7 });
         assert_eq!(before.history.lifetime, Answers { requests: 162, errors: 20 });
+    }
+
+    #[test]
+    fn what_the_app_answered_with_errors_is_said_beside_what_was_not_answered() {
+        let before = CountsBefore::at_rollout(count("a", 100, 1, 5), None);
+        let since = requests_since(Some(before), count("a", 2_666, 1, 2_076).app);
+        assert_eq!(
+            said(since),
+            "2566 requests answered during the rollout, 2071 of them with 5xx of the app's own, 0 failed"
+        );
+        assert_eq!(said(Requests { server_errors: 0, ..since }), "2566 requests answered during the rollout, 0 failed");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::message::{Facts, News, Serving};
 use crate::config::{Provider, RepoUrl};
 use crate::model::{CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
-use crate::store::{Deployment, PhaseSpan};
+use crate::store::{Deployment, PhaseSpan, Requests};
 
 pub(super) fn commit(digit: char) -> CommitSha {
     digit.to_string().repeat(40).parse().unwrap()
@@ -43,8 +43,7 @@ pub(super) fn record() -> Deployment {
         queued_at: at(0),
         started_at: Some(at(0)),
         finished_at: Some(at(174)),
-        served: 1204,
-        failed: 0,
+        requests: Requests { served: 1204, server_errors: 0, failed: 0 },
         phases: spans
             .map(|(status, from, to)| PhaseSpan { status, started_at: at(from), finished_at: Some(at(to)) })
             .into(),
@@ -84,13 +83,13 @@ pub(super) fn facts(news: News) -> Facts {
             record.reason = Some("the image could not be built: step 4 of 9 exited with code 1".into());
             record.release = None;
             record.phases.truncate(3);
-            record.served = 0;
+            record.requests.served = 0;
             facts.log = vec!["\u{1b}[31merror\u{1b}[0m: no `cart`\r".into(), "```".into(), String::new()];
             facts.held = true;
         }
         News::RolledBack => {
             record.reason = Some("web-2 exited with code 1 after 3 s\npanic: no such table\n\n  at main.rs:3".into());
-            record.failed = 3;
+            record.requests.failed = 3;
             facts.held = true;
         }
         News::Superseded => {

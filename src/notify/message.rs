@@ -11,7 +11,7 @@ use super::text::{duration, log_line};
 use crate::config::{NoticeKind, Provider, RepoUrl};
 use crate::model::{CommitSha, GitRef, ReleaseNumber, ServiceName, Status, Trigger, shorten};
 use crate::queue::Request;
-use crate::store::Deployment;
+use crate::store::{Deployment, Requests};
 use crate::text::{one_line, thousands};
 
 /// Characters of a commit's subject shown in the headline.
@@ -396,8 +396,10 @@ fn instances(counts: &[(ServiceName, u32)]) -> Option<String> {
 /// Only of a deployment that came to its rollout, and has ended.
 fn requests(record: &Deployment) -> Option<String> {
     let rolled_out = record.phases.iter().any(|span| span.status == Status::RollingOut);
+    let Requests { served, server_errors, failed } = record.requests;
+    let errors = (server_errors > 0).then(|| format!("{} of them 5xx of the app's own, ", thousands(server_errors)));
     (rolled_out && record.finished_at.is_some())
-        .then(|| format!("{} served, {} failed", thousands(record.served), thousands(record.failed)))
+        .then(|| format!("{} served, {}{} failed", thousands(served), errors.unwrap_or_default(), thousands(failed)))
 }
 
 /// `build 1 m 12 s · rollout 40 s · watch 1 m 0 s · total 3 m 1 s`

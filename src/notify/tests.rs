@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
-use crate::store::{Admission, Finish, NewDeployment, ReleaseBody, ReleasedService};
+use crate::store::{Admission, Finish, NewDeployment, ReleaseBody, ReleasedService, Requests};
 
 /// Waits short enough for a test.
 const QUICK: Timing = Timing {
@@ -523,7 +523,7 @@ async fn what_the_journal_knows_is_told() {
     world.advance(second).await;
     world.release(second, 'b', 2).await;
     world.journal.advance(&app(), second, Status::RollingOut).await.unwrap();
-    world.store.add_requests(second, 10_000, 1).await.unwrap();
+    world.store.add_requests(second, Requests { served: 10_000, server_errors: 2_071, failed: 1 }).await.unwrap();
     let log = world.journal.log(&app(), second).await.unwrap();
     (1..=40).for_each(|n| log.line(format!("line {n}")));
     let finish = Finish {
@@ -551,7 +551,10 @@ async fn what_the_journal_knows_is_told() {
         "shop: bbbbbbb by Ada was rolled back: web-2 was not ready after 60 s; v1 keeps serving"
     );
     assert_eq!(field(&seen[1], "Release").as_deref(), Some("v2 is not live, v1 keeps serving"));
-    assert_eq!(field(&seen[1], "Requests during the rollout").as_deref(), Some("10,000 served, 1 failed"));
+    assert_eq!(
+        field(&seen[1], "Requests during the rollout").as_deref(),
+        Some("10,000 served, 2,071 of them 5xx of the app's own, 1 failed")
+    );
     assert!(field(&seen[1], "Held").is_some_and(|held| held.starts_with("bbbbbbb is not deployed again")));
     let description = seen[1].body["embeds"][0]["description"].as_str().unwrap();
     assert!(description.starts_with("web-2 was not ready after 60 s\n```\nline 26\n"), "{description}");

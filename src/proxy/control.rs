@@ -121,6 +121,9 @@ pub enum Report {
         apps: BTreeMap<AppName, AppCounts>,
         /// Requests and streams under way per instance, where there are any.
         in_flight: BTreeMap<InstanceId, u64>,
+        /// What each instance of the table has answered, in this process alone.
+        #[serde(default)]
+        instances: BTreeMap<InstanceId, InstanceCounts>,
     },
 }
 
@@ -148,6 +151,23 @@ impl AddAssign for AppCounts {
         self.server_errors += server_errors;
         self.retried += retried;
         self.client_aborted += client_aborted;
+    }
+}
+
+/// Answers of one instance since it came into the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InstanceCounts {
+    /// All that began.
+    pub answered: u64,
+    /// Those of them with a 5xx status.
+    pub server_errors: u64,
+}
+
+impl AddAssign for InstanceCounts {
+    fn add_assign(&mut self, more: Self) {
+        let Self { answered, server_errors } = more;
+        self.answered += answered;
+        self.server_errors += server_errors;
     }
 }
 

@@ -279,7 +279,9 @@ impl Attempt<'_> {
             self.tally.failed();
             return Err(Own::BadGateway);
         }
-        if head.status.is_server_error() {
+        let is_server_error = head.status.is_server_error();
+        self.claim.instance().note_answer(is_server_error);
+        if is_server_error {
             self.tally.server_error();
         }
         if let Some(limit) = headers::keep_alive_timeout(&head.headers) {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::control::InstanceCounts;
 use super::pool::Pool;
 use crate::model::InstanceId;
 
@@ -32,6 +33,8 @@ pub struct Instance {
     routed: AtomicBool,
     requests: AtomicU64,
     streams: AtomicU64,
+    answered: AtomicU64,
+    server_errors: AtomicU64,
     /// To end open streams one by one; requests have one end for all.
     open_streams: Mutex<OpenStreams>,
     cut_requests: CancellationToken,
@@ -60,6 +63,8 @@ impl Instance {
             routed: AtomicBool::new(true),
             requests: AtomicU64::new(0),
             streams: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            server_errors: AtomicU64::new(0),
             open_streams: Mutex::default(),
             cut_requests: CancellationToken::new(),
             watched: AtomicBool::new(false),
@@ -83,6 +88,17 @@ impl Instance {
     /// Open streams.
     pub fn streams(&self) -> u64 {
         self.streams.load(SeqCst)
+    }
+
+    /// It began an answer, with a 5xx status or another.
+    pub fn note_answer(&self, is_server_error: bool) {
+        self.answered.fetch_add(1, Relaxed);
+        self.server_errors.fetch_add(u64::from(is_server_error), Relaxed);
+    }
+
+    /// What it has answered.
+    pub fn counts(&self) -> InstanceCounts {
+        InstanceCounts { answered: self.answered.load(Relaxed), server_errors: self.server_errors.load(Relaxed) }
     }
 
     /// Whether the newest table has it.

@@ -221,7 +221,8 @@ impl Conversation {
         match order {
             Order::Count => {
                 let (apps, in_flight) = self.proxy.count().await;
-                Some(Report::Counts { apps, in_flight })
+                let instances = self.proxy.routing.instance_counts();
+                Some(Report::Counts { apps, in_flight, instances })
             }
             Order::Apply(table) => {
                 let generation = table.generation;

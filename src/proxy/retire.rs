@@ -64,8 +64,9 @@ pub(super) async fn retire(proxy: &Arc<Proxy>, successor: Successor, shutdown: &
     };
     if finished {
         let (apps, in_flight) = proxy.count().await;
+        let instances = proxy.routing.instance_counts();
         // The successor answers for these counts from now on; without them it does by the ones before.
-        let _ = conversation.say(&Report::Counts { apps, in_flight }).await;
+        let _ = conversation.say(&Report::Counts { apps, in_flight, instances }).await;
         tracing::info!("everything has ended here");
     } else {
         wind_down(proxy).await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use super::control::AppCounts;
+use super::control::{AppCounts, InstanceCounts};
 use super::counts::Counters;
 use super::instance::{Claim, Instance, lock};
 use super::pick::Picker;
@@ -140,6 +140,15 @@ impl Routing {
             }
         }
         busy
+    }
+
+    /// What the instances have answered that are in the table or have something under way.
+    pub fn instance_counts(&self) -> BTreeMap<InstanceId, InstanceCounts> {
+        let mut counts: BTreeMap<InstanceId, InstanceCounts> = BTreeMap::new();
+        for instance in &lock(&self.state).instances {
+            *counts.entry(instance.id.clone()).or_default() += instance.counts();
+        }
+        counts
     }
 
     /// Closes old idle connections and forgets instances that left and are done.

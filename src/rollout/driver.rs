@@ -2,7 +2,7 @@
 //! or the proxy; each call runs in a task of its own and comes back as a signal.
 //!
 //! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
-//! `perform` does what the machine asks, `counting` counts requests for the watch, `publish` tells the proxy and others, `suspicion` tells failures
+//! `perform` does what the machine asks, `counting` counts what is answered, `publish` tells the proxy and others, `suspicion` tells failures
 //! of the release from those of the engine, `upkeep` keeps running what is live.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Task};
+use super::fleet::{Entrance, InstanceState, Member, ServiceSpec};
 use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
@@ -32,7 +32,7 @@ mod publish;
 mod suspicion;
 mod upkeep;
 
-use counting::Count;
+use counting::{Count, Counting};
 use publish::{Push, start_pusher};
 pub use upkeep::LivePlace;
 use upkeep::TICK;
@@ -60,7 +60,7 @@ pub struct Assignment {
     pub may_break_off: bool,
     /// Takes the app's secrets out of what instances print.
     pub redact: Arc<dyn Fn(&str) -> String + Send + Sync>,
-    /// How the app answered before: it is undone when many more requests fail in the watch. `None`: they are not judged.
+    /// How the app answered before: it is undone when many more requests fail. `None`: they are not judged.
     pub history: Option<History>,
     /// The deployment's log.
     pub log: DeployLog,
@@ -219,9 +219,7 @@ struct Active {
     engine: Mark,
     /// The failure with what was found out about it.
     failure: Option<Failure>,
-    /// The app's requests when the watch began.
-    at_watch: Option<Count>,
-    counting: Option<Task>,
+    counting: Option<Counting>,
 }
 
 impl Active {

@@ -330,6 +330,11 @@ impl Rollout {
         matches!(self.state, State::Reverting(_))
     }
 
+    /// Whether every slot is switched and all is watched.
+    pub fn is_watching(&self) -> bool {
+        self.state == State::Watching
+    }
+
     /// Whether a failure of this instance would count: it was asked to start.
     pub fn depends_on(&self, id: &InstanceId) -> bool {
         self.places.iter().any(|place| place.incoming_is(id) && place.start_asked)

@@ -1,9 +1,12 @@
-//! Whether a release answers with errors that the one before it did not: the part of the watch that health checks
-//! cannot see.
+//! Whether a release answers with errors that the one before it did not, as health checks cannot see: judged by what
+//! each service's new instances answer from the first on, and in the watch by what the whole app does.
+
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use crate::proxy::control::AppCounts;
+use crate::model::ServiceName;
+use crate::proxy::control::{AppCounts, InstanceCounts};
 
 /// Fewer errors than this are no jump, whatever their share.
 const LEAST_ERRORS: u64 = 10;
@@ -14,7 +17,7 @@ const FACTOR: u64 = 3;
 /// Fewer requests than this say nothing of how the app usually answers.
 const LEAST_HISTORY: u64 = 20;
 
-/// Requests of an app, counted from some moment on.
+/// Requests of an app or of some of its instances, counted from some moment on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Answers {
     /// All of them.
@@ -32,6 +35,11 @@ impl Answers {
         }
     }
 
+    /// The share of errors in thousandths, when there are enough to say what is usual.
+    fn usual(self) -> Option<u64> {
+        (self.requests >= LEAST_HISTORY).then(|| self.share())
+    }
+
     /// The share of errors in thousandths.
     fn share(self) -> u64 {
         self.errors * 1000 / self.requests.max(1)
@@ -41,6 +49,20 @@ impl Answers {
 impl From<AppCounts> for Answers {
     fn from(counts: AppCounts) -> Self {
         Self { requests: counts.served + counts.failed, errors: counts.server_errors + counts.failed }
+    }
+}
+
+impl From<InstanceCounts> for Answers {
+    fn from(counts: InstanceCounts) -> Self {
+        Self { requests: counts.answered, errors: counts.server_errors }
+    }
+}
+
+impl AddAssign for Answers {
+    fn add_assign(&mut self, more: Self) {
+        let Self { requests, errors } = more;
+        self.requests += requests;
+        self.errors += errors;
     }
 }
 
@@ -56,24 +78,33 @@ pub struct History {
 impl History {
     /// The usual share of errors in thousandths; of an app that nothing is known of, none.
     fn usual(self) -> u64 {
-        let telling = [self.recent, self.lifetime].into_iter().find(|answers| answers.requests >= LEAST_HISTORY);
-        telling.map_or(0, Answers::share)
+        self.recent.usual().or(self.lifetime.usual()).unwrap_or(0)
     }
 }
 
 /// Says in words when the errors in the watch are a jump over those before the rollout.
 pub fn errors_jumped(history: History, in_watch: Answers) -> Option<String> {
-    let usual = history.usual();
+    jump(history.usual(), in_watch, "requests in the watch")
+}
+
+/// Says in words when the new instances of a service answer with many more errors than is usual: of the app, and of the
+/// service, whose share among the app's requests changes while it is replaced.
+pub fn new_instances_fail(history: History, service: &ServiceName, old: Answers, new: Answers) -> Option<String> {
+    let usual = history.usual().max(old.usual().unwrap_or(0));
+    jump(usual, new, &format!("requests to the new {service}"))
+}
+
+fn jump(usual: u64, now: Answers, what: &str) -> Option<String> {
     // An app that fails often cannot fail three times as often: then half of what was left to fail is a jump.
     let much_more = (usual * FACTOR).min((usual + 1000) / 2).max(usual + LEAST_SHARE);
-    let jumped = in_watch.errors >= LEAST_ERRORS && in_watch.share() >= much_more;
+    let jumped = now.errors >= LEAST_ERRORS && now.share() >= much_more;
     jumped.then(|| {
         format!(
-            "{} of {} requests in the watch were answered with an error ({}.{} %), before the rollout {}.{} %",
-            in_watch.errors,
-            in_watch.requests,
-            in_watch.share() / 10,
-            in_watch.share() % 10,
+            "{} of {} {what} were answered with an error ({}.{} %), before the rollout {}.{} %",
+            now.errors,
+            now.requests,
+            now.share() / 10,
+            now.share() % 10,
             usual / 10,
             usual % 10
         )
@@ -127,6 +158,23 @@ mod tests {
         let quiet = |recent| History { recent, lifetime: answers(1000, 500) };
         assert_eq!(errors_jumped(quiet(answers(19, 0)), answers(100, 50)), None);
         assert!(errors_jumped(quiet(answers(20, 0)), answers(100, 50)).is_some());
+    }
+
+    #[test]
+    fn new_instances_are_judged_by_the_app_and_by_those_they_replace() {
+        let web: ServiceName = "web".parse().unwrap();
+        let said = new_instances_fail(always(1000, 3), &web, answers(900, 0), answers(12, 12)).unwrap();
+        assert_eq!(
+            said,
+            "12 of 12 requests to the new web were answered with an error (100.0 %), before the rollout 0.3 %"
+        );
+        let fails_as_ever = new_instances_fail(always(1000, 10), &web, answers(50, 20), answers(100, 40));
+        assert_eq!(fails_as_ever, None, "this service of the app always failed like that");
+        let in_an_outage = new_instances_fail(always(1000, 900), &web, answers(1000, 0), answers(100, 90));
+        assert_eq!(in_an_outage, None, "the app fails these days, whoever answers");
+        let hardly_known = new_instances_fail(always(1000, 0), &web, answers(19, 19), answers(10, 10));
+        assert!(hardly_known.is_some(), "too little is known of the old ones");
+        assert_eq!(new_instances_fail(always(1000, 0), &web, answers(900, 0), answers(9, 9)), None, "too few to say");
     }
 
     #[test]

@@ -114,12 +114,21 @@ pub struct Deployment {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// Requests of the app answered while it rolled out.
-    pub served: u64,
-    /// Requests of the app not answered while it rolled out.
-    pub failed: u64,
+    /// Requests of the app while it rolled out.
+    pub requests: Requests,
     /// The states it passed, in order.
     pub phases: Vec<PhaseSpan>,
+}
+
+/// Requests, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Requests {
+    /// Answered by an instance.
+    pub served: u64,
+    /// Those of them that the app itself answered with 5xx.
+    pub server_errors: u64,
+    /// Not answered.
+    pub failed: u64,
 }
 
 /// How long a deployment stayed in a state.
@@ -275,11 +284,12 @@ impl Store {
     }
 
     /// Adds to the requests counted during the rollout.
-    pub async fn add_requests(&self, id: DeploymentId, served: u64, failed: u64) -> Result<(), StoreError> {
+    pub async fn add_requests(&self, id: DeploymentId, more: Requests) -> Result<(), StoreError> {
         self.call(move |c| {
             c.execute(
-                "UPDATE deployments SET served = served + ?, failed = failed + ? WHERE id = ?",
-                params![served as i64, failed as i64, id.0],
+                "UPDATE deployments SET served = served + ?, server_errors = server_errors + ?, failed = failed + ?
+                 WHERE id = ?",
+                params![more.served as i64, more.server_errors as i64, more.failed as i64, id.0],
             )?;
             Ok(())
         })
@@ -491,7 +501,7 @@ fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64)
 fn query(c: &Connection, clause: &str, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Deployment>> {
     let sql = format!(
         "SELECT id, app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, release, reason,
-                superseded_by, cancel_asked, queued_at, started_at, finished_at, served, failed
+                superseded_by, cancel_asked, queued_at, started_at, finished_at, served, failed, server_errors
          FROM deployments {clause}"
     );
     let mut statement = c.prepare_cached(&sql)?;
@@ -545,8 +555,11 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Deployment> {
         queued_at: timestamp(row.get(14)?),
         started_at: time(15)?,
         finished_at: time(16)?,
-        served: row.get::<_, i64>(17)?.unsigned_abs(),
-        failed: row.get::<_, i64>(18)?.unsigned_abs(),
+        requests: Requests {
+            served: row.get::<_, i64>(17)?.unsigned_abs(),
+            failed: row.get::<_, i64>(18)?.unsigned_abs(),
+            server_errors: row.get::<_, i64>(19)?.unsigned_abs(),
+        },
         phases: Vec::new(),
     })
 }

@@ -25,7 +25,7 @@ mod thread;
 mod tokens;
 
 pub use backup::{Contents, copy_closed, inspect};
-pub use deployments::{Admission, Decision, Deployment, Finish, NewDeployment, PhaseSpan};
+pub use deployments::{Admission, Decision, Deployment, Finish, NewDeployment, PhaseSpan, Requests};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::{About, Notice};

@@ -12,6 +12,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_upkeep.sql"),
     include_str!("migrations/0003_commits.sql"),
     include_str!("migrations/0004_engine_outages.sql"),
+    include_str!("migrations/0005_server_errors.sql"),
 ];
 
 /// The newest version.

@@ -53,11 +53,40 @@ async fn a_healthy_version_that_answers_errors_to_visitors_is_undone_in_the_watc
     let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("20s")).await;
     let load = shop.load();
     let deployment = shop.push(&Behaviour::version("v2").answer_500_but_healthy()).await;
-    assert_ended(&deployment, "rolled_back", &["requests in the watch were answered with an error"]);
+    assert_ended(&deployment, "rolled_back", &["were answered with an error"]);
     assert_eq!(shop.version().await, "v1");
     load.stop().await;
     shop.assert_live(1, &[("web", 2)]).await;
     shop.told(2, &["was rolled back", "v1 keeps serving"]).await;
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn errors_to_visitors_are_seen_while_another_service_still_rolls() {
+    let Some(engine) = engine::or_skip("500_while_rolling").await else { return };
+    let mut options = Options::web_and_worker(2, 1).watch("20s");
+    options.tables = options.tables.replace("stable_for = \"300ms\"", "stable_for = \"20s\"");
+    let mut shop = Shop::start(&engine, &Behaviour::version("v1"), Options::web_and_worker(2, 1).watch("0s")).await;
+    shop.deploy_first().await;
+    shop.reconfigure(&options).await;
+    let load = shop.load();
+    let deployment = shop.push(&Behaviour::version("v2").answer_500_but_healthy()).await;
+    assert_ended(&deployment, "rolled_back", &["requests to the new web were answered with an error"]);
+    let took = seconds_in(&deployment, "rolling_out");
+    assert!(took < 15.0, "the worker's time was waited for: {took} s: {deployment:#}");
+    assert_eq!(seconds_in(&deployment, "watching"), 0.0, "{deployment:#}");
+    assert_eq!(shop.version().await, "v1");
+    let report = load.stop().await;
+    let (first, last) = (&report.failures[0], report.last_failure);
+    let (errors, seen_for) = (report.failed, last.saturating_sub(first.at));
+    assert!(first.what.contains("500"), "{first:?}");
+    assert!(seen_for < Duration::from_secs(8), "{errors} visitors saw errors for {seen_for:?}");
+    let requests = &deployment["requests"];
+    assert_eq!(requests["failed"], 0, "{deployment:#}");
+    // A visitor counts what the proxy counts, but for what came in between the record and the load's end.
+    assert!(requests["server_errors"].as_u64().is_some_and(|told| told > 0 && told <= errors), "{errors}: {requests}");
+    shop.assert_live(1, &[("web", 2), ("worker", 1)]).await;
+    shop.told(2, &["was rolled back", "of them 5xx of the app's own, 0 failed", "v1 keeps serving"]).await;
     shop.finish().await;
 }
 

@@ -74,6 +74,8 @@ pub struct Report {
     pub failed: u64,
     /// The first of the others.
     pub failures: Vec<Failure>,
+    /// When the last of them came.
+    pub last_failure: Duration,
     /// Answers by the first line of their body: with path `/`, the version.
     pub versions: BTreeMap<String, u64>,
     /// The longest that an answered request took.
@@ -197,8 +199,10 @@ impl Run {
             Err(why) => why,
         };
         report.failed += 1;
+        let at = self.started.elapsed();
+        report.last_failure = at;
         if report.failures.len() < DETAILED {
-            report.failures.push(Failure { id, at: self.started.elapsed(), kind, what });
+            report.failures.push(Failure { id, at, kind, what });
         }
     }
 }

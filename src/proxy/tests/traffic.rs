@@ -208,6 +208,9 @@ async fn every_end_is_counted_once_and_blamed_on_the_right_side() {
 
     let counts = proxy.counts().await;
     assert_eq!((counts.served, counts.server_errors, counts.failed, counts.client_aborted), (3, 1, 1, 2), "{counts:?}");
+    let of_instance = proxy.client.counts().await.unwrap().instances[&backend.id];
+    assert_eq!(of_instance.server_errors, 1, "{of_instance:?}");
+    assert!(of_instance.answered >= counts.served, "one that broke off had begun: {of_instance:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

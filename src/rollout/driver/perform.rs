@@ -43,9 +43,9 @@ impl DriverTask {
             began,
             engine: self.parts.presence.mark(),
             failure,
-            at_watch: None,
             counting: None,
         });
+        self.count();
         self.feed(Event::Begin).await;
     }
 
@@ -176,7 +176,7 @@ impl DriverTask {
 
     async fn begin_watch(&mut self) {
         let Some(active) = &self.rollout else { return };
-        let (id, judge_errors) = (active.assignment.deployment, active.assignment.history.is_some());
+        let id = active.assignment.deployment;
         if !active.assignment.policy.watch.is_zero() {
             active
                 .assignment
@@ -186,9 +186,7 @@ impl DriverTask {
         if let Err(err) = self.parts.journal.advance(&self.app, id, Status::Watching).await {
             tracing::error!(app = %self.app, %err, "the watch could not be recorded");
         }
-        if judge_errors {
-            self.count();
-        }
+        self.count();
     }
 
     /// Finds out what a person needs to know, and has it on disk before anything is undone.

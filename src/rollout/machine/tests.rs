@@ -38,6 +38,8 @@ enum Fate {
     CrashAfter,
     /// It works, and somebody cancels right afterwards.
     CancelAfter,
+    /// It works, and what serves is seen to answer with errors: again and again, as long as it is counted.
+    ErrorsAfter,
 }
 
 /// A world of instances and one route table that does what the machine asks, and checks what it must never see.
@@ -152,6 +154,10 @@ impl World {
 
     fn aftermath(&mut self, fate: Fate) {
         match fate {
+            Fate::ErrorsAfter => {
+                let counted = || Event::ErrorsJumped("40 of 100 requests were answered with an error".into());
+                self.pending.extend([counted(), counted()]);
+            }
             Fate::CancelAfter => self.pending.push(Event::CancelAsked("cancelled by ada".into())),
             Fate::CrashAfter => {
                 let new = self.routed.iter().find(|id| id.as_str().starts_with("d2")).cloned();
@@ -274,6 +280,35 @@ fn a_crash_in_the_watch_puts_every_place_back() {
 }
 
 #[test]
+fn errors_of_the_first_new_one_leave_the_others_untouched() {
+    let mut rollout = Rollout::new(slots(3, Order::StartFirst), policy());
+    let [first, old] = [2, 1].map(|deployment| InstanceId::new(DeploymentId(deployment), &web(), 1, 0));
+    rollout.on(Event::Begin, Duration::ZERO);
+    rollout.on(Event::Started(first.clone()), Duration::ZERO);
+    rollout.on(Event::Ready(first.clone()), Duration::ZERO);
+    rollout.on(Event::Routed(Switch(1)), Duration::ZERO);
+    let actions = rollout.on(Event::ErrorsJumped("12 of 12 failed".into()), Duration::from_secs(1));
+    let duties = |id: &InstanceId| {
+        let mut all = actions.iter().filter_map(|a| match a {
+            Action::Switch { duties, .. } => Some(duties),
+            _ => None,
+        });
+        all.find_map(|duties| duties.iter().find(|(of, _)| of == id).map(|(_, duty)| *duty))
+    };
+    assert!(
+        matches!(&actions[0], Action::Revert(f) if f.cause == Cause::Release && f.instance.is_none()),
+        "{actions:?}"
+    );
+    assert_eq!((duties(&old), duties(&first)), (Some(Duty::Serving), Some(Duty::Draining)), "{actions:?}");
+    let harms = |a: &&Action| match a {
+        Action::Stop(id) => id.as_str().starts_with("d1"),
+        Action::Start { .. } => true,
+        _ => false,
+    };
+    assert_eq!(actions.iter().find(harms), None, "{actions:?}");
+}
+
+#[test]
 fn a_place_that_cannot_be_restored_is_said_and_keeps_what_serves() {
     let mut world = World::new(slots(1, Order::StartFirst));
     // Switch, drain and stop well; then somebody cancels, and every restart of the old release fails.
@@ -312,6 +347,7 @@ fn any_fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Bad),
         1 => Just(Fate::CrashAfter),
         1 => Just(Fate::CancelAfter),
+        1 => Just(Fate::ErrorsAfter),
     ]
 }
 
