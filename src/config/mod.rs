@@ -379,7 +379,8 @@ pub enum SecretRef {
 pub struct RolloutPolicy {
     /// Whether the new instance starts before the old one stops.
     pub order: Order,
-    /// How long the whole is watched after the last switch. Default 60 s.
+    /// How long the whole is watched after the last switch. Default 60 s. With none, errors that the app answers are not
+    /// judged at all, not even while instances are replaced.
     pub watch: Duration,
 }
 
