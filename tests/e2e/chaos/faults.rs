@@ -257,8 +257,9 @@ impl Faults {
         }
     }
 
-    /// Goes on until `stop`, with pauses of up to `longest` milliseconds. Each kind has its turn in a while.
-    pub async fn run(&mut self, stop: &CancellationToken, longest: u64) {
+    /// Goes on until `stop`, with pauses of up to `longest` milliseconds. Each kind has its turn in a while; an engine that
+    /// takes its containers with it only where `ends_all`.
+    pub async fn run(&mut self, stop: &CancellationToken, longest: u64, ends_all: bool) {
         let mut deck = Vec::new();
         loop {
             let pause = self.chance.millis(longest / 10, longest);
@@ -267,6 +268,7 @@ impl Faults {
             }
             if deck.is_empty() {
                 deck = DECK.to_vec();
+                deck.retain(|fault| ends_all || *fault != Fault::EngineKilledWithAll);
             }
             let fault = deck.swap_remove(self.chance.below(deck.len()));
             self.strike(fault).await;
