@@ -46,6 +46,14 @@ impl Point {
     fn excuses(self) -> bool {
         !matches!(self, Self::Journal("crash" | "hang") | Self::Engine(Fault::CrashBefore | Fault::CrashAfter))
     }
+
+    /// Whether an agent that runs when its deployment has ended may meet the fault, or die of it, later.
+    fn may_yet_strike(self, struck: bool) -> bool {
+        match self {
+            Self::Journal(_) => true,
+            Self::Engine(fault) => struck && matches!(fault, Fault::CrashBefore | Fault::CrashAfter),
+        }
+    }
 }
 
 /// Which points are tried: each `step`-th, from `first`.
@@ -115,11 +123,12 @@ impl Yard {
             ids.push(self.push(false).await);
         }
         let ended = self.follow(&ids, marks).await;
-        let struck = self.struck(marks);
-        self.relay.disarm();
+        let struck = self.relay.disarm() || self.struck_journal(marks);
         self.shop.agent.set_env("LONGSHORE_FAIL_POINT", "");
-        if !self.shop.agent.is_running() || matches!(point, Point::Journal(_)) {
-            self.ensure_running().await;
+        // The one that runs may still be about to die of its fault.
+        if !self.shop.agent.is_running() || point.may_yet_strike(struck) {
+            self.kill().await;
+            self.shop.agent.start().await;
         }
         self.check(&what, version, point, &ended).await;
         struck
@@ -167,15 +176,12 @@ impl Yard {
         }
     }
 
-    /// An agent without a fault, that is ready.
-    async fn ensure_running(&mut self) {
-        // The one that runs may still be about to meet its fault.
-        self.kill().await;
-        self.shop.agent.start().await;
+    fn struck(&self, marks: usize) -> bool {
+        self.relay.struck().is_some() || self.struck_journal(marks)
     }
 
-    fn struck(&self, marks: usize) -> bool {
-        self.relay.struck().is_some() || self.shop.agent.log().matches("struck").count() > marks
+    fn struck_journal(&self, marks: usize) -> bool {
+        self.shop.agent.log().matches("struck").count() > marks
     }
 
     /// Waits for the ends of the deployments. An agent that dies is started again, one that hangs is killed.

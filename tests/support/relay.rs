@@ -90,9 +90,10 @@ impl Relay {
         *self.state.lock().unwrap() = State { armed, seen: 0, struck: None };
     }
 
-    /// Everything passes from now on.
-    pub fn disarm(&self) {
-        *self.state.lock().unwrap() = State::default();
+    /// Everything passes from now on. Whether a request was struck since it was armed: what is to be done to the agent
+    /// for it may still be on its way.
+    pub fn disarm(&self) -> bool {
+        std::mem::take(&mut *self.state.lock().unwrap()).struck.is_some()
     }
 
     /// The request that was struck since it was armed.
