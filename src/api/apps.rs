@@ -12,6 +12,7 @@ use super::problem::Problem;
 use super::views::{AppFacts, AppView, DeploymentView, DriftView};
 use crate::config::{App, Config};
 use crate::model::shorten;
+use crate::queue::Request;
 
 /// Entries of drift that an app is shown with.
 const DRIFT_SHOWN: u32 = 5;
@@ -63,11 +64,15 @@ pub(super) fn find<'a>(config: &'a Config, name: &str) -> Result<&'a App, Proble
 
 async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Problem> {
     let store = &api.agent.store;
+    let running = store.unfinished(&app.name).await?;
     let mut services = Vec::with_capacity(app.services.len());
     for service in app.services.values() {
-        services.push((service, store.scale(&app.name, &service.name, service.instances).await?));
+        let desired = match running.as_ref().map(|deployment| &deployment.request) {
+            Some(Request::Scale { service: scaled, instances }) if *scaled == service.name => *instances,
+            _ => store.scale(&app.name, &service.name, service.instances).await?,
+        };
+        services.push((service, desired));
     }
-    let running = store.unfinished(&app.name).await?;
     let public_url = config.agent.public_url.as_deref();
     Ok(AppView::of(AppFacts {
         app,

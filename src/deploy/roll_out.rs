@@ -84,7 +84,7 @@ impl Story<'_> {
             (None, false) => (&new, Way::Forward),
         };
         let wanted = self.wanted(towards, &target.release, way).await?;
-        let instances = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
+        let instances: BTreeMap<_, _> = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
         let current = self.deployer.driver.current().await;
         let plan = plan::plan(&current, &wanted, id, way);
         match (plan.slots.is_empty(), way) {
@@ -117,6 +117,7 @@ impl Story<'_> {
             deployment: id,
             plan,
             policy,
+            instances: instances.clone(),
             new,
             old,
             reverting,

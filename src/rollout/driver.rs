@@ -48,6 +48,8 @@ pub struct Assignment {
     pub plan: Plan,
     /// How it is judged.
     pub policy: Policy,
+    /// How many instances of each service there are to be.
+    pub instances: BTreeMap<ServiceName, u32>,
     /// The services as they are to be.
     pub new: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The services to go back to.

@@ -116,7 +116,8 @@ impl DriverTask {
             return self.send(Signal::Started(id, Err(RuntimeError::Refused(why))));
         };
         let deployment = active.assignment.deployment;
-        active.assignment.log.line(format!("{id}: starting ({} of {})", slot, spec.service.instances));
+        let count = active.assignment.instances.get(&service).copied().unwrap_or(spec.service.instances);
+        active.assignment.log.line(format!("{id}: starting ({slot} of {count})"));
         let instance = spec.instance(&self.app, deployment, id.clone(), slot);
         match self.members.entry(id.clone()) {
             // Started by an earlier life of the agent; found again by its name.
