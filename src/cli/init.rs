@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use clap::Args;
 
 use crate::config;
@@ -52,7 +52,7 @@ pub(super) fn run(args: &InitArgs, config_path: &Path) -> Result<()> {
     // What is wrong with the arguments is said in the words of `check`, before a configuration is there.
     if let Err(problems) = config::parse(&text, &name, &dir) {
         fs::remove_file(&secret_path).ok();
-        return Err(problems.into());
+        return Err(Error::new(problems).context("nothing was written; the file would be wrong"));
     }
     write_new(config_path, &text, 0o644)?;
     println!("wrote {name} and {}\n", secret_path.display());
@@ -97,6 +97,7 @@ fn fresh_secret() -> Result<String> {
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
+    ensure!(!path.exists(), "{} exists already; it is left as it is, and nothing was written", path.display());
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(mode).open(path);
     let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;

@@ -182,7 +182,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(err) if err.is::<crate::config::Problems>() => CliError::Usage(err.to_string()).report(),
+        Err(err) if err.is::<crate::config::Problems>() => CliError::Usage(format!("{err:#}")).report(),
         Err(err) => CliError::Failed(format!("{err:#}")).report(),
     }
 }
