@@ -128,6 +128,10 @@ async fn deployment_log(client: &Client, term: &mut Term, id: i64, follow: bool)
     let path = format!("/api/v1/deployments/{id}/log");
     if !follow {
         print_text(client, term, &path, "").await?;
+        let record: DeploymentView = client.get(&format!("/api/v1/deployments/{id}")).await?;
+        if record.finished_at.is_some() {
+            term.print(&super::progress::summary(&record, None, term.paint()))?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut events = client.events(&format!("{path}?follow=1"), None).await?;
