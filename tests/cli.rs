@@ -218,7 +218,7 @@ fn what_goes_wrong_is_said_with_the_way_out() {
     assert_eq!(code(&unknown), 1);
     assert_eq!(text(&unknown.stderr), "error: there is no app \"shpo\"; did you mean \"shop\"? apps: blog, shop\n");
     let rollback = bench.run("rollback shop --to v9");
-    assert_eq!(text(&rollback.stderr), "error: shop has no release v9; it has no releases yet\n");
+    assert_eq!(text(&rollback.stderr), "error: shop has no release v9; it has no release to go back to\n");
     assert_eq!(code(&bench.run("rollback shop --to ;rm")), 2);
 
     let elsewhere = tempfile::tempdir().unwrap();

@@ -85,9 +85,11 @@ fn no_such(app: &AppName, what: &str, releases: &[Release], live: Option<Release
         true => format!("{} (live)", release.number),
         false => release.number.to_string(),
     };
-    let available = match releases {
-        [] => "it has no releases yet".to_owned(),
-        some => format!("available: {}", some.iter().map(word).collect::<Vec<_>>().join(", ")),
+    let served = |release: &&Release| release.good_at.is_some() || live == Some(release.number);
+    let words: Vec<String> = releases.iter().filter(served).map(word).collect();
+    let available = match words.as_slice() {
+        [] => "it has no release to go back to".to_owned(),
+        some => format!("available: {}", some.join(", ")),
     };
     Problem::new(StatusCode::NOT_FOUND, format!("{app} has {what}; {available}")).field("to")
 }

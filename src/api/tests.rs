@@ -395,7 +395,7 @@ async fn rollback_names_what_there_is() {
     let none = api.local("POST", path, None).await;
     assert_eq!(
         (none.status.as_u16(), none.detail().as_str()),
-        (404, "shop has no earlier good release; it has no releases yet")
+        (404, "shop has no earlier good release; it has no release to go back to")
     );
     api.go_live(1).await;
     api.go_live(2).await;
