@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+mod admission;
 mod backup;
 mod ballast;
 mod deployments;
@@ -24,8 +25,9 @@ mod steps;
 mod thread;
 mod tokens;
 
+pub use admission::{Admission, Decision, NewDeployment};
 pub use backup::{Contents, copy_closed, inspect};
-pub use deployments::{Admission, Decision, Deployment, Finish, NewDeployment, PhaseSpan, Requests};
+pub use deployments::{Deployment, Finish, PhaseSpan, Requests};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::{About, Notice};

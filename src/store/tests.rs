@@ -9,6 +9,18 @@ mod copies;
 mod damage;
 mod full;
 
+/// That a query reads deployments by an index alone.
+pub(super) fn assert_read_by(sql: &str, index: &str) {
+    let connection = Connection::open_in_memory().unwrap();
+    schema::migrate(&connection, std::path::Path::new("test")).unwrap();
+    let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let nulls = vec![rusqlite::types::Null; statement.parameter_count()];
+    let rows = statement.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>(3)).unwrap();
+    let plan: Vec<String> = rows.map(Result::unwrap).collect();
+    let reads: Vec<_> = plan.iter().filter(|step| step.contains("deployments")).collect();
+    assert!(!reads.is_empty() && reads.iter().all(|step| step.contains(index)), "{sql}: {plan:?}");
+}
+
 fn app() -> AppName {
     "shop".parse().unwrap()
 }
