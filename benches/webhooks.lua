@@ -1,11 +1,11 @@
 -- Sends signed deliveries in turn, each with a delivery id of its own.
--- wrk … -- FILE PREFIX: FILE holds "SIGNATURE LENGTH\nBODY" again and again.
+-- wrk … -- FILE SECOND: FILE holds "SIGNATURE LENGTH\nBODY" again and again; the first push is made at SECOND.
 
 -- What stands before and after the delivery id of each request; made once, so that the client costs little.
-local heads, tails, count, prefix = {}, {}, 0, ""
+local heads, tails, count, second = {}, {}, 0, 0
 
 function init(args)
-   prefix = args[2]
+   second = tonumber(args[2])
    local file = assert(io.open(args[1], "rb"))
    while true do
       local line = file:read("*l")
@@ -27,9 +27,11 @@ end
 function request()
    local which = count % #heads + 1
    count = count + 1
-   -- Spread over all values, as GitHub's random ids are, and never the same one twice.
-   local spread = string.format("%08x", count * 2654435761 % 4294967296)
-   return heads[which] .. spread .. "-" .. prefix .. tails[which]
+   -- GitHub's ids are UUIDs of version 1: the time in units of 100 ns, its lowest part first. A push every second.
+   local ticks = (second + count) * 10000000
+   local low, rest = ticks % 4294967296, math.floor(ticks / 4294967296)
+   local time = string.format("%08x-%04x-1%03x", low, rest % 65536, 0x1f0 + math.floor(rest / 65536))
+   return heads[which] .. time .. "-8b2e-5e0f4d2c7a91" .. tails[which]
 end
 
 function done(summary, latency)

@@ -80,10 +80,12 @@ async fn throughput(engine: &Engine) -> Vec<Figure> {
     pin(peer.child.id(), RECEIVER);
     for round in 0..ROUNDS {
         syncs.push(sync_time(shop.agent.scratch(), 32 << 10));
-        let run = wrk(&script, &pool, (pid, shop.agent.listen.port()), &format!("round{round}")).await;
+        // Those that wrk did not wait for have used ids too.
+        let second = sent + round * CONNECTIONS;
+        let run = wrk(&script, &pool, (pid, shop.agent.listen.port()), second).await;
         sent += run.requests;
         ours.push(run);
-        theirs.push(wrk(&script, &pool, (peer.child.id(), peer.port), "peer").await);
+        theirs.push(wrk(&script, &pool, (peer.child.id(), peer.port), second).await);
     }
     let stored = stored(shop).await;
     assert!(stored >= sent, "{sent} were acknowledged, {stored} are on disk");
@@ -284,12 +286,12 @@ impl Run {
     }
 }
 
-async fn wrk(script: &Path, pool: &Path, (pid, port): (u32, u16), prefix: &str) -> Run {
+async fn wrk(script: &Path, pool: &Path, (pid, port): (u32, u16), second: usize) -> Run {
     let before = processor_time(pid);
     let mut command = tokio::process::Command::new("taskset");
     command.args(["--cpu-list", &CLIENT.to_string(), "wrk"]);
     command.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"]).arg(script);
-    command.arg(format!("http://127.0.0.1:{port}/hooks/shop")).arg("--").arg(pool).arg(prefix);
+    command.arg(format!("http://127.0.0.1:{port}/hooks/shop")).arg("--").arg(pool).arg(second.to_string());
     let output = command.output().await.expect("wrk (./dev setup installs it)");
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("done ")).unwrap_or_else(|| panic!("wrk: {text}"));

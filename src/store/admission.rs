@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::delivery_key::DeliveryKey;
 use super::deployments::{Finish, end_waiting};
 use super::numbers::Numbers;
 use super::{Store, StoreError, from_json, now_ms, to_json};
@@ -89,7 +90,12 @@ impl Store {
             c.prepare_cached(
                 "INSERT INTO deliveries (app, delivery, decision, at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             )?
-            .execute(params![decision.app.as_str(), decision.delivery, decision.decision, now_ms()])?;
+            .execute(params![
+                decision.app.as_str(),
+                DeliveryKey::of(&decision.delivery),
+                decision.decision,
+                now_ms()
+            ])?;
             Ok(())
         })
         .await
@@ -151,7 +157,7 @@ enum Known {
 
 fn known_delivery(c: &Connection, app: &AppName, delivery: &str) -> rusqlite::Result<Option<Known>> {
     c.prepare_cached("SELECT deployment FROM deliveries WHERE app = ? AND delivery = ?")?
-        .query_row(params![app.as_str(), delivery], |row| row.get::<_, Option<i64>>(0))
+        .query_row(params![app.as_str(), DeliveryKey::of(delivery)], |row| row.get::<_, Option<i64>>(0))
         .optional()
         .map(|found| found.map(|of| of.map_or(Known::Nothing, |of| Known::Became(DeploymentId(of)))))
 }
@@ -170,7 +176,8 @@ fn record_delivery(
         None => "INSERT INTO deliveries (deployment, decision, at, app, delivery) VALUES (?, ?, ?, ?, ?)",
         Some(_) => "UPDATE deliveries SET deployment = ?, decision = ?, at = ? WHERE app = ? AND delivery = ?",
     };
-    c.prepare_cached(sql)?.execute(params![deployment.map(|id| id.0), decision, now, new.app.as_str(), delivery])?;
+    let key = DeliveryKey::of(delivery);
+    c.prepare_cached(sql)?.execute(params![deployment.map(|id| id.0), decision, now, new.app.as_str(), key])?;
     Ok(())
 }
 

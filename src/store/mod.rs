@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 mod admission;
 mod backup;
 mod ballast;
+mod delivery_key;
 mod deployments;
 mod drift;
 mod log;

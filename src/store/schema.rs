@@ -13,6 +13,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_commits.sql"),
     include_str!("migrations/0004_engine_outages.sql"),
     include_str!("migrations/0005_server_errors.sql"),
+    include_str!("migrations/0006_delivery_keys.sql"),
 ];
 
 /// The newest version.

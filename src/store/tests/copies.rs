@@ -163,6 +163,11 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     let told = "INSERT INTO notices (id, deployment, kind, at) VALUES (7, 1, '\"started\"', 5);
                 INSERT INTO notice_cursors VALUES ('discord', 6)";
     version_1.execute_batch(told).unwrap();
+    let ids = ["72d3162e-cc78-11e3-81ab-4c9367dc0958", "72D3162E-CC78-11E3-81AB-4C9367DC0958", "push-1", "", "é-"];
+    for (of, id) in ids.iter().enumerate() {
+        let sql = "INSERT INTO deliveries VALUES ('shop', ?, ?, 'queued', 5)";
+        version_1.execute(sql, rusqlite::params![id, of as i64]).unwrap();
+    }
     drop(version_1);
     let copy = dir.path().join(format!("journal.db.before-v{}", schema::KNOWN));
 
@@ -180,6 +185,11 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     assert_eq!(store.kept_random("agent_id", 6).await.unwrap(), "kept");
     assert_eq!(inspect(&copy).unwrap().schema, 1);
     assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    // A delivery that was here before the migration is known after it.
+    for (of, id) in ids.iter().enumerate() {
+        let again = store.admit(push(2, Some((*id).into()))).await.unwrap();
+        assert_eq!(again, Admission::Duplicate { of: DeploymentId(of as i64) }, "{id}");
+    }
     let _ = store.admit(push(1, None)).await.unwrap();
     let newer = store.call(schema::version).await.unwrap();
     assert_eq!(newer, schema::KNOWN);
