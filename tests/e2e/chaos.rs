@@ -256,7 +256,11 @@ impl Aftermath {
         if found.wrong.is_empty() {
             return;
         }
-        println!("{}", shop.agent.log());
+        println!("--- the agent's log ---\n{}", shop.agent.log());
+        for old in ["proxy.log.3", "proxy.log.2", "proxy.log.1", "proxy.log"] {
+            let log = std::fs::read(shop.agent.data_dir().join(old)).unwrap_or_default();
+            println!("--- {old} ---\n{}", String::from_utf8_lossy(&log));
+        }
         for (id, _) in &found.undone {
             println!("--- the log of deployment {id} ---\n{}", record.log(*id));
         }

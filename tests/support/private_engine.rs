@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::engine::Engine;
@@ -25,6 +26,9 @@ pub struct PrivateEngine {
     /// One of its own: an engine without any, or with address pools of its own, removes the machine's `docker0`.
     bridge: String,
     child: Option<Child>,
+    /// What holds the containers: it outlives the engine, as the one of an installed engine does. An engine without
+    /// one starts one as its child, and forgets containers when both are killed.
+    containerd: Option<Child>,
     /// Whether containers that run when it starts go on running: otherwise it ends them and starts them anew.
     live_restore: bool,
 }
@@ -46,11 +50,27 @@ impl PrivateEngine {
         let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
         let bridge = format!("lsh{}-{number}", std::process::id());
         ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine = Self { directory, bridge, child: None, live_restore: false };
+        let mut engine = Self { directory, bridge, child: None, containerd: None, live_restore: false };
         let subnet = (std::process::id() * 4 + number) % 256;
         ip(&["addr", "add", &format!("10.212.{subnet}.1/24"), "dev", &engine.bridge]);
+        engine.start_containerd().await;
         engine.up().await;
         engine
+    }
+
+    async fn start_containerd(&mut self) {
+        let [root, state, socket] = ["containerd", "containerd-state", "containerd.sock"].map(|name| self.path(name));
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {socket:?}\n"
+        );
+        fs::write(self.path("containerd.toml"), config).expect("a file");
+        let log = fs::File::create(self.path("containerd.log")).expect("a log");
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.path("containerd.toml")).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        self.containerd = Some(command.spawn().expect("containerd (./dev setup installs it)"));
+        eventually("containerd listens", UP, async || UnixStream::connect(&socket).await.map(drop)).await;
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,6 +103,8 @@ impl PrivateEngine {
             .arg(self.path("exec"))
             .arg("--pidfile")
             .arg(self.path("pid"))
+            .arg("--containerd")
+            .arg(self.path("containerd.sock"))
             .args(["--host", &self.address(), "--bridge", &self.bridge, "--iptables=false", "--ip6tables=false"])
             .args(self.live_restore.then_some("--live-restore"))
             .stdin(Stdio::null())
@@ -114,10 +136,8 @@ impl PrivateEngine {
         self.signal(signal);
         let mut child = self.child.take().expect("it runs");
         tokio::time::timeout(UP, child.wait()).await.expect("it ends").expect("a child");
-        // A killed engine leaves numbers behind, its own and that of its containerd, which dies with it.
-        for left in ["pid", "exec/containerd/containerd.pid"] {
-            let _ = fs::remove_file(self.path(left));
-        }
+        // A killed engine leaves its number behind.
+        let _ = fs::remove_file(self.path("pid"));
     }
 }
 
