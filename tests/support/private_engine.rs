@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -31,6 +32,8 @@ pub struct PrivateEngine {
     containerd: Option<Child>,
     /// Whether containers that run when it starts go on running: otherwise it ends them and starts them anew.
     live_restore: bool,
+    /// Containers that it had forgotten when it started again.
+    forgotten: usize,
 }
 
 impl PrivateEngine {
@@ -50,7 +53,7 @@ impl PrivateEngine {
         let directory = tempfile::Builder::new().prefix("longshore-engine-").tempdir().expect("a directory");
         let bridge = format!("lsh{}-{number}", std::process::id());
         ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine = Self { directory, bridge, child: None, containerd: None, live_restore: false };
+        let mut engine = Self { directory, bridge, child: None, containerd: None, live_restore: false, forgotten: 0 };
         let subnet = (std::process::id() * 4 + number) % 256;
         ip(&["addr", "add", &format!("10.212.{subnet}.1/24"), "dev", &engine.bridge]);
         engine.start_containerd().await;
@@ -92,8 +95,14 @@ impl PrivateEngine {
         self.live_restore = live_restore;
     }
 
-    /// Starts it again and waits until it answers.
+    /// How many containers it had forgotten so far when it started again.
+    pub fn forgotten(&self) -> usize {
+        self.forgotten
+    }
+
+    /// Starts it again and waits until it answers. What it does not know of any more is ended before, as by a person.
     pub async fn up(&mut self) {
+        self.forgotten += self.end_forgotten();
         let log = fs::File::options().create(true).append(true).open(self.path("log")).expect("a log");
         let mut command = Command::new("dockerd");
         command
@@ -143,6 +152,23 @@ impl PrivateEngine {
 
 /// What it leaves on the machine when it is killed.
 impl PrivateEngine {
+    /// An engine that is killed while it starts a container has not noted that it runs. The next engine does not look for
+    /// it: its process (most often `runc init`) would stay for ever, and keep its address from whoever is given it next.
+    fn end_forgotten(&self) -> usize {
+        let mut ended = 0;
+        for pid in self.processes() {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let Some(id) = groups.lines().find_map(|line| line.split("/docker/").nth(1)) else { continue };
+            let config = fs::read(self.path("data/containers").join(id).join("config.v2.json")).unwrap_or_default();
+            let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+            if config["State"]["Running"] != Value::Bool(true) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                ended += 1;
+            }
+        }
+        ended
+    }
+
     /// The engine, its containerd and the shims of the containers, which all name the directory; and what runs in the
     /// containers, whose root is in it: that outlives its shim, and an engine that was killed may have forgotten it.
     fn processes(&self) -> Vec<i32> {

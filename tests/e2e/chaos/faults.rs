@@ -116,6 +116,8 @@ pub struct Harm {
     pub recoveries: BTreeMap<&'static str, Vec<Duration>>,
     /// How long the agent took to end when it was told to.
     pub slowest_end: Duration,
+    /// Containers that an engine had forgotten when it started again.
+    pub forgotten: usize,
     pub wrong: Vec<String>,
 }
 
@@ -411,6 +413,7 @@ impl Faults {
         sleep(self.chance.millis(0, 3000)).await;
         self.engine.set_live_restore(!with_all);
         self.engine.up().await;
+        self.harm.lock().unwrap().forgotten = self.engine.forgotten();
         if let Some(outage) = outage {
             self.end_outage(outage, Sign::ReadyAndRouted);
         }

@@ -90,6 +90,7 @@ impl Told<'_> {
         for (fault, count) in self.harm.counts() {
             row(fault.words(), count);
         }
+        row("containers that an engine had forgotten, ended by hand", self.harm.forgotten);
         for (what, times) in &self.harm.recoveries {
             row(&format!("{what}: median, worst"), spread(times.clone()));
         }
