@@ -46,6 +46,8 @@ const PURE: &[&str] = &[
     "rollout/upkeep.rs",
     "rollout/watch.rs",
     "health/gate.rs",
+    "proxy/lookup.rs",
+    "proxy/path_prefix.rs",
     "proxy/pick.rs",
     "queue.rs",
     "trigger/github.rs",

@@ -155,6 +155,7 @@ fn service(name: &str, port: Option<u16>, instances: u32) -> Service {
         drain: Drain { requests: Duration::from_secs(30), streams: Duration::from_secs(60) },
         volumes: Vec::new(),
         env: Default::default(),
+        route: None,
     }
 }
 

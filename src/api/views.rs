@@ -309,7 +309,7 @@ impl AppView {
             name: facts.app.name.to_string(),
             repo: facts.app.repo.to_string(),
             branch: facts.app.branch.clone(),
-            domains: facts.app.domains.clone(),
+            domains: facts.app.hosts().into_iter().map(str::to_owned).collect(),
             live: live.map(LiveView::of),
             held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
             services,

@@ -16,9 +16,10 @@ use super::units::show_duration;
 use super::volumes::Forbidden;
 use super::{
     AgentConfig, App, Order, Provider, ReleaseCommand, RepoUrl, RolloutPolicy, Service, Webhook, build, credential,
-    domain, environment, routed_service, service,
+    environment, route, routed_service, service,
 };
 use crate::model::{AppName, GitRef, ParseError, ServiceName, shorten};
+use crate::proxy::PathPrefix;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -34,9 +35,16 @@ const LEAST_WEBHOOK_SECRET: usize = 16;
 /// An app, and what is compared with the other apps even when it has problems of its own.
 pub(super) struct Read {
     pub name: String,
-    pub domains: Vec<(String, Range<usize>)>,
+    pub claims: Vec<Claim>,
     /// `None` when something that has no stand-in is missing; a problem says what.
     pub app: Option<App>,
+}
+
+/// A host and path that leads to a service, and where that is written.
+pub(super) struct Claim {
+    pub domain: String,
+    pub path: PathPrefix,
+    pub span: Range<usize>,
 }
 
 pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden: &Forbidden) -> Option<Read> {
@@ -50,17 +58,18 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
     let submodules = section.take("submodules").and_then(|field| field.boolean()).unwrap_or(false);
     let webhook = webhook(&section, agent);
     let domains_field = section.take("domains");
-    let domains = domains_field.as_ref().map(domains).unwrap_or_default();
+    let domains = domains_field.as_ref().map(route::domains).unwrap_or_default();
     section.unsupported("compose", "remove it, and describe the services under [apps.NAME.services]");
     section.unsupported("accessories", "run databases beside longshore, and name their address in env");
 
     let (build, build_timeout) = build::of_app(section.take("build"));
     let env = environment::read(section.take("env"));
-    let services = services(&section, &Inherited { build: &build, env: &env, forbidden });
+    let (services, routes) = services(&section, &Inherited { build: &build, env: &env, forbidden });
     match &domains_field {
         Some(field) => check_route(field, &services),
-        None => warn_without_domains(&section, &services),
+        None => warn_without_domains(&section, &services, &routes),
     }
+    let claims = claims(&services, &domains, routes);
     let release = section.take("release").and_then(|field| release(&field, &services));
     let rollout = rollout(section.take("rollout"));
     let deadline_field = section.take("deadline");
@@ -86,7 +95,7 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
         check_deadline(app, deadline_field.as_ref(), &section);
     }
     section.finish();
-    Some(Read { name: name.to_owned(), domains, app })
+    Some(Read { name: name.to_owned(), claims, app })
 }
 
 /// The name of an app or a service; what is no name is reported with one that is.
@@ -156,16 +165,15 @@ fn webhook(app: &Section<'_>, agent: &AgentConfig) -> Option<Webhook> {
     Some(Webhook { provider: Provider::GitHub, secret })
 }
 
-fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
-    let elements = field.list("write domains = [\"shop.example.com\"]").unwrap_or_default();
-    elements.iter().filter_map(|element| Some((element.parsed(domain::read)?, element.span()))).collect()
-}
+type Services = BTreeMap<ServiceName, Service>;
 
-fn services(app: &Section<'_>, inherited: &Inherited<'_>) -> BTreeMap<ServiceName, Service> {
+fn services(app: &Section<'_>, inherited: &Inherited<'_>) -> (Services, Vec<route::Read>) {
     let Some(field) = app.take("services") else {
         // A one-service app: its keys stand in the app's own table.
-        let web = "web".parse().ok().map(|web: ServiceName| (web.clone(), service::shorthand(app, web, inherited)));
-        return web.into_iter().collect();
+        let web = "web".parse().ok().map(|web| service::shorthand(app, web, inherited));
+        let (web, route) = web.unzip();
+        let services = web.into_iter().map(|web| (web.name.clone(), web)).collect();
+        return (services, route.flatten().into_iter().collect());
     };
     for key in SHORTHAND {
         if let Some(stray) = app.take(key) {
@@ -175,39 +183,68 @@ fn services(app: &Section<'_>, inherited: &Inherited<'_>) -> BTreeMap<ServiceNam
         }
     }
     let hint = "write [apps.NAME.services.SERVICE] for each service";
-    let Some(section) = field.section(hint) else { return BTreeMap::new() };
-    let mut services = BTreeMap::new();
+    let Some(section) = field.section(hint) else { return Default::default() };
+    let (mut services, mut routes) = (BTreeMap::new(), Vec::new());
     let mut none = true;
     for (name, field) in section.entries() {
         none = false;
         let valid: Option<ServiceName> = parse_name(name, &field);
         // Under another name its own problems are found all the same.
         let name = valid.or_else(|| valid_name(name)?.parse().ok());
-        if let Some(service) = name.and_then(|name| service::read(name, &field, inherited)) {
+        if let Some((service, route)) = name.and_then(|name| service::read(name, &field, inherited)) {
             services.insert(service.name.clone(), service);
+            routes.extend(route);
         }
     }
     if none {
         field.problem(" names no service", hint);
     }
-    services
+    (services, routes)
 }
 
-/// Domains lead to exactly one service.
-fn check_route(domains: &Field<'_>, services: &BTreeMap<ServiceName, Service>) {
-    if services.is_empty() || routed_service(services.values()).is_some() {
+/// What leads to the app's services: a route's own domains or else the app's, and the app's to the service without a
+/// route.
+fn claims(services: &Services, domains: &[(String, Range<usize>)], routes: Vec<route::Read>) -> Vec<Claim> {
+    let claim = |(domain, span): &(String, Range<usize>), path: &PathPrefix| Claim {
+        domain: domain.clone(),
+        path: path.clone(),
+        span: span.clone(),
+    };
+    let of_app = domains.iter().filter(|_| routed_service(services.values()).is_some() || routes.is_empty());
+    let mut claims: Vec<Claim> = of_app.map(|domain| claim(domain, &PathPrefix::default())).collect();
+    for read in routes.into_iter().filter(|read| !read.unclear) {
+        let path = &read.route.path;
+        match read.route.domains {
+            Some(_) => claims.extend(read.domains.iter().map(|domain| claim(domain, path))),
+            None => claims.extend(domains.iter().map(|(domain, _)| claim(&(domain.clone(), read.span.clone()), path))),
+        }
+    }
+    claims
+}
+
+/// Domains lead to a service: to those with a route, and without any to exactly one.
+fn check_route(domains: &Field<'_>, services: &Services) {
+    let routed = services.values().any(|service| service.route.is_some());
+    if services.is_empty() || routed || routed_service(services.values()).is_some() {
         return;
     }
     let with_port = services.values().filter(|service| service.port.is_some());
     match with_port.map(|service| service.name.as_str()).collect::<Vec<_>>().as_slice() {
         [] => domains.problem(" lead to no service: none has a port", "set port for the service that answers them"),
-        several => domains
-            .problem(format!(" could lead to {}", several.join(" or ")), "name the service that answers them \"web\""),
+        several => domains.problem(
+            format!(" could lead to {}", several.join(" or ")),
+            "name the service that answers them \"web\", or write route = { path = \"/…\" } for each",
+        ),
     }
 }
 
-fn warn_without_domains(app: &Section<'_>, services: &BTreeMap<ServiceName, Service>) {
-    if let Some(service) = services.values().find(|service| service.port.is_some()) {
+fn warn_without_domains(app: &Section<'_>, services: &Services, routes: &[route::Read]) {
+    for read in routes.iter().filter(|read| read.route.domains.is_none()) {
+        let what = format!("{} has no domains for this route", app.path);
+        app.reader.problem(&read.span, what, "write domains = [\"shop.example.com\"] for the app or in the route");
+    }
+    let unrouted = routed_service(services.values()).filter(|_| routes.is_empty());
+    if let Some(service) = unrouted.or_else(|| services.values().find(|s| s.port.is_some() && routes.is_empty())) {
         let what = format!("{} has no domains: no request reaches its service {}", app.path, service.name);
         app.reader.warning(&app.span, what, "write domains = [\"shop.example.com\"]");
     }

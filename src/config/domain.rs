@@ -1,10 +1,18 @@
-//! The rule for an app's domains: plain host names.
+//! The rule for an app's domains: plain host names, or all with one more label.
 
 use super::problem::Fault;
 use crate::model::shorten;
 
-/// A host name in lower case.
+/// A host name in lower case; `*.example.com` as it is.
 pub(super) fn read(text: &str) -> Result<String, Fault> {
+    match text.strip_prefix("*.") {
+        // As in certificates (RFC 9525, section 6.3), and never all of a top-level domain.
+        Some(parent) if parent.contains('.') => plain(parent).map(|parent| format!("*.{parent}")),
+        _ => plain(text),
+    }
+}
+
+fn plain(text: &str) -> Result<String, Fault> {
     let bad = |why: &str, hint: String| Err(Fault::new(format!(": {:?} {why}", shorten(text, 80)), hint));
     let only_name = |name: &str| format!("write only the host name, such as {:?}", shorten(name, 80));
     // Not shown: what stands before the @ may be a password.
@@ -18,9 +26,9 @@ pub(super) fn read(text: &str) -> Result<String, Fault> {
     if let Some((host, _)) = text.split_once('/') {
         return bad("has a path", only_name(host));
     }
-    if text.starts_with('*') {
-        let hint = "write each host name; a wildcard needs a certificate and a route of its own kind".to_owned();
-        return bad("is a wildcard, which is not supported by this version", hint);
+    if text.contains('*') {
+        let hint = "write \"*.example.com\" for every name with one more label, or the whole name".to_owned();
+        return bad("is no wildcard that can be served", hint);
     }
     if let Some((host, _)) = text.split_once(':') {
         return bad("has a port", only_name(host));
@@ -55,6 +63,7 @@ mod tests {
             ("localhost", "localhost"),
             ("127.0.0.1", "127.0.0.1"),
             ("xn--grn-1na.example", "xn--grn-1na.example"),
+            ("*.Example.com", "*.example.com"),
         ] {
             assert_eq!(read(text), Ok(expected.to_owned()));
         }
@@ -67,7 +76,11 @@ mod tests {
             ("shop.example.com:80", r#"has a port | write only the host name, such as "shop.example.com""#),
             ("shop.example.com/x", r#"has a path | write only the host name, such as "shop.example.com""#),
             ("shop.example.com.", r#"ends with a dot | write only the host name, such as "shop.example.com""#),
-            ("*.example.com", "wildcard, which is not supported by this version"),
+            ("*.com", "is no wildcard that can be served"),
+            ("*", "is no wildcard that can be served"),
+            ("a.*.example.com", "is no wildcard that can be served"),
+            ("*.*.example.com", "is no wildcard that can be served"),
+            ("*.shop.example.com:80", r#"has a port | write only the host name, such as "shop.example.com""#),
             ("grün.example", "is not ASCII"),
             ("a_b.example", "is no host name"),
             ("-a.example", "is no host name"),

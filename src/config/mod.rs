@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
+use crate::proxy::{Balance, PathPrefix};
 
 mod app;
 mod build;
@@ -24,6 +25,7 @@ mod health;
 mod notify;
 mod problem;
 mod reader;
+mod route;
 mod secret_ref;
 mod service;
 mod source_url;
@@ -160,7 +162,7 @@ pub struct App {
     pub submodules: bool,
     /// Who may push; without one there is no hook route.
     pub webhook: Option<Webhook>,
-    /// Hosts routed to the app's web service; lower case.
+    /// Hosts routed to the app's services, unless their own routes name others; lower case.
     pub domains: Vec<String>,
     /// Runs once in the new image before anything is switched.
     pub release: Option<ReleaseCommand>,
@@ -174,6 +176,20 @@ pub struct App {
     pub deadline: Duration,
     /// How many releases' images are kept. Default 5.
     pub keep_releases: u32,
+}
+
+impl App {
+    /// Every host that leads to the app, its own first, each once.
+    pub fn hosts(&self) -> Vec<&str> {
+        let routes = self.services.values().filter_map(|service| service.route.as_ref()?.domains.as_ref());
+        let mut hosts: Vec<&str> = Vec::new();
+        for host in self.domains.iter().chain(routes.flatten()) {
+            if !hosts.contains(&host.as_str()) {
+                hosts.push(host);
+            }
+        }
+        hosts
+    }
 }
 
 /// How the agent proves itself to the git server.
@@ -252,6 +268,24 @@ pub struct Service {
     pub volumes: Vec<Mount>,
     /// The app's environment with the service's own on top.
     pub env: BTreeMap<String, EnvValue>,
+    /// Which requests reach it, where that is written; see [`routed_service`] for where it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<ServiceRoute>,
+}
+
+/// `route`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceRoute {
+    /// Hosts, in lower case; `*.example.com` is every name with one more label. `None` = the app's.
+    pub domains: Option<Vec<String>>,
+    /// Which of their paths. Default: all that no other service of these hosts has.
+    pub path: PathPrefix,
+    /// Take the path off before an instance sees the request. Default off.
+    pub strip: bool,
+    /// How requests are shared. Default: by least connections.
+    pub balance: Balance,
+    /// A client stays with the instance that answered it first. Default off.
+    pub sticky: bool,
 }
 
 /// `build`

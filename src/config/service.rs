@@ -7,12 +7,23 @@ use super::build::BuildKeys;
 use super::field::Field;
 use super::reader::Section;
 use super::volumes::Forbidden;
-use super::{Drain, EnvValue, HealthCheck, Service, build, environment, health, volumes};
+use super::{Drain, EnvValue, HealthCheck, Service, build, environment, health, route, volumes};
 use crate::model::ServiceName;
 
 /// Keys of a service that a one-service app may put straight under `[apps.NAME]`.
-pub(super) const SHORTHAND: [&str; 10] =
-    ["command", "port", "instances", "health", "memory", "cpus", "stop_grace", "drain", "autoscale", "volumes"];
+pub(super) const SHORTHAND: [&str; 11] = [
+    "command",
+    "port",
+    "instances",
+    "health",
+    "memory",
+    "cpus",
+    "stop_grace",
+    "drain",
+    "autoscale",
+    "volumes",
+    "route",
+];
 
 /// The smallest memory limit that container engines take.
 const LEAST_MEMORY: u64 = 6 << 20;
@@ -24,9 +35,10 @@ pub(super) struct Inherited<'a> {
     pub forbidden: &'a Forbidden,
 }
 
-/// The service that an app's domains lead to: `web`, else the only one with a port.
+/// The service that requests reach without a `route` of its own: `web`, else the only one with a port and without a
+/// route.
 pub fn routed_service<'a>(services: impl Iterator<Item = &'a Service> + Clone) -> Option<&'a Service> {
-    let mut with_port = services.filter(|service| service.port.is_some());
+    let mut with_port = services.filter(|service| service.port.is_some() && service.route.is_none());
     let web = with_port.clone().find(|service| service.name.as_str() == "web");
     match (web, with_port.next(), with_port.next()) {
         (Some(web), ..) => Some(web),
@@ -36,7 +48,11 @@ pub fn routed_service<'a>(services: impl Iterator<Item = &'a Service> + Clone) -
 }
 
 /// A service with a table of its own.
-pub(super) fn read(name: ServiceName, field: &Field<'_>, inherited: &Inherited<'_>) -> Option<Service> {
+pub(super) fn read(
+    name: ServiceName,
+    field: &Field<'_>,
+    inherited: &Inherited<'_>,
+) -> Option<(Service, Option<route::Read>)> {
     let section = field.section("write [apps.NAME.services.SERVICE] on a line of its own")?;
     let build = inherited.build.clone().overridden_by(build::of_service(section.take("build")));
     let mut env = inherited.env.clone();
@@ -47,7 +63,11 @@ pub(super) fn read(name: ServiceName, field: &Field<'_>, inherited: &Inherited<'
 }
 
 /// The one service of an app in shorthand: its keys stand in the app's own table.
-pub(super) fn shorthand(app: &Section<'_>, name: ServiceName, inherited: &Inherited<'_>) -> Service {
+pub(super) fn shorthand(
+    app: &Section<'_>,
+    name: ServiceName,
+    inherited: &Inherited<'_>,
+) -> (Service, Option<route::Read>) {
     settings(app, name, inherited.build.clone(), inherited.env.clone(), inherited.forbidden)
 }
 
@@ -57,7 +77,7 @@ fn settings(
     build: BuildKeys,
     env: BTreeMap<String, EnvValue>,
     forbidden: &Forbidden,
-) -> Service {
+) -> (Service, Option<route::Read>) {
     if build.gives_secrets_to_classic() {
         section.problem(
             format!("{}: the classic builder knows no build secrets", section.path),
@@ -81,7 +101,12 @@ fn settings(
         );
     }
     let grace = Duration::from_millis(1)..=Duration::from_secs(3600);
-    Service {
+    let route_field = section.take("route");
+    let route = route_field.as_ref().and_then(route::read);
+    if let (Some(field), None) = (&route_field, port) {
+        field.problem(" leads to a service without a port", "set port, or remove route");
+    }
+    let service = Service {
         name,
         build: build.finish(),
         command: section.take("command").and_then(|field| field.argv()),
@@ -94,7 +119,9 @@ fn settings(
         drain: drain(section.take("drain")),
         volumes: section.take("volumes").and_then(|field| volumes::read(&field, forbidden)).unwrap_or_default(),
         env,
-    }
+        route: route.as_ref().map(|read| read.route.clone()),
+    };
+    (service, route)
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::app::Claim;
 use super::field::Field;
 use super::problem::{Fault, Problem, Problems};
 use super::reader::{Reader, Section};
@@ -17,6 +18,7 @@ use super::source_url::is_loopback;
 use super::volumes::Forbidden;
 use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, notify, syntax};
 use crate::model::{AppName, shorten};
+use crate::proxy::PathPrefix;
 
 /// A configuration is written by a person.
 const LARGEST_FILE: u64 = 1024 * 1024;
@@ -270,29 +272,41 @@ fn apps(field: Option<Field<'_>>, agent: &AgentConfig, forbidden: &Forbidden) ->
     entries.sort_by_key(|(_, field)| field.key_span.start);
     for (name, field) in entries {
         let Some(read) = app::read(name, &field, agent, forbidden) else { continue };
-        for (domain, span) in &read.domains {
-            domains.claim(section.reader, domain, &read.name, span);
+        for claim in &read.claims {
+            domains.claim(section.reader, claim, &read.name);
         }
         apps.extend(read.app.map(|app| (app.name.clone(), app)));
     }
     apps
 }
 
-/// Which app has which domain, and where that is written.
+/// Which app has which domain, which of its paths are taken, and where that is written.
 #[derive(Default)]
-struct Domains(BTreeMap<String, (String, Range<usize>)>);
+struct Domains(BTreeMap<String, (String, BTreeMap<PathPrefix, Range<usize>>)>);
 
 impl Domains {
-    fn claim(&mut self, reader: &Reader<'_>, domain: &str, app: &str, span: &Range<usize>) {
-        let Some((first, first_span)) = self.0.get(domain) else {
-            self.0.insert(domain.to_owned(), (app.to_owned(), span.clone()));
+    fn claim(&mut self, reader: &Reader<'_>, claim: &Claim, app: &str) {
+        let Claim { domain, path, span } = claim;
+        let (first, paths) = self.0.entry(domain.clone()).or_insert_with(|| (app.to_owned(), BTreeMap::new()));
+        let taken = match first == app {
+            true => paths.get(path),
+            false => paths.values().next(),
+        };
+        let Some(first_span) = taken else {
+            paths.insert(path.clone(), span.clone());
             return;
         };
         let (one, other) = (reader.line_of(first_span), reader.line_of(span));
-        let what = match first == app {
-            true => format!("{app} names {domain} twice (lines {one} and {other})"),
-            false => format!("{first} and {app} both claim {domain} (lines {one} and {other})"),
+        let (what, hint) = match first == app {
+            true => (
+                format!("{app} names {domain}{path} twice (lines {one} and {other})"),
+                "each path of a domain leads to one service; remove one, or give it another path",
+            ),
+            false => (
+                format!("{first} and {app} both claim {domain} (lines {one} and {other})"),
+                "a domain leads to one app; remove it from one of them",
+            ),
         };
-        reader.problem(span, what, "a domain leads to one app; remove it from one of them");
+        reader.problem(span, what, hint);
     }
 }

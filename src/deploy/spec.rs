@@ -31,8 +31,9 @@ pub fn of_running(release: &Release, service: &ServiceName) -> Option<ServiceSpe
 
 fn without_env(release: &Release, released: &ReleasedService) -> ServiceSpec {
     let routed = routed_service(release.body.services.iter().map(|released| &released.service));
+    let by_default = routed.is_some_and(|routed| routed.name == released.service.name);
     ServiceSpec {
-        routed: routed.is_some_and(|routed| routed.name == released.service.name),
+        routed: by_default || released.service.route.is_some(),
         service: released.service.clone(),
         image: released.image.clone(),
         env: BTreeMap::new(),
@@ -65,7 +66,7 @@ fn resolve_env(released: &ReleasedService) -> Result<BTreeMap<String, SecretStri
 /// that others may read and secrets go into it.
 fn settings_digest(released: &ReleasedService, env: &BTreeMap<String, SecretString>, key: &str) -> String {
     let service = &released.service;
-    let plain = serde_json::json!({
+    let mut plain = serde_json::json!({
         "image": released.image,
         "command": service.command,
         "port": service.port,
@@ -74,6 +75,10 @@ fn settings_digest(released: &ReleasedService, env: &BTreeMap<String, SecretStri
         "grace": service.stop_grace,
         "volumes": service.volumes,
     });
+    // Which requests it gets may change while it runs; that it gets any is what its rollout goes by.
+    if service.route.is_some() {
+        plain["routed"] = true.into();
+    }
     // HMAC takes keys of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return String::new() };
     mac.update(plain.to_string().as_bytes());

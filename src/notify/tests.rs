@@ -130,6 +130,7 @@ impl World {
             drain: Drain { requests: Duration::from_secs(30), streams: Duration::from_secs(60) },
             volumes: Vec::new(),
             env: BTreeMap::new(),
+            route: None,
         };
         let body = ReleaseBody {
             services: vec![ReleasedService {

@@ -18,6 +18,8 @@ pub enum Own {
     RequestTimeout,
     /// No route has this host.
     UnknownHost(String),
+    /// A route has this host, but not for this path.
+    UnknownPath(String),
     /// The host is an app's, and no instance of it runs.
     NothingRuns(String),
     /// No instance took the request, or it broke off before answering.
@@ -32,7 +34,7 @@ impl Own {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownHost(_) => StatusCode::NOT_FOUND,
+            Self::UnknownHost(_) | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -45,6 +47,7 @@ impl Own {
             Self::MethodNotAllowed => "this is not a forward proxy".to_owned(),
             Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
             Self::UnknownHost(host) => format!("the host {} is not configured here", shorten(host, 100)),
+            Self::UnknownPath(host) => format!("nothing is configured at this path of {}", shorten(host, 100)),
             Self::NothingRuns(host) => {
                 format!("nothing runs behind {} at the moment; try again later", shorten(host, 100))
             }
@@ -77,7 +80,7 @@ impl Own {
             Self::BadRequest(_) | Self::RequestTimeout => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::UnknownHost(_) | Self::BadGateway | Self::GatewayTimeout => {}
+            Self::UnknownHost(_) | Self::UnknownPath(_) | Self::BadGateway | Self::GatewayTimeout => {}
         }
         response
     }

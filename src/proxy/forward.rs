@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
@@ -24,8 +24,9 @@ use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
 use super::counts::Tally;
 use super::headers::{self, Origin};
 use super::instance::{Claim, Instance};
+use super::path_prefix::PathPrefix;
 use super::pool::{Link, SendError};
-use super::routing::NoClaim;
+use super::routing::{NoClaim, Seeker, Way};
 use super::server::Proxy;
 use super::table::lookup_host;
 use super::tunnel;
@@ -59,19 +60,31 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
 
-    let (claim, counters) = proxy.routing.claim(&host, &[]).map_err(|none| {
+    let asked = request.uri().clone();
+    let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[] };
+    let (claim, way) = proxy.routing.claim(seeker).map_err(|none| {
         none.count();
         let host = host.clone().into_owned();
         match none {
             NoClaim::UnknownHost => Own::UnknownHost(host),
+            NoClaim::UnknownPath => Own::UnknownPath(host),
             NoClaim::NoMember(_) => Own::NothingRuns(host),
         }
     })?;
+    let stays =
+        way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
     let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, origin, authority.clone(), proxy.next_request_id(), upgrade);
-    let head = Head { method: head.method, uri: origin_form(head.uri), headers: head.headers };
+    let uri = match &way.strip {
+        None => origin_form(head.uri),
+        Some(prefix) => {
+            headers::set_prefix(&mut head.headers, prefix);
+            without(prefix, &origin_form(head.uri))
+        }
+    };
+    let head = Head { method: head.method, uri, headers: head.headers };
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
     let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
@@ -79,8 +92,12 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     let mut attempt = Attempt {
         proxy,
         host: &host,
+        path: asked.path(),
+        stays,
+        is_secure: origin.scheme == "https",
         claim,
-        tally: Tally::new(&counters),
+        tally: Tally::new(&way.counters),
+        way,
         tried: Vec::new(),
         tries_left: EXTRA_TRIES,
         may_reuse: replayable,
@@ -115,6 +132,11 @@ fn origin_form(uri: Uri) -> Uri {
     path.map(Uri::from).unwrap_or_default()
 }
 
+fn without(prefix: &PathPrefix, uri: &Uri) -> Uri {
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    prefix.strip(target).parse().unwrap_or_default()
+}
+
 /// The head of a request, kept while it may have to be sent again.
 #[derive(Debug, Clone)]
 struct Head {
@@ -141,6 +163,11 @@ impl Head {
 struct Attempt<'a> {
     proxy: &'a Proxy,
     host: &'a str,
+    path: &'a str,
+    way: Arc<Way>,
+    /// Whether the client named the instance that was claimed first.
+    stays: bool,
+    is_secure: bool,
     claim: Claim,
     tally: Tally,
     /// Instances that did not take it.
@@ -251,7 +278,10 @@ impl Attempt<'_> {
         self.blame(error);
         self.take_try()?;
         self.tried.push(Arc::clone(self.claim.instance()));
-        let (claim, _) = self.proxy.routing.claim(self.host, &self.tried).map_err(|_| NoAnswer::Unreachable)?;
+        // Without a cookie: the instance that it names has just been tried.
+        let seeker = Seeker { host: self.host, path: self.path, headers: &HeaderMap::new(), tried: &self.tried };
+        let (claim, _) = self.proxy.routing.claim(seeker).map_err(|_| NoAnswer::Unreachable)?;
+        self.stays = false;
         self.tally.retried();
         self.claim = claim;
         Ok(())
@@ -289,6 +319,11 @@ impl Attempt<'_> {
         }
         let is_stream = headers::is_event_stream(&head.headers);
         prepare(&mut head, switching);
+        if let Some(cookie) = self.way.sticky.as_ref().filter(|_| !self.stays)
+            && let Some(tie) = cookie.tie_to(&self.claim.instance().id, self.is_secure)
+        {
+            head.headers.append(SET_COOKIE, tie);
+        }
         if let (true, Some(client)) = (switching, client) {
             self.tally.served();
             self.proxy.spawn(tunnel::run(client, link, self.claim));

@@ -8,9 +8,12 @@ use hyper::header::{
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
+use super::path_prefix::PathPrefix;
+
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -87,6 +90,13 @@ pub fn prepare_request(
     headers.insert(&X_FORWARDED_PROTO, origin.scheme.clone());
     headers.insert(&X_FORWARDED_HOST, authority);
     headers.insert(&X_REQUEST_ID, request_id);
+}
+
+/// Says which part of the path was taken off, so that the instance can write links. After [`prepare_request`].
+pub fn set_prefix(headers: &mut HeaderMap, prefix: &PathPrefix) {
+    if let Ok(prefix) = HeaderValue::from_str(prefix.as_str()) {
+        headers.insert(&X_FORWARDED_PREFIX, prefix);
+    }
 }
 
 /// Turns an instance's headers into those for a client. Those of a switched protocol keep their `Upgrade`.

@@ -1,12 +1,26 @@
 //! Which member gets the next request: shares by integer weight, the least busy among equals. No clock, no chance.
 
+use serde::{Deserialize, Serialize};
+
+/// How the next of several members with one weight is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// The one with the fewest requests under way.
+    #[default]
+    LeastConnections,
+    /// One after another.
+    RoundRobin,
+}
+
 /// Chooses among members known by their position.
 ///
 /// Members of one weight form a class. Classes take turns by smooth weighted round robin, so over any window as
 /// long as the sum of weights each class gets exactly its share. Inside a class the least busy member is next,
-/// and equally busy ones take turns.
+/// and equally busy ones take turns; or all take turns.
 #[derive(Debug, Default)]
 pub struct Picker {
+    balance: Balance,
     classes: Vec<Class>,
 }
 
@@ -22,7 +36,7 @@ struct Class {
 
 impl Picker {
     /// For members with these weights; a weight of 0 is never chosen.
-    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+    pub fn new(balance: Balance, weights: impl IntoIterator<Item = u32>) -> Self {
         let mut classes: Vec<Class> = Vec::new();
         for (member, weight) in weights.into_iter().enumerate() {
             let weight = i64::from(weight);
@@ -34,7 +48,7 @@ impl Picker {
                 None => classes.push(Class { weight, members: vec![member], credit: 0, next: 0 }),
             }
         }
-        Self { classes }
+        Self { balance, classes }
     }
 
     /// The next member among those that `may` be chosen; `load` tells how busy one is.
@@ -43,7 +57,10 @@ impl Picker {
             [only] => only,
             classes => next_class(classes, &may)?,
         };
-        class.least_busy(load, may)
+        match self.balance {
+            Balance::LeastConnections => class.least_busy(load, may),
+            Balance::RoundRobin => class.least_busy(|_| 0, may),
+        }
     }
 }
 
@@ -86,7 +103,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(weights: &[u32], picks: usize) -> Vec<usize> {
-        let mut picker = Picker::new(weights.iter().copied());
+        let mut picker = Picker::new(Balance::LeastConnections, weights.iter().copied());
         (0..picks).filter_map(|_| picker.choose(|_| 0, |_| true)).collect()
     }
 
@@ -99,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_least_busy_of_equals_is_next() {
-        let mut picker = Picker::new([1, 1, 1]);
+        let mut picker = Picker::new(Balance::LeastConnections, [1, 1, 1]);
         let busy = [3, 1, 2];
         for _ in 0..5 {
             assert_eq!(picker.choose(|member| busy[member], |_| true), Some(1));
@@ -108,10 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn in_turn_means_however_busy() {
+        let mut picker = Picker::new(Balance::RoundRobin, [1, 1, 1]);
+        let order: Vec<_> = (0..6).filter_map(|_| picker.choose(|member| [9, 0, 4][member], |_| true)).collect();
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
     fn nobody_means_nobody() {
-        assert_eq!(Picker::new([]).choose(|_| 0, |_| true), None);
-        assert_eq!(Picker::new([0, 0]).choose(|_| 0, |_| true), None);
-        assert_eq!(Picker::new([1, 2]).choose(|_| 0, |_| false), None);
+        assert_eq!(Picker::new(Balance::LeastConnections, []).choose(|_| 0, |_| true), None);
+        assert_eq!(Picker::new(Balance::LeastConnections, [0, 0]).choose(|_| 0, |_| true), None);
+        assert_eq!(Picker::new(Balance::LeastConnections, [1, 2]).choose(|_| 0, |_| false), None);
     }
 
     proptest! {
@@ -140,7 +164,7 @@ mod tests {
             weights in proptest::collection::vec(0u32..5, 1..8),
             steps in proptest::collection::vec((any::<u8>(), proptest::collection::vec(0u64..9, 8)), 1..60),
         ) {
-            let mut picker = Picker::new(weights.iter().copied());
+            let mut picker = Picker::new(Balance::LeastConnections, weights.iter().copied());
             for (mask, loads) in steps {
                 let may = |member: usize| mask & (1 << member) != 0;
                 let candidates: Vec<usize> = (0..weights.len()).filter(|&m| weights[m] > 0 && may(m)).collect();

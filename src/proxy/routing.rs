@@ -4,15 +4,20 @@
 //! no request can reach an instance that left: either it was counted in before (and the drain sees it) or it is
 //! picked from the new table.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+
+use hyper::HeaderMap;
 
 use super::control::{AppCounts, InstanceCounts};
 use super::counts::Counters;
 use super::instance::{Claim, Instance, lock};
+use super::lookup::{Lookup, NoRoute};
+use super::path_prefix::PathPrefix;
 use super::pick::Picker;
 use super::pool::Pool;
+use super::sticky::StickyCookie;
 use super::table::Table;
 use crate::model::{AppName, InstanceId};
 
@@ -25,8 +30,8 @@ pub struct Routing {
 #[derive(Debug, Default)]
 struct State {
     generation: u64,
-    /// Host to position in `routes`.
-    hosts: HashMap<String, usize>,
+    /// To positions in `routes`.
+    lookup: Lookup,
     routes: Vec<ActiveRoute>,
     /// Those of the table, and those that left it with something under way. An instance that came back elsewhere
     /// while its former self was still busy is here twice.
@@ -37,9 +42,33 @@ struct State {
 
 #[derive(Debug)]
 struct ActiveRoute {
-    counters: Arc<Counters>,
+    way: Arc<Way>,
     members: Vec<Arc<Instance>>,
     picker: Picker,
+}
+
+/// What the requests of a route have in common.
+#[derive(Debug)]
+pub struct Way {
+    /// The app's totals.
+    pub counters: Arc<Counters>,
+    /// Taken off the target before an instance sees it.
+    pub strip: Option<PathPrefix>,
+    /// Where clients stay with an instance.
+    pub sticky: Option<StickyCookie>,
+}
+
+/// A request in search of an instance.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeker<'a> {
+    /// As [`super::table::lookup_host`] spells it.
+    pub host: &'a str,
+    /// Of its target, as it was sent.
+    pub path: &'a str,
+    /// For the cookie of a sticky route.
+    pub headers: &'a HeaderMap,
+    /// Instances that did not take it.
+    pub tried: &'a [Arc<Instance>],
 }
 
 /// Why a request has no instance.
@@ -47,26 +76,38 @@ struct ActiveRoute {
 pub enum NoClaim {
     /// No route has the host.
     UnknownHost,
+    /// The host is there, but not for this path.
+    UnknownPath,
     /// The route has no instance left to try.
-    NoMember(Arc<Counters>),
+    NoMember(Arc<Way>),
 }
 
 impl Routing {
-    /// Picks an instance for a request to `host` that is not among `tried`, and counts the request in.
-    pub fn claim(&self, host: &str, tried: &[Arc<Instance>]) -> Result<(Claim, Arc<Counters>), NoClaim> {
+    /// Picks an instance that was not tried, and counts the request in.
+    pub fn claim(&self, seeker: Seeker<'_>) -> Result<(Claim, Arc<Way>), NoClaim> {
         let mut state = lock(&self.state);
         let state = &mut *state;
-        let route = state.hosts.get(host).and_then(|&place| state.routes.get_mut(place));
-        let Some(ActiveRoute { counters, members, picker }) = route else { return Err(NoClaim::UnknownHost) };
-        let untried = |member: usize| !tried.iter().any(|gone| Arc::ptr_eq(gone, &members[member]));
+        let place = state.lookup.find(seeker.host, seeker.path).map_err(|none| match none {
+            NoRoute::Host => NoClaim::UnknownHost,
+            NoRoute::Path => NoClaim::UnknownPath,
+        })?;
+        let Some(ActiveRoute { way, members, picker }) = state.routes.get_mut(place) else {
+            return Err(NoClaim::UnknownHost);
+        };
+        let untried = |member: usize| !seeker.tried.iter().any(|gone| Arc::ptr_eq(gone, &members[member]));
+        let sound = |member: usize| !members[member].is_ejected() && untried(member);
         let load = |member: usize| members[member].load();
-        let chosen = picker
-            .choose(load, |member| !members[member].is_ejected() && untried(member))
+        let same_as_before = || {
+            let id = way.sticky.as_ref()?.read(seeker.headers)?;
+            members.iter().position(|member| member.id.as_str() == id).filter(|&member| sound(member))
+        };
+        let chosen = same_as_before()
+            .or_else(|| picker.choose(load, sound))
             // All of them failed a moment ago: trying one is better than none.
             .or_else(|| picker.choose(load, untried));
         match chosen {
-            Some(member) => Ok((Claim::new(&members[member]), Arc::clone(counters))),
-            None => Err(NoClaim::NoMember(Arc::clone(counters))),
+            Some(member) => Ok((Claim::new(&members[member]), Arc::clone(way))),
+            None => Err(NoClaim::NoMember(Arc::clone(way))),
         }
     }
 
@@ -75,44 +116,30 @@ impl Routing {
         lock(&self.state).generation
     }
 
-    /// Puts a valid table in force. When this returns, nothing outside it is chosen any more.
+    /// Puts a valid table in force. When this returns, nothing outside it is chosen any more. One at a time.
     pub fn replace(&self, table: &Table) {
+        // Everything is made ready before the lock is taken, which every request waits for.
+        let (before, apps) = {
+            let state = lock(&self.state);
+            (state.instances.clone(), state.apps.clone())
+        };
+        let next = Next::of(table, &before, apps);
+        let is_kept = |instance: &&Arc<Instance>| next.kept.contains(&Arc::as_ptr(instance));
+        let left: Vec<Arc<Instance>> = before.iter().filter(|instance| !is_kept(instance)).cloned().collect();
+        // Before anything can look: what is not routed is forgotten once it has nothing under way.
+        next.members.iter().filter(|instance| !instance.is_routed()).for_each(|instance| instance.set_routed(true));
+        let instances = next.members.iter().chain(&left).cloned().collect();
         let mut state = lock(&self.state);
-        // An instance whose requests were cut is beyond return; should its id come back, it starts anew.
-        let sound = state.instances.iter().filter(|instance| !instance.requests_cut().is_cancelled());
-        let known: HashMap<(InstanceId, SocketAddr), Arc<Instance>> =
-            sound.map(|instance| ((instance.id.clone(), instance.pool.address()), Arc::clone(instance))).collect();
-        let mut kept: Vec<Arc<Instance>> = Vec::new();
-        let mut hosts = HashMap::new();
-        let mut routes = Vec::with_capacity(table.routes.len());
-        for (place, route) in table.routes.iter().enumerate() {
-            hosts.extend(route.hosts.iter().map(|host| (host.clone(), place)));
-            let members: Vec<Arc<Instance>> = route
-                .members
-                .iter()
-                .map(|member| match known.get(&(member.instance.clone(), member.address)) {
-                    Some(same) => Arc::clone(same),
-                    None => Instance::new(member.instance.clone(), Pool::new(member.address)),
-                })
-                .collect();
-            kept.extend(members.iter().cloned());
-            let picker = Picker::new(route.members.iter().map(|member| member.weight));
-            let counters = Arc::clone(state.apps.entry(route.app.clone()).or_default());
-            routes.push(ActiveRoute { counters, members, picker });
-        }
-        let is_kept = |instance: &Arc<Instance>| kept.iter().any(|other| Arc::ptr_eq(other, instance));
-        let left: Vec<Arc<Instance>> = state.instances.iter().filter(|instance| !is_kept(instance)).cloned().collect();
-        let busy = left.iter().filter(|instance| instance.load() > 0).cloned();
-        let members = kept.clone();
-        state.instances = kept.into_iter().chain(busy).collect();
+        state.instances = instances;
         state.generation = table.generation;
-        state.hosts = hosts;
-        let replaced = std::mem::replace(&mut state.routes, routes);
+        state.apps = next.apps;
+        let replaced =
+            (std::mem::replace(&mut state.lookup, next.lookup), std::mem::replace(&mut state.routes, next.routes));
         drop(state);
-        // Closing sockets takes its time, and the lock is everyone's.
         drop(replaced);
-        members.iter().filter(|instance| !instance.is_routed()).for_each(|instance| instance.set_routed(true));
+        // Closing sockets takes its time too.
         left.iter().filter(|instance| instance.is_routed()).for_each(|instance| instance.set_routed(false));
+        lock(&self.state).forget_done();
     }
 
     /// What is known under an id: usually one; none when it has nothing under way and is in no table.
@@ -154,18 +181,66 @@ impl Routing {
     /// Closes old idle connections and forgets instances that left and are done.
     pub fn sweep(&self) {
         let mut state = lock(&self.state);
-        state.instances.retain(|instance| instance.is_routed() || instance.load() > 0);
+        state.forget_done();
         let instances = state.instances.clone();
         drop(state);
         instances.iter().for_each(|instance| instance.pool.sweep());
     }
 }
 
+impl State {
+    fn forget_done(&mut self) {
+        self.instances.retain(|instance| instance.is_routed() || instance.load() > 0);
+    }
+}
+
+/// A table on its way into force.
+struct Next {
+    lookup: Lookup,
+    routes: Vec<ActiveRoute>,
+    members: Vec<Arc<Instance>>,
+    /// The same, to be asked for.
+    kept: HashSet<*const Instance>,
+    apps: BTreeMap<AppName, Arc<Counters>>,
+}
+
+impl Next {
+    /// Instances that are known go on as they are.
+    fn of(table: &Table, before: &[Arc<Instance>], mut apps: BTreeMap<AppName, Arc<Counters>>) -> Self {
+        // An instance whose requests were cut is beyond return; should its id come back, it starts anew.
+        let sound = before.iter().filter(|instance| !instance.requests_cut().is_cancelled());
+        let known: HashMap<(&InstanceId, SocketAddr), &Arc<Instance>> =
+            sound.map(|instance| ((&instance.id, instance.pool.address()), instance)).collect();
+        let mut members = Vec::new();
+        let mut routes = Vec::with_capacity(table.routes.len());
+        for route in &table.routes {
+            let of_route: Vec<Arc<Instance>> = route
+                .members
+                .iter()
+                .map(|member| match known.get(&(&member.instance, member.address)) {
+                    Some(same) => Arc::clone(same),
+                    None => Instance::new(member.instance.clone(), Pool::new(member.address)),
+                })
+                .collect();
+            members.extend(of_route.iter().cloned());
+            let way = Way {
+                counters: Arc::clone(apps.entry(route.app.clone()).or_default()),
+                strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
+                sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
+            };
+            let picker = Picker::new(route.balance, route.members.iter().map(|member| member.weight));
+            routes.push(ActiveRoute { way: Arc::new(way), members: of_route, picker });
+        }
+        let kept = members.iter().map(Arc::as_ptr).collect();
+        Self { lookup: Lookup::new(&table.routes), routes, members, kept, apps }
+    }
+}
+
 impl NoClaim {
     /// Counts the request as failed where it belongs to an app.
     pub fn count(&self) {
-        if let Self::NoMember(counters) = self {
-            counters.failed();
+        if let Self::NoMember(way) = self {
+            way.counters.failed();
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::path_prefix::PathPrefix;
+use super::pick::Balance;
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Everything the proxy routes by. The agent numbers each table it sends; the proxy keeps the newest on disk.
@@ -18,11 +20,23 @@ pub struct Table {
     pub routes: Vec<Route>,
 }
 
-/// One host's way to the instances of a service.
+/// The way from hosts, and from one part of their paths, to the instances of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Lower-case host names, without port.
+    /// Lower-case host names, without port; `*.example.com` is every name with one more label in front.
     pub hosts: Vec<String>,
+    /// Which paths: `/api` is `/api` and everything below `/api/`. The longest that fits a request is its route.
+    #[serde(default, skip_serializing_if = "PathPrefix::is_root")]
+    pub path: PathPrefix,
+    /// Whether the instances are asked without it: `/api/users` becomes `/users`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strip: bool,
+    /// How the instance is chosen among those of one weight.
+    #[serde(default)]
+    pub balance: Balance,
+    /// Whether a client stays with the instance that answered it first, by a cookie.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sticky: bool,
     /// Whose: requests are counted per app.
     pub app: AppName,
     /// Which service.
@@ -62,11 +76,13 @@ pub enum InvalidTable {
         /// The text.
         host: String,
     },
-    /// Two routes claim one host.
-    #[error("{first} and {second} both claim the host {host}")]
+    /// Two routes claim one host and path.
+    #[error("{first} and {second} both claim the host {host}{path}")]
     HostTwice {
         /// The host.
         host: String,
+        /// The path; empty for all of it.
+        path: PathPrefix,
         /// Whose route came first.
         first: AppName,
         /// Whose came second.
@@ -83,16 +99,21 @@ pub enum InvalidTable {
 impl Table {
     /// Checks what the types do not: hosts are names and claimed once, instances are listed once with a share.
     pub fn validate(&self) -> Result<(), InvalidTable> {
-        let mut owner: HashMap<&str, &AppName> = HashMap::new();
+        let mut owner: HashMap<(&str, &PathPrefix), &AppName> = HashMap::new();
         let mut instances = HashSet::new();
         for route in &self.routes {
             for host in &route.hosts {
-                if !is_host(host) {
+                if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
                     return Err(InvalidTable::Host { app: route.app.clone(), host: host.clone() });
                 }
-                if let Some(first) = owner.insert(host, &route.app) {
-                    let (host, first, second) = (host.clone(), first.clone(), route.app.clone());
-                    return Err(InvalidTable::HostTwice { host, first, second });
+                if let Some(first) = owner.insert((host, &route.path), &route.app) {
+                    let (host, path) = (host.clone(), route.path.clone());
+                    return Err(InvalidTable::HostTwice {
+                        host,
+                        path,
+                        first: first.clone(),
+                        second: route.app.clone(),
+                    });
                 }
             }
             for member in &route.members {
@@ -152,6 +173,10 @@ mod tests {
     fn route(app: &str, hosts: &[&str], members: &[(&str, u32)]) -> Route {
         Route {
             hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            path: PathPrefix::default(),
+            strip: false,
+            balance: Balance::default(),
+            sticky: false,
             app: app.parse().unwrap(),
             service: "web".parse().unwrap(),
             members: members

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::upkeep::Upkeep;
-use crate::config::{App, Service, routed_service};
+use crate::config::{App, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
@@ -52,17 +52,48 @@ pub struct InstanceState {
 /// Where an app's requests come in, as it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entrance {
-    /// Its domains; never empty.
-    pub hosts: Vec<String>,
-    /// The service that they lead to.
-    pub service: ServiceName,
+    /// Never empty.
+    ways: Vec<Way>,
+}
+
+/// The way to one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    service: ServiceName,
+    /// Never empty.
+    hosts: Vec<String>,
+    route: ServiceRoute,
+    /// It leads to the service that needs no route, also to one of another name that an older release has.
+    is_default: bool,
 }
 
 impl Entrance {
     /// `None` for an app without domains.
     pub fn of(app: &App) -> Option<Self> {
-        let service = routed_service(app.services.values())?.name.clone();
-        (!app.domains.is_empty()).then(|| Self { hosts: app.domains.clone(), service })
+        let default = routed_service(app.services.values()).map(|service| &service.name);
+        let ways = app.services.values().filter_map(|service| {
+            let is_default = Some(&service.name) == default;
+            let route = match &service.route {
+                Some(route) => route.clone(),
+                None if is_default => ServiceRoute::default(),
+                None => return None,
+            };
+            let hosts = route.domains.as_ref().unwrap_or(&app.domains).clone();
+            (!hosts.is_empty()).then(|| Way { service: service.name.clone(), hosts, route, is_default })
+        });
+        let ways: Vec<Way> = ways.collect();
+        (!ways.is_empty()).then_some(Self { ways })
+    }
+
+    /// The way that leads to a member.
+    fn way_to(&self, service: &ServiceName) -> Option<&Way> {
+        let own = self.ways.iter().find(|way| way.service == *service);
+        own.or_else(|| self.ways.iter().find(|way| way.is_default))
+    }
+
+    /// The first host that leads there, for whom it is asked by.
+    fn host_of(&self, service: &ServiceName) -> Option<&String> {
+        self.way_to(service)?.hosts.iter().find(|host| !host.starts_with("*."))
     }
 }
 
@@ -81,7 +112,7 @@ pub struct ServiceSpec {
     pub release: ReleaseNumber,
     /// Of which commit.
     pub commit: CommitSha,
-    /// The app's domains lead here.
+    /// Requests from outside reach it.
     pub routed: bool,
 }
 
@@ -227,7 +258,8 @@ impl Member {
 
     /// What its probe needs to know.
     pub fn target(&self, id: &InstanceId, entrance: Option<&Entrance>) -> Target {
-        let host = entrance.filter(|_| self.spec.routed).and_then(|entrance| entrance.hosts.first().cloned());
+        let entrance = entrance.filter(|_| self.spec.routed);
+        let host = entrance.and_then(|entrance| entrance.host_of(&self.spec.service.name).cloned());
         Target {
             instance: id.clone(),
             address: self.address,
@@ -260,18 +292,35 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
 }
 
-/// The routes of an app: its serving, ready instances; when none of those that run is ready, all that serve and
-/// run, because an answer that may fail is better than none at all. Where nothing runs the route is there without
+/// The routes of an app: its serving, ready instances; when none of those of a service that run is ready, all that serve
+/// and run, because an answer that may fail is better than none at all. Where nothing runs the route is there without
 /// members: the proxy says so, instead of not knowing the host.
 pub(super) fn routes(app: &AppName, entrance: Option<&Entrance>, members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
     let Some(entrance) = entrance else { return Vec::new() };
-    let serving = || members.iter().filter(|(_, m)| m.duty == Duty::Serving && m.spec.routed && m.address.is_some());
-    let service = serving().next().map_or(&entrance.service, |(_, m)| &m.spec.service.name).clone();
-    let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
-    let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
-    let members = chosen
-        .into_iter()
-        .filter_map(|(id, m)| Some(RouteMember { instance: id.clone(), address: m.address?, weight: 1 }))
-        .collect();
-    vec![Route { hosts: entrance.hosts.clone(), app: app.clone(), service, members }]
+    entrance.ways.iter().map(|way| way.route(app, entrance, members)).collect()
+}
+
+impl Way {
+    fn route(&self, app: &AppName, entrance: &Entrance, members: &BTreeMap<InstanceId, Member>) -> Route {
+        let leads_to = |member: &Member| entrance.way_to(&member.spec.service.name) == Some(self);
+        let serves = |m: &Member| m.duty == Duty::Serving && m.spec.routed && m.address.is_some() && leads_to(m);
+        let serving = || members.iter().filter(|(_, member)| serves(member));
+        let service = serving().next().map_or(&self.service, |(_, m)| &m.spec.service.name).clone();
+        let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
+        let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
+        let members = chosen
+            .into_iter()
+            .filter_map(|(id, m)| Some(RouteMember { instance: id.clone(), address: m.address?, weight: 1 }))
+            .collect();
+        Route {
+            hosts: self.hosts.clone(),
+            path: self.route.path.clone(),
+            strip: self.route.strip,
+            balance: self.route.balance,
+            sticky: self.route.sticky,
+            app: app.clone(),
+            service,
+            members,
+        }
+    }
 }

@@ -23,14 +23,14 @@ struct Parts {
 }
 
 impl Parts {
-    /// Each host once: for what an app has set rather than for what is kept. But an app of which nothing runs takes no
+    /// Each host and path once: for what an app has set rather than for what is kept. But an app of which nothing runs takes no
     /// host from one that answers, such as from its former name until its own first release is live.
     fn joined(&self) -> Vec<Route> {
         let all = || self.set.values().chain(self.kept.values()).flatten();
         let answers = |route: &&Route| !route.members.is_empty();
         let mut claimed = BTreeSet::new();
         let claims = all().filter(answers).chain(all().filter(|route| !answers(route))).map(|route| {
-            let hosts = route.hosts.iter().filter(|host| claimed.insert(*host)).cloned().collect();
+            let hosts = route.hosts.iter().filter(|host| claimed.insert((*host, &route.path))).cloned().collect();
             Route { hosts, ..route.clone() }
         });
         claims.filter(|route| !route.hosts.is_empty()).collect()
@@ -110,6 +110,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::{Balance, PathPrefix};
 
     fn route(app: &str, hosts: &[&str], instances: u32) -> Route {
         let member = |number: u32| Member {
@@ -119,6 +120,10 @@ mod tests {
         };
         Route {
             hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            path: PathPrefix::default(),
+            strip: false,
+            balance: Balance::default(),
+            sticky: false,
             app: app.parse().unwrap(),
             service: "web".parse().unwrap(),
             members: (1..=instances).map(member).collect(),

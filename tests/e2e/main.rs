@@ -33,6 +33,7 @@ mod queueing;
 mod reconciling;
 mod recovery;
 mod rollout;
+mod routes;
 mod secrets;
 mod shop;
 mod sources;

@@ -14,9 +14,9 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:5:1: unknown key "port"
         proxy takes: http
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     "#);
 }
 
@@ -369,7 +369,7 @@ fn one_domain_leads_to_one_app() {
 [apps.web]
 repo = "https://h/x"
 port = 1
-domains = ["example.com", "http://x.example:80/", "*.example.com"]
+domains = ["example.com", "http://x.example:80/", "*.com"]
 [apps.api]
 repo = "https://h/x"
 port = 1
@@ -378,10 +378,58 @@ domains = ["Example.COM"]
     ), @r#"
     deploy.toml:5:27: apps.web.domains[1]: "http://x.example:80/" has a scheme
         write only the host name, such as "x.example"
-    deploy.toml:5:51: apps.web.domains[2]: "*.example.com" is a wildcard, which is not supported by this version
-        write each host name; a wildcard needs a certificate and a route of its own kind
+    deploy.toml:5:51: apps.web.domains[2]: "*.com" is no wildcard that can be served
+        write "*.example.com" for every name with one more label, or the whole name
     deploy.toml:9:12: web and api both claim example.com (lines 5 and 9)
         a domain leads to one app; remove it from one of them
+    "#);
+}
+
+#[test]
+fn a_path_of_a_domain_leads_to_one_service() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.shop]
+repo = "https://h/x"
+domains = ["shop.example"]
+[apps.shop.services.web]
+port = 1
+[apps.shop.services.api]
+port = 2
+route = { path = "/api/", strip = true }
+[apps.shop.services.old]
+port = 3
+route = { domains = ["shop.example", "old.example"], path = "/api" }
+[apps.shop.services.bad]
+port = 4
+route = { path = "api", strip = true, balance = "fair", stiky = true }
+[apps.shop.services.worker]
+route = { path = "/jobs" }
+[apps.other]
+repo = "https://h/y"
+[apps.other.services.web]
+port = 1
+route = { domains = ["old.example"], path = "/other" }
+[apps.bare]
+repo = "https://h/z"
+port = 1
+route = { sticky = true }
+"#
+    ), @r#"
+    deploy.toml:12:22: shop names shop.example/api twice (lines 9 and 12)
+        each path of a domain leads to one service; remove one, or give it another path
+    deploy.toml:15:18: apps.shop.services.bad.route.path: "api" does not begin with /
+        write the beginning of a path as it is sent, such as "/api"
+    deploy.toml:15:49: apps.shop.services.bad.route.balance must be "least_connections" or "round_robin", got "fair"
+        write "least_connections" or "round_robin"
+    deploy.toml:15:57: unknown key "stiky", did you mean "sticky"?
+        apps.shop.services.bad.route takes: domains, path, strip, balance, sticky
+    deploy.toml:17:1: apps.shop.services.worker.route leads to a service without a port
+        set port, or remove route
+    deploy.toml:22:22: shop and other both claim old.example (lines 12 and 22)
+        a domain leads to one app; remove it from one of them
+    deploy.toml:26:1: apps.bare has no domains for this route
+        write domains = ["shop.example.com"] for the app or in the route
     "#);
 }
 
@@ -395,7 +443,7 @@ fn domains_lead_to_one_service() {
         "domains = [\"a.example\"]\n[apps.shop.services.one]\nport = 1\n[apps.shop.services.two]\nport = 2\n"
     )), @r#"
     deploy.toml:4:11: apps.shop.domains could lead to one or two
-        name the service that answers them "web"
+        name the service that answers them "web", or write route = { path = "/…" } for each
     "#);
     insta::assert_snapshot!(report(&app("port = 1\n[apps.shop.services.web]\n")), @"
     deploy.toml:4:1: apps.shop.port belongs to one service, and this app has apps.shop.services

@@ -10,7 +10,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::support::*;
+use crate::proxy::PathPrefix;
 use crate::proxy::control::{LineBuffer, Report, SOCKET_NAME, read_message};
+use crate::proxy::table::Route;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_lead_to_their_apps_over_kept_connections() {
@@ -46,6 +48,67 @@ async fn hosts_lead_to_their_apps_over_kept_connections() {
     let apps = proxy.client.counts().await.unwrap().apps;
     assert_eq!(apps[&"shop".parse().unwrap()].served, 50);
     assert_eq!(apps[&"bare".parse().unwrap()].failed, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paths_lead_to_services_and_are_taken_off_where_wanted() {
+    let proxy = TestProxy::start().await;
+    let (web, api) = (Backend::start("d1-web-1").await, Backend::start("d1-api-1").await);
+    let api_route = Route {
+        path: PathPrefix::parse("/api").unwrap(),
+        strip: true,
+        service: "api".parse().unwrap(),
+        ..route("shop", "shop.test", &[&api])
+    };
+    let wild = Route { path: PathPrefix::parse("/only").unwrap(), ..route("wild", "*.wild.test", &[]) };
+    proxy.client.apply(vec![route("shop", "shop.test", &[&web]), api_route, wild]).await.unwrap();
+
+    let mut wire = proxy.wire().await;
+    for (path, body) in [("/", "d1-web-1"), ("/apix", "d1-web-1"), ("/api", "d1-api-1"), ("/api/x?y=/api", "d1-api-1")]
+    {
+        wire.send(&format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
+        assert_eq!(wire.reply().await.body, body, "{path}");
+    }
+    wire.send("GET /api/headers?x=1 HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-Prefix: /evil\r\n\r\n").await;
+    let seen = wire.reply().await.body;
+    assert!(seen.starts_with("GET /headers?x=1\n") && seen.contains("x-forwarded-prefix: /api\n"), "{seen}");
+    wire.send("GET /headers HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-Prefix: /evil\r\n\r\n").await;
+    let seen = wire.reply().await.body;
+    assert!(!seen.contains("x-forwarded-prefix"), "{seen}");
+    wire.send("GET / HTTP/1.1\r\nHost: a.wild.test\r\n\r\n").await;
+    let beside = wire.reply().await;
+    assert!(beside.status == 404 && beside.body.contains("nothing is configured at this path"), "{}", beside.body);
+    wire.send("GET /only HTTP/1.1\r\nHost: a.wild.test\r\n\r\n").await;
+    assert_eq!(wire.reply().await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_stays_with_its_instance_as_long_as_that_is_there() {
+    let proxy = TestProxy::start().await;
+    let (a, b) = (Backend::start("d1-web-1").await, Backend::start("d1-web-2").await);
+    let sticky = |backends: &[&Backend]| vec![Route { sticky: true, ..route("shop", "shop.test", backends) }];
+    proxy.client.apply(sticky(&[&a, &b])).await.unwrap();
+    let mut wire = proxy.wire().await;
+    let ask = |cookie: &str| format!("GET / HTTP/1.1\r\nHost: shop.test\r\nCookie: x=1; {cookie}\r\n\r\n");
+
+    wire.send(&ask("")).await;
+    let first = wire.reply().await;
+    let tie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    assert_eq!(tie, format!("longshore-web={}", first.body));
+    for _ in 0..20 {
+        wire.send(&ask(&tie)).await;
+        let next = wire.reply().await;
+        assert_eq!((&next.body, next.header("set-cookie")), (&first.body, None));
+    }
+    // It has left, or never was: another one answers, and the client stays with that.
+    let (gone, left) = if first.body == "d1-web-1" { (&a, &b) } else { (&b, &a) };
+    gone.kill();
+    for cookie in [tie.as_str(), "longshore-web=d9-web-9"] {
+        wire.send(&ask(cookie)).await;
+        let next = wire.reply().await;
+        let tied = next.header("set-cookie").map(|tie| tie.split(';').next().unwrap().to_owned());
+        assert_eq!((next.status, tied), (200, Some(format!("longshore-web={}", left.id))));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

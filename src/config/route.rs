@@ -1,0 +1,55 @@
+//! `route`: which requests reach a service, and how they are shared among its instances.
+
+use std::ops::Range;
+
+use super::ServiceRoute;
+use super::domain;
+use super::field::Field;
+use super::problem::Fault;
+use crate::model::shorten;
+use crate::proxy::{Balance, PathPrefix};
+
+const FORM: &str = "write route = { path = \"/api\" }";
+
+/// A route, and where its parts are written.
+pub(super) struct Read {
+    pub route: ServiceRoute,
+    pub span: Range<usize>,
+    pub domains: Vec<(String, Range<usize>)>,
+    /// Its path has a problem of its own.
+    pub unclear: bool,
+}
+
+pub(super) fn read(field: &Field<'_>) -> Option<Read> {
+    let section = field.section(FORM)?;
+    let domains = section.take("domains").map(|field| self::domains(&field));
+    let path = section.take("path").map(|field| field.parsed(path));
+    let unclear = path == Some(None);
+    let route = ServiceRoute {
+        domains: domains.as_ref().map(|domains| domains.iter().map(|(domain, _)| domain.clone()).collect()),
+        path: path.flatten().unwrap_or_default(),
+        strip: section.take("strip").and_then(|field| field.boolean()).unwrap_or(false),
+        balance: section.take("balance").and_then(|field| field.word(&BALANCES)).unwrap_or_default(),
+        sticky: section.take("sticky").and_then(|field| field.boolean()).unwrap_or(false),
+    };
+    if route.strip && route.path.is_root() && !unclear {
+        section.problem(format!("{}: strip has no path to take off", section.path), "set path, or remove strip");
+    }
+    section.finish();
+    Some(Read { route, span: field.span(), domains: domains.unwrap_or_default(), unclear })
+}
+
+const BALANCES: [(&str, Balance); 2] =
+    [("least_connections", Balance::LeastConnections), ("round_robin", Balance::RoundRobin)];
+
+pub(super) fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
+    let elements = field.list("write domains = [\"shop.example.com\"]").unwrap_or_default();
+    elements.iter().filter_map(|element| Some((element.parsed(domain::read)?, element.span()))).collect()
+}
+
+fn path(text: &str) -> Result<PathPrefix, Fault> {
+    PathPrefix::parse(text).map_err(|why| {
+        let hint = "write the beginning of a path as it is sent, such as \"/api\"";
+        Fault::new(format!(": {:?} {why}", shorten(text, 80)), hint)
+    })
+}
