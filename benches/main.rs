@@ -21,6 +21,7 @@ mod engine_calls;
 mod figure;
 mod footprint;
 mod machine;
+mod proxy;
 mod rollout;
 mod rounds;
 mod shop;
@@ -33,12 +34,13 @@ use figure::Figure;
 use support::engine::{self, Engine};
 
 /// What can be asked for by name.
-const BENCHMARKS: [(&str, &str); 6] = [
+const BENCHMARKS: [(&str, &str); 7] = [
     ("rollout", "replacing five instances, against the engine's bare calls and against a Swarm service"),
     ("unchanged", "a push that changes nothing of 5,000 files"),
     ("fetch", "one new commit into a kept mirror, against git fetch"),
     ("context", "5,000 files as a tar, against git archive"),
     ("webhooks", "signed pushes put on disk, against webhook(1), which records nothing"),
+    ("proxy", "requests through the proxy, against nginx, HAProxy and Caddy; large tables"),
     ("footprint", "memory of agent and proxy at rest, size of the binary"),
 ];
 
@@ -49,6 +51,7 @@ async fn run(name: &str, engine: &Engine) -> Vec<Figure> {
         "fetch" => source::fetch().await,
         "context" => source::context().await,
         "webhooks" => webhooks::run(engine).await,
+        "proxy" => proxy::run().await,
         _ => footprint::run(engine).await,
     }
 }
