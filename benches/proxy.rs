@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use longshore::model::InstanceId;
+use longshore::proxy::ProxyClient;
 use longshore::proxy::table::{Member, Route, Table};
-use longshore::proxy::{Balance, PathPrefix, ProxyClient};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -168,21 +168,16 @@ async fn caddy(directory: &Path, [one, other]: [u16; 2]) -> Server {
 
 /// A route of two instances for [`HOST`], and as many other routes of five as make `routes`.
 fn table(ports: [u16; 2], routes: usize) -> Table {
-    let route = |number: usize, members: usize| Route {
-        hosts: vec![if number == 0 { HOST.to_owned() } else { format!("app{number}.test") }],
-        path: PathPrefix::default(),
-        strip: false,
-        balance: Balance::default(),
-        sticky: false,
-        app: format!("app{number}").parse().expect("a name"),
-        service: "web".parse().expect("a name"),
-        members: (0..members)
-            .map(|member| Member {
-                instance: InstanceId::parse(&format!("d{}-web-{}", number + 1, member + 1)).expect("an id"),
-                address: ([127, 0, 0, 1], ports[member % 2]).into(),
-                weight: 1,
-            })
-            .collect(),
+    let member = |number: usize, member: usize| Member {
+        instance: InstanceId::parse(&format!("d{}-web-{}", number + 1, member + 1)).expect("an id"),
+        address: ([127, 0, 0, 1], ports[member % 2]).into(),
+        weight: 1,
+    };
+    let route = |number: usize, members: usize| {
+        let host = if number == 0 { HOST.to_owned() } else { format!("app{number}.test") };
+        let app = format!("app{number}").parse().expect("a name");
+        let members = (0..members).map(|place| member(number, place)).collect();
+        Route::new(app, "web".parse().expect("a name"), vec![host], members)
     };
     let routes = (0..routes).map(|number| route(number, if number == 0 { 2 } else { 5 }));
     Table { generation: 1, routes: routes.collect() }

@@ -169,6 +169,7 @@ fn config(dir: &std::path::Path) -> Config {
         submodules: false,
         webhook: None,
         domains: vec!["shop.example.com".into()],
+        maintenance: None,
         release: None,
         services: services.into_iter().map(|service| (service.name.clone(), service)).collect(),
         rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },

@@ -59,6 +59,7 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
     let webhook = webhook(&section, agent);
     let domains_field = section.take("domains");
     let domains = domains_field.as_ref().map(route::domains).unwrap_or_default();
+    let maintenance = section.take("maintenance").and_then(|field| route::maintenance(&field));
     section.unsupported("compose", "remove it, and describe the services under [apps.NAME.services]");
     section.unsupported("accessories", "run databases beside longshore, and name their address in env");
 
@@ -84,6 +85,7 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
         submodules,
         webhook,
         domains: domains.iter().map(|(domain, _)| domain.clone()).collect(),
+        maintenance,
         release,
         services,
         rollout,

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
+use crate::proxy::table::Maintenance;
 use crate::proxy::{Balance, PathPrefix};
 
 mod app;
@@ -164,6 +165,8 @@ pub struct App {
     pub webhook: Option<Webhook>,
     /// Hosts routed to the app's services, unless their own routes name others; lower case.
     pub domains: Vec<String>,
+    /// While it is there, requests get a page in place of the app.
+    pub maintenance: Option<Maintenance>,
     /// Runs once in the new image before anything is switched.
     pub release: Option<ReleaseCommand>,
     /// Its process types; never empty.

@@ -1,4 +1,4 @@
-//! `route`: which requests reach a service, and how they are shared among its instances.
+//! `route`: which requests reach a service, and how they are shared among its instances; and what keeps all of them out.
 
 use std::ops::Range;
 
@@ -7,9 +7,13 @@ use super::domain;
 use super::field::Field;
 use super::problem::Fault;
 use crate::model::shorten;
+use crate::proxy::table::Maintenance;
 use crate::proxy::{Balance, PathPrefix};
 
 const FORM: &str = "write route = { path = \"/api\" }";
+
+/// In bytes.
+const LARGEST_PAGE: usize = 64 << 10;
 
 /// A route, and where its parts are written.
 pub(super) struct Read {
@@ -37,6 +41,32 @@ pub(super) fn read(field: &Field<'_>) -> Option<Read> {
     }
     section.finish();
     Some(Read { route, span: field.span(), domains: domains.unwrap_or_default(), unclear })
+}
+
+/// `maintenance = true`, or with a page of the user's own.
+pub(super) fn maintenance(field: &Field<'_>) -> Option<Maintenance> {
+    if !field.is_table() {
+        return field.boolean().filter(|&on| on).map(|_| Maintenance::default());
+    }
+    let section = field.section("write maintenance = true or maintenance = { page = \"maintenance.html\" }")?;
+    let page = section.require("page", "write the path of an HTML file").and_then(|field| page(&field));
+    section.finish();
+    Some(Maintenance { page })
+}
+
+fn page(field: &Field<'_>) -> Option<String> {
+    let path = field.file_path()?;
+    let bad = |what: String, hint: &str| {
+        field.problem(format!(" ({}) {what}", path.display()), hint);
+        None
+    };
+    match std::fs::read(&path) {
+        Err(why) => bad(format!("cannot be read: {why}"), "name an HTML file that the agent may read"),
+        Ok(bytes) if bytes.len() > LARGEST_PAGE => {
+            bad(format!("has {} bytes", bytes.len()), "write at most 65536 bytes; it is part of the route table")
+        }
+        Ok(bytes) => String::from_utf8(bytes).ok().or_else(|| bad("is not UTF-8".to_owned(), "save it as UTF-8")),
+    }
 }
 
 const BALANCES: [(&str, Balance); 2] =

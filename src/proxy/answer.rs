@@ -20,6 +20,8 @@ pub enum Own {
     UnknownHost(String),
     /// A route has this host, but not for this path.
     UnknownPath(String),
+    /// The app is being worked on; its user's own page, if there is one.
+    Maintenance(Option<String>),
     /// The host is an app's, and no instance of it runs.
     NothingRuns(String),
     /// No instance took the request, or it broke off before answering.
@@ -35,7 +37,7 @@ impl Own {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost(_) | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
-            Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Maintenance(_) | Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -48,6 +50,7 @@ impl Own {
             Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
             Self::UnknownHost(host) => format!("the host {} is not configured here", shorten(host, 100)),
             Self::UnknownPath(host) => format!("nothing is configured at this path of {}", shorten(host, 100)),
+            Self::Maintenance(_) => "this site is being worked on; it is back soon".to_owned(),
             Self::NothingRuns(host) => {
                 format!("nothing runs behind {} at the moment; try again later", shorten(host, 100))
             }
@@ -59,9 +62,10 @@ impl Own {
     /// The whole response; as problem+json (RFC 9457) for clients that accept JSON.
     pub fn response(&self, json: bool) -> Response<Answer> {
         let status = self.status();
-        let (content_type, text) = match json {
-            true => ("application/problem+json", problem(status, &self.detail())),
-            false => ("text/html; charset=utf-8", page(status, &self.detail())),
+        let (content_type, text) = match (json, self) {
+            (true, _) => ("application/problem+json", problem(status, &self.detail())),
+            (false, Self::Maintenance(Some(page))) => ("text/html; charset=utf-8", page.clone()),
+            (false, _) => ("text/html; charset=utf-8", page(status, &self.detail())),
         };
         let mut response = Response::new(Answer::Own(Some(Bytes::from(text))));
         *response.status_mut() = status;
@@ -72,6 +76,9 @@ impl Own {
         match self {
             Self::NothingRuns(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Maintenance(_) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("60"));
             }
             Self::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
@@ -93,7 +100,13 @@ fn problem(status: StatusCode, detail: &str) -> String {
 
 fn page(status: StatusCode, detail: &str) -> String {
     let detail = escape(detail);
-    format!("<!doctype html>\n<meta charset=utf-8>\n<title>{status}</title>\n<h1>{status}</h1>\n<p>{detail}\n")
+    format!(
+        "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\">\n<title>{status}</title>\n\
+         <style>body{{font:1.1em/1.5 system-ui,sans-serif;max-width:34em;margin:18vh auto;padding:0 1.5em;color:#333}}\
+         h1{{font-size:1.5em}}@media(prefers-color-scheme:dark){{body{{background:#181818;color:#ddd}}}}</style>\n\
+         <h1>{status}</h1>\n<p>{detail}\n"
+    )
 }
 
 fn escape(text: &str) -> String {
@@ -130,6 +143,19 @@ mod tests {
         assert!(page.contains("&lt;script&gt;") && page.contains("404 Not Found"), "{page}");
         let problem: serde_json::Value = serde_json::from_str(&text(&own, true)).unwrap();
         assert_eq!(problem["status"], 404);
+    }
+
+    #[test]
+    fn an_app_that_is_worked_on_has_the_page_of_its_user() {
+        let own = Own::Maintenance(Some("<h1>Back at noon</h1>".to_owned()));
+        assert_eq!(text(&own, false), "<h1>Back at noon</h1>");
+        assert!(text(&own, true).contains("being worked on"));
+        let response = own.response(false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (503, &HeaderValue::from_static("60"))
+        );
+        assert!(text(&Own::Maintenance(None), false).contains("503 Service Unavailable"));
     }
 
     #[test]

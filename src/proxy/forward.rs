@@ -68,6 +68,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         match none {
             NoClaim::UnknownHost => Own::UnknownHost(host),
             NoClaim::UnknownPath => Own::UnknownPath(host),
+            NoClaim::Maintenance(way) => Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())),
             NoClaim::NoMember(_) => Own::NothingRuns(host),
         }
     })?;

@@ -61,18 +61,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::proxy::pick::Balance;
 
     fn routes(all: &[(&str, &str)]) -> Vec<Route> {
         let route = |&(host, path): &(&str, &str)| Route {
-            hosts: vec![host.to_owned()],
             path: PathPrefix::parse(path).unwrap(),
-            strip: false,
-            balance: Balance::default(),
-            sticky: false,
-            app: "shop".parse().unwrap(),
-            service: "web".parse().unwrap(),
-            members: vec![],
+            ..Route::new("shop".parse().unwrap(), "web".parse().unwrap(), vec![host.to_owned()], vec![])
         };
         all.iter().map(route).collect()
     }

@@ -18,7 +18,7 @@ use super::path_prefix::PathPrefix;
 use super::pick::Picker;
 use super::pool::Pool;
 use super::sticky::StickyCookie;
-use super::table::Table;
+use super::table::{Maintenance, Table};
 use crate::model::{AppName, InstanceId};
 
 /// Routes and everything known of instances.
@@ -56,6 +56,8 @@ pub struct Way {
     pub strip: Option<PathPrefix>,
     /// Where clients stay with an instance.
     pub sticky: Option<StickyCookie>,
+    /// In place of all instances.
+    pub maintenance: Option<Maintenance>,
 }
 
 /// A request in search of an instance.
@@ -78,6 +80,8 @@ pub enum NoClaim {
     UnknownHost,
     /// The host is there, but not for this path.
     UnknownPath,
+    /// The app is being worked on.
+    Maintenance(Arc<Way>),
     /// The route has no instance left to try.
     NoMember(Arc<Way>),
 }
@@ -94,6 +98,9 @@ impl Routing {
         let Some(ActiveRoute { way, members, picker }) = state.routes.get_mut(place) else {
             return Err(NoClaim::UnknownHost);
         };
+        if way.maintenance.is_some() {
+            return Err(NoClaim::Maintenance(Arc::clone(way)));
+        }
         let untried = |member: usize| !seeker.tried.iter().any(|gone| Arc::ptr_eq(gone, &members[member]));
         let sound = |member: usize| !members[member].is_ejected() && untried(member);
         let load = |member: usize| members[member].load();
@@ -226,6 +233,7 @@ impl Next {
             let way = Way {
                 counters: Arc::clone(apps.entry(route.app.clone()).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
+                maintenance: route.maintenance.clone(),
                 sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
             };
             let picker = Picker::new(route.balance, route.members.iter().map(|member| member.weight));

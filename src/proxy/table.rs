@@ -37,12 +37,39 @@ pub struct Route {
     /// Whether a client stays with the instance that answered it first, by a cookie.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sticky: bool,
+    /// While it is there no instance is asked: every request gets a page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
     /// Whose: requests are counted per app.
     pub app: AppName,
     /// Which service.
     pub service: ServiceName,
     /// The instances that are chosen; none when nothing of the app runs.
     pub members: Vec<Member>,
+}
+
+impl Route {
+    /// All paths of these hosts, to instances that are shared by least connections.
+    pub fn new(app: AppName, service: ServiceName, hosts: Vec<String>, members: Vec<Member>) -> Self {
+        Self {
+            hosts,
+            path: PathPrefix::default(),
+            strip: false,
+            balance: Balance::default(),
+            sticky: false,
+            maintenance: None,
+            app,
+            service,
+            members,
+        }
+    }
+}
+
+/// What is answered in place of an app that is being worked on: always with 503.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// HTML; without any, a page of the proxy's own.
+    pub page: Option<String>,
 }
 
 /// An instance that may be chosen.
@@ -171,23 +198,13 @@ mod tests {
     use super::*;
 
     fn route(app: &str, hosts: &[&str], members: &[(&str, u32)]) -> Route {
-        Route {
-            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
-            path: PathPrefix::default(),
-            strip: false,
-            balance: Balance::default(),
-            sticky: false,
-            app: app.parse().unwrap(),
-            service: "web".parse().unwrap(),
-            members: members
-                .iter()
-                .map(|&(id, weight)| Member {
-                    instance: InstanceId::parse(id).unwrap(),
-                    address: ([127, 0, 0, 1], 80).into(),
-                    weight,
-                })
-                .collect(),
-        }
+        let member = |&(id, weight): &(&str, u32)| Member {
+            instance: InstanceId::parse(id).unwrap(),
+            address: ([127, 0, 0, 1], 80).into(),
+            weight,
+        };
+        let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+        Route::new(app.parse().unwrap(), "web".parse().unwrap(), hosts, members.iter().map(member).collect())
     }
 
     #[test]

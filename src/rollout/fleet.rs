@@ -15,7 +15,7 @@ use crate::config::{App, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
-use crate::proxy::table::{Member as RouteMember, Route};
+use crate::proxy::table::{Maintenance, Member as RouteMember, Route};
 use crate::runtime::{Exited, InstanceSpec, Observed, RunState};
 
 /// One instance as others see it.
@@ -54,6 +54,7 @@ pub struct InstanceState {
 pub struct Entrance {
     /// Never empty.
     ways: Vec<Way>,
+    maintenance: Option<Maintenance>,
 }
 
 /// The way to one service.
@@ -82,7 +83,7 @@ impl Entrance {
             (!hosts.is_empty()).then(|| Way { service: service.name.clone(), hosts, route, is_default })
         });
         let ways: Vec<Way> = ways.collect();
-        (!ways.is_empty()).then_some(Self { ways })
+        (!ways.is_empty()).then(|| Self { ways, maintenance: app.maintenance.clone() })
     }
 
     /// The way that leads to a member.
@@ -318,6 +319,7 @@ impl Way {
             strip: self.route.strip,
             balance: self.route.balance,
             sticky: self.route.sticky,
+            maintenance: entrance.maintenance.clone(),
             app: app.clone(),
             service,
             members,

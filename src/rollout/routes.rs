@@ -110,7 +110,6 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::{Balance, PathPrefix};
 
     fn route(app: &str, hosts: &[&str], instances: u32) -> Route {
         let member = |number: u32| Member {
@@ -118,16 +117,8 @@ mod tests {
             address: ([127, 0, 0, 1], 80).into(),
             weight: 1,
         };
-        Route {
-            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
-            path: PathPrefix::default(),
-            strip: false,
-            balance: Balance::default(),
-            sticky: false,
-            app: app.parse().unwrap(),
-            service: "web".parse().unwrap(),
-            members: (1..=instances).map(member).collect(),
-        }
+        let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+        Route::new(app.parse().unwrap(), "web".parse().unwrap(), hosts, (1..=instances).map(member).collect())
     }
 
     fn parts(kept: &[Route], set: &[Route]) -> Parts {

@@ -34,6 +34,7 @@ pub fn app(name: &str, repo: RepoUrl) -> App {
         submodules: false,
         webhook: Some(Webhook { provider: Provider::GitHub, secret: SECRET.into() }),
         domains: Vec::new(),
+        maintenance: None,
         release: None,
         services: BTreeMap::new(),
         rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },

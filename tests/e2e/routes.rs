@@ -48,6 +48,23 @@ async fn paths_and_wildcards_lead_to_services_and_change_without_a_restart() {
     .await;
     assert_eq!(asked(&shop, HOST, "/api/id").await.0, 404, "the site has no such page");
 
+    // So is a page in place of the app, for as long as it is wanted.
+    let before = load.so_far();
+    assert_eq!(before.failed, 0, "{before:#?}");
+    drop(load);
+    shop.repo.write("maintenance.html", "<h1>Back at noon</h1>");
+    let page = shop.repo.work().join("maintenance.html");
+    let closed = options("/v2").keys(&format!("maintenance = {{ page = {page:?} }}\n"));
+    for (options, status, text) in [(&closed, 503, "<h1>Back at noon</h1>"), (&options("/v2"), 200, "v1")] {
+        shop.reconfigure(options).await;
+        eventually("the page is there, or gone", LIMIT, async || {
+            let answer = asked(&shop, HOST, "/v2").await;
+            if answer == (status, text.to_owned()) { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+    }
+    let load = shop.load();
+
     // A new version takes the place of both services, one instance at a time.
     let deployment = shop.push(&Behaviour::version("v2")).await;
     assert_eq!(deployment["status"], "succeeded", "{deployment:#}");

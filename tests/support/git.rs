@@ -80,6 +80,7 @@ pub fn app(repo: RepoUrl) -> App {
         submodules: false,
         webhook: None,
         domains: Vec::new(),
+        maintenance: None,
         release: None,
         services: BTreeMap::new(),
         rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },

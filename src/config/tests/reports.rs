@@ -14,9 +14,9 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:5:1: unknown key "port"
         proxy takes: http
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     "#);
 }
 

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::InstanceId;
 use crate::proxy::table::{DrainLimits, Member, Route};
-use crate::proxy::{Balance, PathPrefix, ProxyClient, ProxyOptions, run};
+use crate::proxy::{ProxyClient, ProxyOptions, run};
 
 /// A proxy on a free port, with an agent connected.
 pub struct TestProxy {
@@ -75,16 +75,8 @@ impl TestProxy {
 
 pub fn route(app: &str, host: &str, backends: &[&Backend]) -> Route {
     let member = |backend: &&Backend| Member { instance: backend.id.clone(), address: backend.address, weight: 1 };
-    Route {
-        hosts: vec![host.to_owned()],
-        path: PathPrefix::default(),
-        strip: false,
-        balance: Balance::default(),
-        sticky: false,
-        app: app.parse().unwrap(),
-        service: "web".parse().unwrap(),
-        members: backends.iter().map(member).collect(),
-    }
+    let members = backends.iter().map(member).collect();
+    Route::new(app.parse().unwrap(), "web".parse().unwrap(), vec![host.to_owned()], members)
 }
 
 pub fn limits(requests_ms: u64, streams_ms: u64) -> DrainLimits {
