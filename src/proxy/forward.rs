@@ -12,7 +12,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, UPGRADE};
@@ -52,6 +52,7 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
 }
 
 async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
+    let arrived = Instant::now();
     if request.method() == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -80,6 +81,8 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         proxy,
         host: &host,
         claim,
+        arrived,
+        claimed: arrived,
         tally: Tally::new(&counters),
         tried: Vec::new(),
         tries_left: EXTRA_TRIES,
@@ -142,6 +145,10 @@ struct Attempt<'a> {
     proxy: &'a Proxy,
     host: &'a str,
     claim: Claim,
+    /// When the request's head was there.
+    arrived: Instant,
+    /// When the instance was given it: one is not blamed for the time that another one took before.
+    claimed: Instant,
     tally: Tally,
     /// Instances that did not take it.
     tried: Vec<Arc<Instance>>,
@@ -254,6 +261,7 @@ impl Attempt<'_> {
         let (claim, _) = self.proxy.routing.claim(self.host, &self.tried).map_err(|_| NoAnswer::Unreachable)?;
         self.tally.retried();
         self.claim = claim;
+        self.claimed = Instant::now();
         Ok(())
     }
 
@@ -280,7 +288,9 @@ impl Attempt<'_> {
             return Err(Own::BadGateway);
         }
         let is_server_error = head.status.is_server_error();
-        self.claim.instance().note_answer(is_server_error);
+        let now = Instant::now();
+        self.claim.instance().note_answer(is_server_error, now - self.claimed);
+        self.tally.answered(now - self.arrived);
         if is_server_error {
             self.tally.server_error();
         }
