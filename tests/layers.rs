@@ -41,6 +41,8 @@ const BOUNDARIES: &[Boundary] = &[
 /// Files that decide and do nothing else: the same input gives the same answer, and a test is a literal.
 const PURE: &[&str] = &[
     "histogram.rs",
+    "rollout/judge.rs",
+    "rollout/judge/evidence.rs",
     "rollout/machine.rs",
     "rollout/plan.rs",
     "notify/outage.rs",
