@@ -87,7 +87,8 @@ impl Api {
             artifact: format!("artifact {n}"),
             base: None,
         }];
-        let rollout = RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) };
+        let rollout =
+            RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::from_secs(60) };
         let body = ReleaseBody {
             services,
             release_command: None,
@@ -170,7 +171,11 @@ fn config(dir: &std::path::Path) -> Config {
         domains: vec!["shop.example.com".into()],
         release: None,
         services: services.into_iter().map(|service| (service.name.clone(), service)).collect(),
-        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
+        rollout: RolloutPolicy {
+            strategy: Strategy::Rolling,
+            order: Order::StartFirst,
+            watch: Duration::from_secs(60),
+        },
         build_timeout: Duration::from_secs(60),
         deadline: Duration::from_secs(60),
         keep_releases: 5,

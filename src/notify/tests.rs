@@ -9,7 +9,7 @@ use super::stand_in::{Discord, Script, Seen};
 use super::*;
 use crate::config::{
     AgentConfig, Build, BuilderKind, Drain, HealthCheck, HealthPolicy, NotifyTarget, Order, ProxyConfig, RolloutPolicy,
-    RuntimeConfig, Service,
+    RuntimeConfig, Service, Strategy,
 };
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
@@ -139,7 +139,11 @@ impl World {
                 base: None,
             }],
             release_command: None,
-            rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
+            rollout: RolloutPolicy {
+                strategy: Strategy::Rolling,
+                order: Order::StartFirst,
+                watch: Duration::from_secs(60),
+            },
             author: "Ada".into(),
             subject: "Fix cart".into(),
         };
