@@ -96,7 +96,7 @@ impl Routing {
                 })
                 .collect();
             kept.extend(members.iter().cloned());
-            let picker = Picker::new(route.members.iter().map(|member| member.weight));
+            let picker = Picker::new(route.members.iter().map(|member| (member.group, member.weight)));
             let counters = Arc::clone(state.apps.entry(route.app.clone()).or_default());
             routes.push(ActiveRoute { counters, members, picker });
         }
