@@ -9,6 +9,7 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
+use crate::rollout::driver::canary::CanaryState;
 use crate::store::{Deployment, Drift, Release, Requests, Scope, Token};
 
 /// An app.
@@ -32,12 +33,46 @@ pub struct AppView {
     pub instances: Vec<InstanceView>,
     /// The deployment that runs now.
     pub deployment: Option<DeploymentView>,
+    /// The canary under way, if there is one.
+    #[serde(default)]
+    pub canary: Option<CanaryView>,
     /// How many deployments wait.
     pub queued: usize,
     /// What last happened to live instances outside of deployments, newest first.
     pub drift: Vec<DriftView>,
     /// Why its deployments wait and its instances may not be known; null when all is well.
     pub waits: Option<WaitsView>,
+}
+
+/// A canary under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CanaryView {
+    /// Of which deployment.
+    pub deployment: i64,
+    /// Which release it brings.
+    pub release: u32,
+    /// The step it is at or on its way to, from 1.
+    pub step: usize,
+    /// How many there are.
+    pub steps: usize,
+    /// The new instances' share of the requests in percent, as the proxy has it.
+    pub share: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the next step begins by itself; null while instances start, and while it is paused.
+    pub next_at: Option<Timestamp>,
+    /// A person has it wait.
+    pub paused: bool,
+    /// How new and old instances compare, in words; null before the first comparison, and without analysis.
+    pub comparison: Option<String>,
+}
+
+impl From<CanaryState> for CanaryView {
+    fn from(state: CanaryState) -> Self {
+        let CanaryState { deployment, release, step, steps, share, since, next_at, paused, comparison } = state;
+        let (deployment, release) = (deployment.0, release.0);
+        Self { deployment, release, step, steps, share, since, next_at, paused, comparison }
+    }
 }
 
 /// Why an app's deployments wait.
@@ -290,6 +325,7 @@ pub(super) struct AppFacts<'a> {
     pub held: Option<(CommitSha, String)>,
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
+    pub canary: Option<CanaryState>,
     pub queued: usize,
     pub drift: Vec<Drift>,
     pub waits: Option<Waits>,
@@ -315,6 +351,7 @@ impl AppView {
             services,
             instances,
             deployment: facts.deployment,
+            canary: facts.canary.map(CanaryView::from),
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
             waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),
