@@ -43,7 +43,7 @@ pub enum DeployEvent {
         /// Its duty now.
         duty: Duty,
     },
-    /// A canary has come so far, or was paused or resumed.
+    /// A canary has come so far, was paused or resumed, or its comparison has new figures.
     Canary {
         /// The step it is at or on its way to, from 1.
         step: usize,

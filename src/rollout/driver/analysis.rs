@@ -1,15 +1,22 @@
 //! The new instances of a canary compared with the old ones, step by step, by what the proxy counts of each.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::counting::Count;
 use super::{Active, DriverTask};
+use crate::journal::DeployEvent;
 use crate::model::{DeploymentId, InstanceId};
 use crate::proxy::control::InstanceCounts;
 use crate::rollout::canary::Canary;
 use crate::rollout::fleet::Member;
 use crate::rollout::judge::{Judge, Settings, Verdict, Window};
 use crate::rollout::machine::Event;
+
+/// Those who watch are told of new figures at most this often.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// One step's comparison. Each step has one of its own: while the share stays the same, both sides see the same hours,
 /// good and bad, in the same proportion.
@@ -19,6 +26,7 @@ pub(super) struct Analysis {
     tally: Tally,
     /// What was last said of it, for the log at its end.
     words: Option<String>,
+    told_at: Option<Instant>,
 }
 
 impl Analysis {
@@ -26,7 +34,7 @@ impl Analysis {
     fn new(step: usize, steps: usize) -> Self {
         let usual = Settings::default();
         let settings = Settings { alpha: usual.alpha / steps.max(1) as f64, ..usual };
-        Self { step, judge: Judge::new(settings), tally: Tally::default(), words: None }
+        Self { step, judge: Judge::new(settings), tally: Tally::default(), words: None, told_at: None }
     }
 }
 
@@ -85,14 +93,20 @@ impl DriverTask {
             }
             Verdict::Abort { why, .. } => Some(why),
         };
+        let is_news = analysis.words.as_ref() != Some(&words);
+        let tells = is_news && analysis.told_at.is_none_or(|told| told.elapsed() >= TOLD_EVERY);
+        if tells {
+            analysis.told_at = Some(Instant::now());
+        }
         analysis.words = Some(words.clone());
-        self.canary.send_if_modified(|state| {
-            let Some(state) = state.as_mut().filter(|state| state.comparison.as_ref() != Some(&words)) else {
-                return false;
-            };
-            state.comparison = Some(words.clone());
-            true
+        self.canary.send_modify(|state| {
+            if let Some(state) = state {
+                state.comparison = Some(words);
+            }
         });
+        if tells && let Some(state) = self.canary.borrow().as_ref() {
+            self.parts.journal.publish(&self.app, Some(deployment), DeployEvent::from(state));
+        }
         if let Some(why) = why {
             let share = active.machine.canary().map_or(0, |canary| canary.standing().share);
             let why = format!("the canary is worse than what it replaces, at {share} % of the requests: {why}");
@@ -100,11 +114,14 @@ impl DriverTask {
         }
     }
 
-    /// A step is over: its comparison goes into the log.
+    /// The comparison of a step that is over goes into the log.
     pub(super) fn end_analysis(&mut self) {
         let Some(active) = &mut self.rollout else { return };
-        let is_over = |analysis: &Analysis| active.machine.canary().is_none_or(|c| c.standing().step != analysis.step);
-        if active.analysis.as_ref().is_some_and(is_over)
+        let canary = active.machine.canary();
+        let goes_on = |analysis: &Analysis| {
+            canary.is_some_and(|canary| canary.is_under_way() && canary.standing().step == analysis.step)
+        };
+        if !active.analysis.as_ref().is_some_and(goes_on)
             && let Some(words) = active.analysis.take().and_then(|analysis| analysis.words)
         {
             active.assignment.log.line(format!("canary: compared in this step: {words}"));

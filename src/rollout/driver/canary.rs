@@ -51,6 +51,12 @@ pub struct CanaryState {
     pub comparison: Option<String>,
 }
 
+impl From<&CanaryState> for DeployEvent {
+    fn from(state: &CanaryState) -> Self {
+        Self::Canary { step: state.step, steps: state.steps, share: state.share, paused: state.paused }
+    }
+}
+
 /// Why something could not be asked of a canary.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WishRefused {
@@ -105,6 +111,7 @@ impl DriverTask {
         let next_at = pausing.and_then(|at| later(now, at.saturating_sub(active.began.elapsed())));
         let (share, paused, steps) = (standing.share, standing.held, plan.course.steps.len() + 1);
         let step = standing.step + 1;
+        let comparison = before.filter(|before| before.step == step).and_then(|before| before.comparison);
         let state = CanaryState {
             deployment: id,
             release: plan.release,
@@ -114,10 +121,10 @@ impl DriverTask {
             since,
             next_at,
             paused,
-            comparison: None,
+            comparison,
         };
+        let event = DeployEvent::from(&state);
         self.canary.send_replace(Some(state));
-        let event = DeployEvent::Canary { step, steps, share, paused };
         self.parts.journal.publish(&self.app, Some(id), event);
     }
 

@@ -226,6 +226,7 @@ impl DriverTask {
                 failure.why.push_str(&line);
             }
         }
+        self.end_analysis();
         let Some(active) = &mut self.rollout else { return };
         let id = active.assignment.deployment;
         failure.why = (active.assignment.redact)(&failure.why);
