@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
 use crate::support::engine;
-use crate::support::load::Report;
+use crate::support::load::{Load, Report};
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
 
@@ -37,6 +37,18 @@ fn assert_share(report: &Report, version: &str, percent: u64) {
     assert!(new > 20, "too few to say: {new} of {all}");
     // Answers overtake each other by as many as there are connections, and each end may fall on one of its requests.
     assert!(new * 100 <= (all + 10) * percent + 200, "{new} of {all} requests reached {version}, at {percent} %");
+}
+
+/// Lets a load go on until enough is answered to see the share of `version`, and fails when it is more than `percent`.
+async fn assert_share_of(load: Load, version: &str, percent: u64) {
+    eventually("enough is answered to see its share", LIMIT, async || {
+        let answered = load.so_far().versions.get(version).copied().unwrap_or(0);
+        if answered >= 60 { Ok(()) } else { Err(format!("{answered} answers")) }
+    })
+    .await;
+    let report = load.stop().await;
+    report.assert_flawless(100);
+    assert_share(&report, version, percent);
 }
 
 #[tokio::test]
@@ -161,14 +173,17 @@ async fn one_whose_agent_is_killed_keeps_its_share_and_goes_on_at_its_step() {
         if waits { Ok(()) } else { Err(format!("{app:#}")) }
     })
     .await;
-    eventually("enough is answered to see its share", LIMIT, async || {
-        let answered = load.so_far().versions.get("v2").copied().unwrap_or(0);
-        if answered >= 60 { Ok(()) } else { Err(format!("{answered} answers")) }
+    assert_share_of(load, "v2", 10).await;
+
+    // A proxy that takes the place of one that was killed has the share from its file.
+    let proxy = nix::unistd::Pid::from_raw(shop.agent.proxy_pid());
+    nix::sys::signal::kill(proxy, nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("the app is served again", LIMIT, async || match shop.agent.visit(HOST, "/").await {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
     })
     .await;
-    let report = load.stop().await;
-    report.assert_flawless(100);
-    assert_share(&report, "v2", 10);
+    assert_share_of(shop.load(), "v2", 10).await;
 
     let load = shop.load();
     act(&shop, "resume", 202).await;
@@ -216,7 +231,7 @@ async fn one_that_crashes_or_becomes_unready_is_undone() {
     shop.says(id, "step 1 of 2").await;
     let new = shop.app().await["instances"].as_array().unwrap().iter().find(|i| i["release"] == 3).unwrap().clone();
     let address: std::net::SocketAddr = new["address"].as_str().unwrap().parse().unwrap();
-    let request = crate::support::http::request("POST", crate::shop::HOST, "/break", &[], "");
+    let request = crate::support::http::request("POST", HOST, "/break", &[], "");
     crate::support::http::send(address, request).await.unwrap().expect(200);
     assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["is unready"]);
     shop.assert_live(1, &[("web", 2)]).await;
