@@ -14,7 +14,7 @@
 //! ```
 //!
 //! New instances start beside the old ones, which all stay until the table of the last step is in force. So an abort is
-//! one switch of the table and restores nothing. At a step of p % the routed service has as many new instances as p % of
+//! one switch of the table and restores nothing. At a step of p % a routed service has as many new instances as p % of
 //! its number needs; services without a route get theirs at the last step.
 
 use std::time::Duration;
@@ -280,10 +280,13 @@ impl Canary {
         self.course.steps.get(step).copied().unwrap_or(100)
     }
 
-    /// The new instances that a step needs: the first of `fresh`.
-    fn needed(&self, step: usize) -> usize {
-        let routed = self.fresh.iter().filter(|fresh| fresh.routed).count();
-        if step == self.last() { self.fresh.len() } else { needed(routed, self.percent(step)) }
+    /// The new instances that a step needs: the first of each routed service, and at the last all of all services.
+    fn needed(&self, step: usize) -> impl Iterator<Item = &Fresh> {
+        self.fresh.iter().filter(move |fresh| {
+            let own = || self.fresh.iter().filter(|other| other.service == fresh.service);
+            let place = own().take_while(|other| other.id != fresh.id).count();
+            step == self.last() || fresh.routed && place < needed(own().count(), self.percent(step))
+        })
     }
 
     fn old(&self) -> impl Iterator<Item = &InstanceId> {
@@ -319,7 +322,7 @@ impl Canary {
             State::Routing { switch, step } if switch == routed => {
                 self.standing.share = self.percent(step);
                 let (share, old) = (self.standing.share, self.old().count());
-                let new = self.needed(step);
+                let new = self.needed(step).count();
                 actions.push(Action::Say(format!(
                     "canary: step {} of {}: {share} % of the requests to {new} new, the rest to {old} old",
                     step + 1,
@@ -515,11 +518,9 @@ impl Canary {
     /// Starts the next instance that the step needs when the ones before are ready; has the table changed when all are.
     fn grow(&mut self, actions: &mut Vec<Action>) {
         let step = self.standing.step;
-        let needed = self.needed(step);
-        let Some(next) = self.fresh.iter_mut().take(needed).find(|fresh| !fresh.ready) else {
-            return self.route(step, actions);
-        };
-        if !next.asked {
+        let next = self.needed(step).find(|fresh| !fresh.ready).map(|fresh| fresh.id.clone());
+        let Some(next) = next else { return self.route(step, actions) };
+        for next in self.fresh.iter_mut().filter(|fresh| fresh.id == next && !fresh.asked) {
             next.asked = true;
             let (instance, service, slot) = (next.id.clone(), next.service.clone(), next.number);
             actions.push(Action::Start { instance, service, slot, restore: false });
@@ -531,7 +532,7 @@ impl Canary {
         let switch = self.next_switch();
         self.state = State::Routing { switch, step };
         self.may_be_routed = true;
-        let new = self.fresh.iter().take(self.needed(step)).map(|fresh| (fresh.id.clone(), Duty::Serving));
+        let new = self.needed(step).map(|fresh| (fresh.id.clone(), Duty::Serving));
         let old = self.old().filter(|_| is_last).map(|id| (id.clone(), Duty::Draining));
         let duties = new.chain(old).collect();
         actions.push(Action::Share((!is_last).then(|| self.percent(step))));

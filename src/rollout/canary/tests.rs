@@ -282,6 +282,17 @@ fn a_good_one_takes_step_after_step() {
 }
 
 #[test]
+fn each_routed_service_has_as_many_as_its_own_number_needs() {
+    let service = |name: &'static str, instances: u32| (1..=instances).map(move |n| slot(name, n, true, true, true));
+    let slots: Vec<Slot> = service("api", 2).chain(service("web", 4)).collect();
+    let canary = Canary::new(slots, policy(), course(&[10, 50]));
+    let needed = |step: usize| canary.needed(step).map(|fresh| fresh.id.as_str()).collect::<Vec<_>>();
+    assert_eq!(needed(0), ["d2-api-1", "d2-web-1"]);
+    assert_eq!(needed(1), ["d2-api-1", "d2-web-1", "d2-web-2"]);
+    assert_eq!(needed(2).len(), 6);
+}
+
+#[test]
 fn one_that_fails_its_comparison_leaves_the_old_ones_untouched() {
     let mut world = World::new(shop(), &[10, 50]);
     let steps: Vec<(u8, Fate)> = std::iter::repeat_n((0, Fate::Good), 3).chain([(0, Fate::Errors)]).collect();
