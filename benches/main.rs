@@ -17,6 +17,7 @@ mod git_server;
 #[allow(dead_code, reason = "shared with the tests")]
 mod support;
 
+mod canary;
 mod engine_calls;
 mod figure;
 mod footprint;
@@ -33,17 +34,19 @@ use figure::Figure;
 use support::engine::{self, Engine};
 
 /// What can be asked for by name.
-const BENCHMARKS: [(&str, &str); 6] = [
+const BENCHMARKS: [(&str, &str); 7] = [
     ("rollout", "replacing five instances, against the engine's bare calls and against a Swarm service"),
     ("unchanged", "a push that changes nothing of 5,000 files"),
     ("fetch", "one new commit into a kept mirror, against git fetch"),
     ("context", "5,000 files as a tar, against git archive"),
     ("webhooks", "signed pushes put on disk, against webhook(1), which records nothing"),
     ("footprint", "memory of agent and proxy at rest, size of the binary"),
+    ("canary", "the judge of canaries, simulated: false alarms, misses, time to detection"),
 ];
 
 async fn run(name: &str, engine: &Engine) -> Vec<Figure> {
     match name {
+        "canary" => canary::run(),
         "rollout" => rollout::run(engine).await,
         "unchanged" => unchanged::run(engine).await,
         "fetch" => source::fetch().await,
@@ -62,6 +65,10 @@ async fn main() -> ExitCode {
         BENCHMARKS.iter().for_each(|(name, what)| eprintln!("  {name:<10} {what}"));
         return ExitCode::from(2);
     }
+    // Computed alone, on whatever machine.
+    if asked == ["canary"] {
+        return conclude(&canary::run());
+    }
     let Some(engine) = engine::or_skip("benchmarks").await else { return ExitCode::SUCCESS };
     println!("{}", machine::describe(&engine).await);
     let mut figures = Vec::new();
@@ -69,7 +76,12 @@ async fn main() -> ExitCode {
         eprintln!("{name}: {what}");
         figures.extend(run(name, &engine).await);
     }
-    println!("\n{}", figure::table(&figures));
+    conclude(&figures)
+}
+
+/// Prints the table; whether every target was met.
+fn conclude(figures: &[Figure]) -> ExitCode {
+    println!("\n{}", figure::table(figures));
     match figures.iter().filter(|figure| figure.is_met() == Some(false)).count() {
         0 => ExitCode::SUCCESS,
         missed => {

@@ -340,7 +340,10 @@ async fn a_deployment_is_accepted_listed_and_cancelled() {
             "author": null, "subject": null, "pusher": "deploy",
             "queued_at": null, "started_at": null, "finished_at": null,
             "phases": [{ "name": "queued", "started_at": null, "finished_at": null, "seconds": null }],
-            "requests": { "served": 0, "server_errors": 0, "failed": 0 },
+            "requests": {
+                "served": null, "server_errors": null, "failed": null, "retried": null, "cut_requests": null,
+                "cut_streams": null, "longest_drain_seconds": null, "latency": { "before": null, "during": null },
+            },
             "superseded_by": null, "cancel_asked": false,
             "url": "https://deploy.example.com/api/v1/deployments/1",
         })

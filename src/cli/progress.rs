@@ -163,16 +163,21 @@ pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint
                 let live = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).count();
                 format!("{}, ", count(live as u64, "instance"))
             });
-            let errors = deployment.requests.server_errors;
-            let errors = (errors > 0).then(|| format!(", {} answered with 5xx", super::text::thousands(errors)));
-            format!(
-                "{}{release}{time} ({}{}{}, {} failed)",
-                paint.paint(Look::Good, &status),
-                instances.unwrap_or_default(),
-                count(deployment.requests.served + deployment.requests.failed, "request"),
-                errors.unwrap_or_default(),
-                super::text::thousands(deployment.requests.failed),
-            )
+            let requests = &deployment.requests;
+            let requests = match (requests.served, requests.failed) {
+                (Some(served), Some(failed)) => {
+                    let some = |count: Option<u64>, what| {
+                        let told = |count| format!(", {} {what}", super::text::thousands(count));
+                        count.filter(|&count| count > 0).map(told).unwrap_or_default()
+                    };
+                    let errors = some(requests.server_errors, "answered with 5xx");
+                    let cut = some(requests.cut_requests, "cut");
+                    let all = count(served + failed, "request");
+                    format!("{all}{errors}, {} failed{cut}", super::text::thousands(failed))
+                }
+                _ => "requests not counted".to_owned(),
+            };
+            format!("{}{release}{time} ({}{requests})", paint.paint(Look::Good, &status), instances.unwrap_or_default(),)
         }
         Status::Superseded => match deployment.superseded_by {
             Some(by) => format!("superseded by #{by}"),

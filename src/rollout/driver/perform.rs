@@ -156,9 +156,15 @@ impl DriverTask {
         let limits = self.members.get(&id).map(|m| m.spec.service.drain);
         let Some(limits) = limits else { return self.send(Signal::Drained(id, 0, 0)) };
         let proxy = self.parts.routes.proxy().clone();
+        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.assignment.deployment));
         self.spawn(async move {
             let limits = DrainLimits { requests: limits.requests, streams: limits.streams };
             let drained = proxy.drain(&id, limits).await;
+            if let Some(deployment) = deployment
+                && let Err(err) = store.record_drain(deployment, &id, drained).await
+            {
+                tracing::error!(instance = %id, %err, "its drain could not be recorded");
+            }
             Signal::Drained(id, drained.cut_requests, drained.cut_streams)
         });
     }
