@@ -172,6 +172,7 @@ fn table(ports: [u16; 2], routes: usize) -> Table {
         instance: InstanceId::parse(&format!("d{}-web-{}", number + 1, member + 1)).expect("an id"),
         address: ([127, 0, 0, 1], ports[member % 2]).into(),
         weight: 1,
+        group: 0,
     };
     let route = |number: usize, members: usize| {
         let host = if number == 0 { HOST.to_owned() } else { format!("app{number}.test") };

@@ -43,6 +43,17 @@ pub enum DeployEvent {
         /// Its duty now.
         duty: Duty,
     },
+    /// A canary has come so far, was paused or resumed, or its comparison has new figures.
+    Canary {
+        /// The step it is at or on its way to, from 1.
+        step: usize,
+        /// How many there are.
+        steps: usize,
+        /// The new instances' share of the requests in percent.
+        share: u32,
+        /// A person has it wait.
+        paused: bool,
+    },
     /// A live instance drifted from what it should be, outside of a deployment.
     Drift {
         /// Which, where it is about one.

@@ -13,6 +13,7 @@
 
 pub mod discard;
 pub mod fail_point;
+pub mod histogram;
 pub mod model;
 pub mod text;
 

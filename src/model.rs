@@ -346,6 +346,20 @@ word_enum!(
     }
 );
 
+word_enum!(
+    /// What a person may ask of a canary under way.
+    CanaryAction {
+        /// All requests to the new instances now.
+        Promote = "promote",
+        /// No more requests to the new instances; they end.
+        Abort = "abort",
+        /// Keep the share until somebody says otherwise.
+        Pause = "pause",
+        /// Go on by itself.
+        Resume = "resume",
+    }
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;

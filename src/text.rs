@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::iter::Peekable;
 use std::str::Chars;
+use std::time::Duration;
 
 /// `text` without what could steer a terminal, or hide or reorder what is read: escape sequences, control characters
 /// and characters without a glyph. Tabs and line ends stay.
@@ -77,6 +78,15 @@ pub fn with_causes(error: &dyn Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// A time in as many digits as say something: `2.6 ms`, `49 ms`, `1.2 s`.
+pub fn briefly(time: Duration) -> String {
+    match time.as_secs_f64() * 1000.0 {
+        short if short < 9.95 => format!("{short:.1} ms"),
+        ms if ms < 999.5 => format!("{ms:.0} ms"),
+        long => format!("{:.1} s", long / 1000.0),
+    }
 }
 
 /// `1,234`

@@ -14,9 +14,10 @@ use super::Agent;
 use crate::deploy::spec;
 use crate::model::{AppName, DeploymentId, Duty, InstanceId};
 use crate::proxy::table::DrainLimits;
+use crate::rollout::driver::canary;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Driver, ServiceSpec};
+use crate::rollout::{Driver, ServiceSpec, Share};
 use crate::runtime::{Observed, RunState};
 use crate::store::Deployment;
 
@@ -93,7 +94,9 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     let current: Vec<Current> = observed.iter().map(current).collect();
     let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
+    let mut share = None;
     if let Some(unfinished) = agent.store.unfinished(app).await? {
+        share = share_of(agent, unfinished.id).await?;
         // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
         let ending = agent.store.stops_begun(unfinished.id).await?;
         live.retain(|id| !ending.contains(id));
@@ -121,8 +124,15 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     if !adopted.is_empty() {
         tracing::info!(%app, instances = adopted.len(), "adopted");
     }
-    driver.adopt(adopted).await;
+    driver.adopt(adopted, share).await;
     Ok(())
+}
+
+/// The share of the requests that a canary had when the agent ended. Until its rollout goes on it gets no more.
+async fn share_of(agent: &Agent, deployment: DeploymentId) -> Result<Option<Share>> {
+    let standing = canary::share_left(&agent.store, deployment).await?;
+    let percent = standing.map(|standing| standing.share).filter(|percent| (1..100).contains(percent));
+    Ok(percent.map(|percent| Share { deployment, percent }))
 }
 
 /// One that is removed may still get requests: when the engine was away as its deployment was undone, nothing could take

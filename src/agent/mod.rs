@@ -18,6 +18,8 @@ use crate::deploy::plan_view::{self, PlanView};
 use crate::disk;
 use crate::journal::Journal;
 use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, Status};
+use crate::rollout::canary::Wish;
+use crate::rollout::driver::canary::{CanaryState, WishRefused};
 use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::presence::{Away, Presence};
 use crate::runtime::{Happened, Runtime, RuntimeError};
@@ -210,6 +212,19 @@ impl Agent {
     /// An app's instances now; `None` when the app is not configured.
     pub fn instances(&self, app: &AppName) -> Option<Vec<InstanceState>> {
         self.app(app).map(|app| app.driver.instances())
+    }
+
+    /// An app's canary, if one is under way.
+    pub fn canary(&self, app: &AppName) -> Option<CanaryState> {
+        self.app(app)?.driver.canary()
+    }
+
+    /// Asks something of an app's canary; which deployment it is of. Returns when it is on disk.
+    pub async fn ask_canary(&self, app: &AppName, wish: Wish) -> Result<DeploymentId, WishRefused> {
+        match self.app(app) {
+            Some(handle) => handle.driver.ask(app, wish).await,
+            None => Err(WishRefused::NoCanary(app.clone())),
+        }
     }
 
     /// An instance's output: the last `tail` lines, then what follows when asked. `None` when there is no such instance.

@@ -81,6 +81,7 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         held: store.held_tip(&app.name).await?,
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
+        canary: api.agent.canary(&app.name),
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,
         waits: api.agent.waits(&app.name),

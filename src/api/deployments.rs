@@ -98,8 +98,12 @@ pub(super) async fn submit(
             return Err(Problem::new(StatusCode::CONFLICT, format!("this commit is held: {reason}")));
         }
     };
-    let deployment = find(&api.agent.store, &id.0.to_string()).await?;
-    Ok(accepted(api, &deployment))
+    accepted_now(api, id).await
+}
+
+/// 202 with the record as it is now.
+pub(super) async fn accepted_now(api: &ApiState, id: DeploymentId) -> Result<Response, Problem> {
+    Ok(accepted(api, &find(&api.agent.store, &id.0.to_string()).await?))
 }
 
 fn accepted(api: &ApiState, deployment: &Deployment) -> Response {

@@ -42,6 +42,7 @@ fn event(published: &Published) -> Event {
     let name = match published.event {
         DeployEvent::Status { .. } => "status",
         DeployEvent::Instance { .. } => "instance",
+        DeployEvent::Canary { .. } => "canary",
         DeployEvent::Drift { .. } => "drift",
         DeployEvent::Log { .. } => "log",
     };

@@ -16,6 +16,7 @@ mod apps;
 mod auth;
 mod backup;
 mod body;
+mod canary;
 mod deployments;
 mod events;
 mod instances;

@@ -3,7 +3,9 @@
 use axum::handler::Handler;
 use axum::routing::{self, MethodRouter};
 
-use super::{ApiState, apps, backup, deployments, events, instances, openapi, probes, releases, services, tokens};
+use super::{
+    ApiState, apps, backup, canary, deployments, events, instances, openapi, probes, releases, services, tokens,
+};
 use crate::store::Scope;
 
 /// What a caller must show.
@@ -52,6 +54,7 @@ pub(super) fn routes() -> Vec<Route> {
 
         put("/api/v1/apps/{app}/services/{service}/scale", DEPLOY, services::scale),
         post("/api/v1/apps/{app}/restart", DEPLOY, services::restart),
+        post("/api/v1/apps/{app}/canary", DEPLOY, canary::act),
 
         get("/api/v1/instances/{id}/logs", READ, instances::logs),
         get("/api/v1/events", READ, events::stream),

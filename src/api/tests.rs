@@ -87,7 +87,8 @@ impl Api {
             artifact: format!("artifact {n}"),
             base: None,
         }];
-        let rollout = RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) };
+        let rollout =
+            RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::from_secs(60) };
         let body = ReleaseBody {
             services,
             release_command: None,
@@ -172,7 +173,11 @@ fn config(dir: &std::path::Path) -> Config {
         maintenance: None,
         release: None,
         services: services.into_iter().map(|service| (service.name.clone(), service)).collect(),
-        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
+        rollout: RolloutPolicy {
+            strategy: Strategy::Rolling,
+            order: Order::StartFirst,
+            watch: Duration::from_secs(60),
+        },
         build_timeout: Duration::from_secs(60),
         deadline: Duration::from_secs(60),
         keep_releases: 5,
@@ -337,7 +342,10 @@ async fn a_deployment_is_accepted_listed_and_cancelled() {
             "author": null, "subject": null, "pusher": "deploy",
             "queued_at": null, "started_at": null, "finished_at": null,
             "phases": [{ "name": "queued", "started_at": null, "finished_at": null, "seconds": null }],
-            "requests": { "served": 0, "server_errors": 0, "failed": 0 },
+            "requests": {
+                "served": null, "server_errors": null, "failed": null, "retried": null, "cut_requests": null,
+                "cut_streams": null, "longest_drain_seconds": null, "latency": { "before": null, "during": null },
+            },
             "superseded_by": null, "cancel_asked": false,
             "url": "https://deploy.example.com/api/v1/deployments/1",
         })

@@ -9,7 +9,8 @@ use crate::config::{App, Service};
 use crate::model::{CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
-use crate::store::{Deployment, Drift, Release, Requests, Scope, Token};
+use crate::rollout::driver::canary::CanaryState;
+use crate::store::{Deployment, Drift, Latency, Release, Requests, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,12 +33,46 @@ pub struct AppView {
     pub instances: Vec<InstanceView>,
     /// The deployment that runs now.
     pub deployment: Option<DeploymentView>,
+    /// The canary under way, if there is one.
+    #[serde(default)]
+    pub canary: Option<CanaryView>,
     /// How many deployments wait.
     pub queued: usize,
     /// What last happened to live instances outside of deployments, newest first.
     pub drift: Vec<DriftView>,
     /// Why its deployments wait and its instances may not be known; null when all is well.
     pub waits: Option<WaitsView>,
+}
+
+/// A canary under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CanaryView {
+    /// Of which deployment.
+    pub deployment: i64,
+    /// Which release it brings.
+    pub release: u32,
+    /// The step it is at or on its way to, from 1.
+    pub step: usize,
+    /// How many there are.
+    pub steps: usize,
+    /// The new instances' share of the requests in percent, as the proxy has it.
+    pub share: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// When the next step begins by itself; null while instances start, and while it is paused.
+    pub next_at: Option<Timestamp>,
+    /// A person has it wait.
+    pub paused: bool,
+    /// How new and old instances compare, in words; null before the first comparison, and without analysis.
+    pub comparison: Option<String>,
+}
+
+impl From<CanaryState> for CanaryView {
+    fn from(state: CanaryState) -> Self {
+        let CanaryState { deployment, release, step, steps, share, since, next_at, paused, comparison } = state;
+        let (deployment, release) = (deployment.0, release.0);
+        Self { deployment, release, step, steps, share, since, next_at, paused, comparison }
+    }
 }
 
 /// Why an app's deployments wait.
@@ -206,22 +241,64 @@ pub struct PhaseView {
     pub seconds: f64,
 }
 
-/// Requests, counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What became of the app's requests during a rollout; null is what is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RequestsView {
     /// Answered.
-    pub served: u64,
+    pub served: Option<u64>,
     /// Those of them that the app itself answered with 5xx.
-    #[serde(default)]
-    pub server_errors: u64,
+    pub server_errors: Option<u64>,
     /// Not answered.
-    pub failed: u64,
+    pub failed: Option<u64>,
+    /// Given to a second instance.
+    pub retried: Option<u64>,
+    /// Ended when an instance's time to finish was over.
+    pub cut_requests: Option<u64>,
+    /// The same of WebSockets and event streams.
+    pub cut_streams: Option<u64>,
+    /// The longest time that a replaced instance took to finish.
+    pub longest_drain_seconds: Option<f64>,
+    /// How long answers took to begin.
+    pub latency: LatencyView,
+}
+
+/// Before and during a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LatencyView {
+    /// Before.
+    pub before: Option<QuantilesView>,
+    /// During.
+    pub during: Option<QuantilesView>,
+}
+
+/// In milliseconds, to the width of the proxy's buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct QuantilesView {
+    /// Half of them took less.
+    pub p50_ms: f64,
+    /// One in a hundred took longer.
+    pub p99_ms: f64,
 }
 
 impl From<Requests> for RequestsView {
     fn from(requests: Requests) -> Self {
-        let Requests { served, server_errors, failed } = requests;
-        Self { served, server_errors, failed }
+        let Requests { served, server_errors, failed, retried, latency_before, latency_during, drains } = requests;
+        let quantiles = |latency: Latency| QuantilesView {
+            p50_ms: latency.p50_us as f64 / 1000.0,
+            p99_ms: latency.p99_us as f64 / 1000.0,
+        };
+        Self {
+            served,
+            server_errors,
+            failed,
+            retried,
+            cut_requests: drains.and_then(|drains| drains.cut_requests),
+            cut_streams: drains.and_then(|drains| drains.cut_streams),
+            longest_drain_seconds: drains.map(|drains| drains.longest_ms as f64 / 1000.0),
+            latency: LatencyView { before: latency_before.map(quantiles), during: latency_during.map(quantiles) },
+        }
     }
 }
 
@@ -290,6 +367,7 @@ pub(super) struct AppFacts<'a> {
     pub held: Option<(CommitSha, String)>,
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
+    pub canary: Option<CanaryState>,
     pub queued: usize,
     pub drift: Vec<Drift>,
     pub waits: Option<Waits>,
@@ -315,6 +393,7 @@ impl AppView {
             services,
             instances,
             deployment: facts.deployment,
+            canary: facts.canary.map(CanaryView::from),
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
             waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 mod backup;
+mod canary;
 mod cancel;
 mod check;
 mod client;
@@ -97,6 +98,9 @@ enum Command {
     /// Replace every instance of an app, one at a time, without a build.
     #[command(after_help = restart::EXAMPLES)]
     Restart(restart::RestartArgs),
+    /// Promote, abort, pause or resume the canary under way.
+    #[command(after_help = canary::EXAMPLES)]
+    Canary(canary::CanaryArgs),
     /// Cancel a deployment: one that waits ends at once, one that runs is undone first.
     #[command(after_help = cancel::EXAMPLES)]
     Cancel(cancel::CancelArgs),
@@ -201,6 +205,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Deployments(args) => deployments::run(&client, &mut term, args).await,
         Command::Scale(args) => scale::run(&client, &mut term, args).await,
         Command::Restart(args) => restart::run(&client, &mut term, args).await,
+        Command::Canary(args) => canary::run(&client, &mut term, args).await,
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
         Command::Backup(args) => backup::backup(&client, &mut term, args).await,

@@ -37,6 +37,7 @@ impl Progress {
     pub fn block(&self, now: Timestamp, paint: Paint) -> Vec<String> {
         let mut lines = vec![title(&self.deployment, paint), phases(&self.deployment, now, paint)];
         if let Some(app) = &self.app {
+            lines.extend(canary(app, now));
             lines.extend(services(app, paint));
         }
         lines.extend(self.lines.iter().map(|line| paint.paint(Look::Faint, &format!("  | {line}"))));
@@ -72,6 +73,27 @@ fn phases(deployment: &DeploymentView, now: Timestamp, paint: Paint) -> String {
         line.push_str(&format!(" {} {text} ", paint.paint(look, mark)));
     }
     line.trim_end().to_owned()
+}
+
+/// `  canary  step 1 of 3: 10 % of the requests to v8 for 42 s, next step in 18 s`, and how it compares.
+pub(super) fn canary(app: &AppView, now: Timestamp) -> Vec<String> {
+    let Some(canary) = &app.canary else { return Vec::new() };
+    let seconds = |from: Timestamp, to: Timestamp| took(seconds_between(from, to));
+    let next = match (canary.next_at, canary.paused) {
+        (_, true) => format!(", paused; go on with: longshore canary {} resume", clean(&app.name)),
+        (Some(at), false) => format!(", next step in {}", seconds(now, at)),
+        (None, false) => String::new(),
+    };
+    let share = match canary.share {
+        0 => "no requests to the new instances yet".to_owned(),
+        share => {
+            let release = ReleaseNumber(canary.release);
+            format!("{share} % of the requests to {release} for {}", seconds(canary.since, now))
+        }
+    };
+    let mut lines = vec![format!("  canary  step {} of {}: {share}{next}", canary.step, canary.steps)];
+    lines.extend(canary.comparison.iter().map(|words| format!("          {}", clean(words))));
+    lines
 }
 
 fn words(status: Status) -> String {
@@ -141,16 +163,21 @@ pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint
                 let live = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).count();
                 format!("{}, ", count(live as u64, "instance"))
             });
-            let errors = deployment.requests.server_errors;
-            let errors = (errors > 0).then(|| format!(", {} answered with 5xx", super::text::thousands(errors)));
-            format!(
-                "{}{release}{time} ({}{}{}, {} failed)",
-                paint.paint(Look::Good, &status),
-                instances.unwrap_or_default(),
-                count(deployment.requests.served + deployment.requests.failed, "request"),
-                errors.unwrap_or_default(),
-                super::text::thousands(deployment.requests.failed),
-            )
+            let requests = &deployment.requests;
+            let requests = match (requests.served, requests.failed) {
+                (Some(served), Some(failed)) => {
+                    let some = |count: Option<u64>, what| {
+                        let told = |count| format!(", {} {what}", super::text::thousands(count));
+                        count.filter(|&count| count > 0).map(told).unwrap_or_default()
+                    };
+                    let errors = some(requests.server_errors, "answered with 5xx");
+                    let cut = some(requests.cut_requests, "cut");
+                    let all = count(served + failed, "request");
+                    format!("{all}{errors}, {} failed{cut}", super::text::thousands(failed))
+                }
+                _ => "requests not counted".to_owned(),
+            };
+            format!("{}{release}{time} ({}{requests})", paint.paint(Look::Good, &status), instances.unwrap_or_default(),)
         }
         Status::Superseded => match deployment.superseded_by {
             Some(by) => format!("superseded by #{by}"),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::client::{AskError, Client};
 use super::error::CliError;
-use super::progress::{Progress, headline, rest_of_reason, services, title};
+use super::progress::{Progress, canary, headline, rest_of_reason, services, title};
 use super::sse::Event;
 use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
@@ -180,6 +180,10 @@ pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
         let serving: usize = app.services.iter().map(|service| service.instances.serving).sum();
         let desired: u32 = app.services.iter().map(|service| service.instances.desired).sum();
         let going_on = match (&app.deployment, app.queued, &app.held) {
+            (Some(running), _, _) if app.canary.is_some() => {
+                let share = app.canary.as_ref().map_or(0, |canary| canary.share);
+                format!("#{} canary {share} %", running.id)
+            }
             (Some(running), _, _) => format!("#{} {}", running.id, running.status.as_str().replace('_', " ")),
             (None, 0, None) => "-".into(),
             (None, 0, Some(held)) => format!("{} is held", held.commit.short()),
@@ -278,6 +282,7 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         fact("now", title(running, paint));
         lines.extend(progress.block(now, paint).into_iter().skip(1));
     }
+    lines.extend(canary(app, now));
     lines.extend(services(app, paint));
     let shown: Vec<&InstanceView> = app.instances.iter().filter(|instance| instance.duty != Duty::Retired).collect();
     if !shown.is_empty() {

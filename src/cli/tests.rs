@@ -112,7 +112,7 @@ fn app() -> AppView {
             instance("web", 2, 8, "starting", "idle"), instance("web", 2, 7, "ready", "serving"),
             instance("web", 3, 7, "unready", "serving"), instance("worker", 1, 7, "ready", "serving"),
         ],
-        "deployment": null, "queued": 1, "waits": null,
+        "deployment": null, "canary": null, "queued": 1, "waits": null,
     }))
     .unwrap()
 }
@@ -139,6 +139,28 @@ fn a_running_deployment_shows_its_phases_and_instances() {
       | line 6
       | line 7
     ");
+}
+
+#[test]
+fn a_canary_says_its_step_share_and_comparison() {
+    let mut app = app();
+    let mut canary = json!({
+        "deployment": 12, "release": 8, "step": 1, "steps": 3, "share": 10, "since": "2026-11-21T03:59:28Z",
+        "next_at": "2026-11-21T04:00:28Z", "paused": false, "comparison": "canary 412 requests, 5.0 % errors",
+    });
+    let mut said = |change: Value| {
+        for (key, value) in change.as_object().unwrap() {
+            canary[key] = value.clone();
+        }
+        app.canary = serde_json::from_value(canary.clone()).unwrap();
+        super::progress::canary(&app, now()).join("\n")
+    };
+    insta::assert_snapshot!(said(json!({})), @r"
+    canary  step 1 of 3: 10 % of the requests to v8 for 42.0 s, next step in 18.0 s
+            canary 412 requests, 5.0 % errors
+    ");
+    insta::assert_snapshot!(said(json!({ "paused": true, "next_at": null, "comparison": null })), @"  canary  step 1 of 3: 10 % of the requests to v8 for 42.0 s, paused; go on with: longshore canary shop resume");
+    insta::assert_snapshot!(said(json!({ "paused": false, "share": 0 })), @"  canary  step 1 of 3: no requests to the new instances yet");
 }
 
 #[test]

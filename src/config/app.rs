@@ -15,14 +15,13 @@ use super::suggest::valid_name;
 use super::units::show_duration;
 use super::volumes::Forbidden;
 use super::{
-    AgentConfig, App, Order, Provider, ReleaseCommand, RepoUrl, RolloutPolicy, Service, Webhook, build, credential,
-    environment, route, routed_service, service,
+    AgentConfig, App, Provider, ReleaseCommand, RepoUrl, Service, Strategy, Webhook, build, credential, environment,
+    rollout, route, routed_service, service,
 };
 use crate::model::{AppName, GitRef, ParseError, ServiceName, shorten};
 use crate::proxy::PathPrefix;
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -72,7 +71,10 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
     }
     let claims = claims(&services, &domains, routes);
     let release = section.take("release").and_then(|field| release(&field, &services));
-    let rollout = rollout(section.take("rollout"));
+    let leads_somewhere =
+        services.values().any(|service| service.route.is_some()) || routed_service(services.values()).is_some();
+    let shares_requests = leads_somewhere && !claims.is_empty();
+    let rollout = rollout::read(section.take("rollout"), shares_requests);
     let deadline_field = section.take("deadline");
     let deadline = deadline_field.as_ref().and_then(|field| field.duration(SECOND..=7 * DAY)).unwrap_or(HOUR);
     let keep_releases = section.take("keep_releases").and_then(|field| field.number(1..=100, "1 to 100")).unwrap_or(5);
@@ -273,36 +275,15 @@ fn release(field: &Field<'_>, services: &BTreeMap<ServiceName, Service>) -> Opti
     Some(ReleaseCommand { command: command?, timeout: timeout.unwrap_or(DEFAULT_RELEASE_TIMEOUT), service: service? })
 }
 
-fn rollout(field: Option<Field<'_>>) -> RolloutPolicy {
-    let mut policy = RolloutPolicy { order: Order::StartFirst, watch: MINUTE };
-    let Some(section) = field.and_then(|field| field.section("write rollout = { watch = \"60s\" }")) else {
-        return policy;
-    };
-    if let Some(field) = section.take("strategy") {
-        if field.as_text() == Some("canary") {
-            let what = " = \"canary\" is not supported by this version";
-            field.problem(what, "write strategy = \"rolling\" or leave it out");
-        } else {
-            field.word(&[("rolling", ())]);
-        }
-    }
-    section.unsupported("steps", "remove it: a rolling rollout goes one instance at a time");
-    section.unsupported("pause", "remove it: a rolling rollout goes one instance at a time");
-    if let Some(field) = section.take("order") {
-        let orders = [("start_first", Order::StartFirst), ("stop_first", Order::StopFirst)];
-        policy.order = field.word(&orders).unwrap_or(policy.order);
-    }
-    if let Some(field) = section.take("watch") {
-        policy.watch = field.duration_or_zero(Duration::from_millis(1)..=DAY).unwrap_or(policy.watch);
-    }
-    section.finish();
-    policy
-}
-
 /// What is longer than the whole deployment may take would never be waited for. Defaults do not count, except the
 /// watch, which every deployment passes through to its end.
 fn check_deadline(app: &App, field: Option<&Field<'_>>, section: &Section<'_>) {
     let mut stages = vec![("rollout.watch".to_owned(), app.rollout.watch)];
+    if let Strategy::Canary(canary) = &app.rollout.strategy {
+        let all = canary.all_pauses();
+        stages
+            .push((format!("rollout.pause, {} times, and rollout.watch", canary.steps.len()), all + app.rollout.watch));
+    }
     if app.build_timeout != DEFAULT_BUILD_TIMEOUT {
         stages.push(("build.timeout".to_owned(), app.build_timeout));
     }

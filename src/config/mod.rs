@@ -26,6 +26,7 @@ mod health;
 mod notify;
 mod problem;
 mod reader;
+mod rollout;
 mod route;
 mod secret_ref;
 mod service;
@@ -412,13 +413,46 @@ pub enum SecretRef {
 }
 
 /// `[apps.NAME.rollout]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
+    /// Which instances get requests on the way. Default: rolling, as in releases of earlier versions.
+    #[serde(default)]
+    pub strategy: Strategy,
     /// Whether the new instance starts before the old one stops.
     pub order: Order,
     /// How long the whole is watched after the last switch. Default 60 s. With none, errors that the app answers are not
-    /// judged at all, not even while instances are replaced.
+    /// judged at all, not even while instances are replaced (by the analysis of a canary they are).
     pub watch: Duration,
+}
+
+/// `strategy`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// One instance after another.
+    #[default]
+    Rolling,
+    /// New instances beside the old ones, with a share of the requests that grows in steps.
+    Canary(CanaryPolicy),
+}
+
+/// `strategy = "canary"` with its keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryPolicy {
+    /// Shares of the requests in percent, growing, each below 100. Default 10 and 50. The last step, to all, goes without
+    /// saying.
+    pub steps: Vec<u32>,
+    /// How long each of these shares is kept. Default 60 s.
+    pub pause: Duration,
+    /// Whether the new instances are compared with the old ones meanwhile. Default on.
+    pub analysis: bool,
+}
+
+impl CanaryPolicy {
+    /// How long it pauses in all, when nobody holds it.
+    pub fn all_pauses(&self) -> Duration {
+        self.pause * u32::try_from(self.steps.len()).unwrap_or(u32::MAX)
+    }
 }
 
 /// `order`

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::strategy::Strategy;
 use secrecy::ExposeSecret;
 
 use super::*;
@@ -78,6 +79,29 @@ fn the_example_is_valid_and_means_what_its_comments_say() {
     assert_eq!(worker.build.target.as_deref(), Some("runtime"));
     assert_eq!(worker.health.check, HealthCheck::Unset { stable_for: Duration::from_secs(10) });
     assert_eq!(service(&config, "blog", "web").port, Some(3000));
+    let canary = CanaryPolicy { steps: vec![10, 50], pause: Duration::from_secs(60), analysis: true };
+    let blog = &config.apps[&"blog".parse().unwrap()];
+    assert_eq!(blog.rollout.strategy, super::Strategy::Canary(canary));
+}
+
+#[test]
+fn a_canarys_last_step_goes_without_saying() {
+    let rollout = |keys: &str| {
+        let text = app(&format!("domains = [\"x.test\"]\nport = 80\nrollout = {{ strategy = \"canary\", {keys} }}\n"));
+        let config = config(&text);
+        let app = config.apps.values().next().unwrap();
+        match app.rollout.strategy.clone() {
+            super::Strategy::Canary(canary) => canary,
+            super::Strategy::Rolling => panic!("{text}"),
+        }
+    };
+    let written = rollout("steps = [5, 25, 100], pause = \"5m\", analysis = false");
+    assert_eq!(written, CanaryPolicy { steps: vec![5, 25], pause: Duration::from_secs(300), analysis: false });
+    let defaults = rollout("watch = \"10s\"");
+    assert_eq!(defaults, CanaryPolicy { steps: vec![10, 50], pause: Duration::from_secs(60), analysis: true });
+    // A release that an earlier version made says nothing of a strategy.
+    let kept: RolloutPolicy = serde_json::from_str(r#"{"order":"start_first","watch":{"secs":60,"nanos":0}}"#).unwrap();
+    assert_eq!(kept.strategy, super::Strategy::Rolling);
 }
 
 #[test]
@@ -89,7 +113,7 @@ fn the_example_names_every_default_as_it_is() {
     assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&example.proxy, &example.runtime));
     assert_eq!((&written.branch, written.submodules), (&unwritten.branch, unwritten.submodules));
     assert_eq!((written.keep_releases, written.deadline), (unwritten.keep_releases, unwritten.deadline));
-    assert_eq!((written.build_timeout, written.rollout), (unwritten.build_timeout, unwritten.rollout));
+    assert_eq!((written.build_timeout, &written.rollout), (unwritten.build_timeout, &unwritten.rollout));
     let [written, unwritten] = [&example, &with_defaults].map(|config| service(config, "shop", "web"));
     assert_eq!((written.stop_grace, written.drain), (unwritten.stop_grace, unwritten.drain));
     let check = unwritten.health.check.clone();

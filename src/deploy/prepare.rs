@@ -183,7 +183,7 @@ impl Story<'_> {
         Ok(ReleaseBody {
             services,
             release_command: self.app.release.clone(),
-            rollout: self.app.rollout,
+            rollout: self.app.rollout.clone(),
             author: source.author.clone(),
             subject: source.subject.clone(),
         })

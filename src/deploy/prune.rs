@@ -66,7 +66,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::config::{Order, RolloutPolicy};
+    use crate::config::{Order, RolloutPolicy, Strategy};
     use crate::model::DeploymentId;
     use crate::store::ReleaseBody;
 
@@ -79,7 +79,7 @@ mod tests {
             body: ReleaseBody {
                 services: Vec::new(),
                 release_command: None,
-                rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+                rollout: RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::ZERO },
                 author: String::new(),
                 subject: String::new(),
             },

@@ -1,16 +1,20 @@
-//! The requests of the app as the proxy counts them: answered and lost while a deployment replaced instances, for its
+//! The requests of the app as the proxy counts them: what became of them while a deployment replaced instances, for its
 //! record; and how the app answered before, for the watch to judge by.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Halt, Story};
+use crate::histogram::Histogram;
 use crate::proxy::control::AppCounts;
 use crate::queue::Request;
 use crate::rollout::watch::{Answers, History};
-use crate::store::{Requests, Step};
+use crate::store::{Latency, Requests, Step};
+use crate::text::briefly;
 
 /// The step that keeps the proxy's counts from before the rollout.
 const COUNTS_STEP: &str = "counts";
+/// Fewer answers than this do not say how long they take these days.
+const LEAST_TIMED: u64 = 100;
 
 /// The proxy's counts of the app at one moment.
 pub(super) struct Count {
@@ -28,32 +32,47 @@ pub(super) struct CountsBefore {
     /// Not counted by an earlier version.
     #[serde(default)]
     server_errors: Option<u64>,
+    /// The same.
+    #[serde(default)]
+    retried: Option<u64>,
+    /// The same.
+    #[serde(default)]
+    latency: Option<LatencyBefore>,
     #[serde(default)]
     history: History,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct LatencyBefore {
+    /// From the deployment's start to its rollout; of all that is counted when that was little.
+    usual: Histogram,
+    /// All that was counted before the rollout.
+    lifetime: Histogram,
 }
 
 impl CountsBefore {
     fn at_rollout(begin: Count, start: Option<Count>) -> Self {
         let lifetime = Answers::from(begin.app);
         let start = start.filter(|start| start.boot == begin.boot);
-        let recent = start.map(|start| lifetime.since(start.app.into())).unwrap_or_default();
-        let AppCounts { served, failed, server_errors, .. } = begin.app;
+        let recent = start.as_ref().map(|start| lifetime.since(start.app.into())).unwrap_or_default();
+        let timed = begin.app.latency;
+        let lately = start.map(|start| timed.since(&start.app.latency)).filter(|lately| lately.total() >= LEAST_TIMED);
+        let AppCounts { served, failed, server_errors, retried, .. } = begin.app;
         Self {
             boot: begin.boot,
             served,
             failed,
             server_errors: Some(server_errors),
+            retried: Some(retried),
+            latency: Some(LatencyBefore { usual: lately.unwrap_or(timed), lifetime: timed }),
             history: History { recent, lifetime },
         }
     }
 }
 
 impl Story<'_> {
-    /// Counts at the deployment's start, if its watch will judge by what came since.
+    /// Counts at the deployment's start: what comes from then to the rollout is what is usual.
     pub(super) async fn counts_at_start(&self) -> Option<Count> {
-        if !self.judges_errors() {
-            return None;
-        }
         self.counts_now().await
     }
 
@@ -87,36 +106,63 @@ impl Story<'_> {
         Some(Count { boot: counts.boot, app })
     }
 
-    /// Records how many requests were answered and lost since the rollout began.
+    /// Records what became of the requests since the rollout began, as far as that is known.
     pub(super) async fn count_requests(&self, before: Option<CountsBefore>) -> Result<(), Halt> {
-        let Some(Count { boot, app: now }) = self.counts_now().await else { return Ok(()) };
-        let since = requests_since(before.filter(|before| before.boot == boot), now);
-        self.deployer.store.add_requests(self.deployment.id, since).await?;
-        if since != Requests::default() {
-            self.log.line(said(since));
-        }
+        let known = match (before, self.counts_now().await) {
+            (Some(before), Some(now)) if before.boot == now.boot => Some(requests_since(before, now.app)),
+            _ => None,
+        };
+        let Some(requests) = known else {
+            self.log
+                .line("what became of the requests is not known: the proxy was silent, or was started anew meanwhile");
+            return Ok(());
+        };
+        self.deployer.store.set_requests(self.deployment.id, requests).await?;
+        said(&requests).into_iter().for_each(|line| self.log.line(line));
         Ok(())
     }
 }
 
-/// What was counted after `before`; all, where that is not known.
-fn requests_since(before: Option<CountsBefore>, now: AppCounts) -> Requests {
-    let (served, failed, errors) = before
-        .map_or((0, 0, 0), |before| (before.served, before.failed, before.server_errors.unwrap_or(now.server_errors)));
-    let served = now.served.saturating_sub(served);
+/// What the same process has counted after `before`.
+fn requests_since(before: CountsBefore, now: AppCounts) -> Requests {
+    let served = now.served.saturating_sub(before.served);
     // An answer with 5xx is counted as it begins, and served when it has reached its client.
-    let server_errors = now.server_errors.saturating_sub(errors).min(served);
-    Requests { served, server_errors, failed: now.failed.saturating_sub(failed) }
+    let server_errors = before.server_errors.map(|errors| now.server_errors.saturating_sub(errors).min(served));
+    let latency = before.latency.as_ref();
+    Requests {
+        served: Some(served),
+        server_errors,
+        failed: Some(now.failed.saturating_sub(before.failed)),
+        retried: before.retried.map(|retried| now.retried.saturating_sub(retried)),
+        latency_before: latency.and_then(|latency| Latency::of(&latency.usual)),
+        latency_during: latency.and_then(|latency| Latency::of(&now.latency.since(&latency.lifetime))),
+        drains: None,
+    }
 }
 
-fn said(requests: Requests) -> String {
-    let Requests { served, server_errors, failed } = requests;
-    let errors = (server_errors > 0).then(|| format!(", {server_errors} of them with 5xx of the app's own"));
-    format!("{served} requests answered during the rollout{}, {failed} failed", errors.unwrap_or_default())
+/// Nothing of an app without requests.
+fn said(requests: &Requests) -> Vec<String> {
+    let Requests { served, server_errors, failed, retried, latency_before, latency_during, .. } = *requests;
+    let (Some(served), Some(failed)) = (served, failed) else { return Vec::new() };
+    if served + failed == 0 {
+        return Vec::new();
+    }
+    let some = |count: Option<u64>| count.filter(|&count| count > 0);
+    let errors = some(server_errors).map(|errors| format!(", {errors} of them with 5xx of the app's own"));
+    let retried = some(retried).map(|retried| format!(", {retried} tried a second time"));
+    let [errors, retried] = [errors, retried].map(Option::unwrap_or_default);
+    let counts = format!("{served} requests answered during the rollout{errors}{retried}, {failed} failed");
+    let told = |latency: Latency| format!("{} / {}", briefly(latency.p50()), briefly(latency.p99()));
+    let before = latency_before.map_or("before: not known".to_owned(), |before| format!("before: {}", told(before)));
+    let latency =
+        latency_during.map(|during| format!("answers began after (median / 99 %): {}; {before}", told(during)));
+    [Some(counts), latency].into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn count(boot: &str, served: u64, failed: u64, server_errors: u64) -> Count {
@@ -133,12 +179,45 @@ mod tests {
     #[test]
     fn what_the_app_answered_with_errors_is_said_beside_what_was_not_answered() {
         let before = CountsBefore::at_rollout(count("a", 100, 1, 5), None);
-        let since = requests_since(Some(before), count("a", 2_666, 1, 2_076).app);
+        let since = requests_since(before, count("a", 2_666, 1, 2_076).app);
         assert_eq!(
-            said(since),
-            "2566 requests answered during the rollout, 2071 of them with 5xx of the app's own, 0 failed"
+            said(&since),
+            ["2566 requests answered during the rollout, 2071 of them with 5xx of the app's own, 0 failed"]
         );
-        assert_eq!(said(Requests { server_errors: 0, ..since }), "2566 requests answered during the rollout, 0 failed");
+        let without = Requests { server_errors: Some(0), ..since };
+        assert_eq!(said(&without), ["2566 requests answered during the rollout, 0 failed"]);
+        assert_eq!(said(&Requests { served: Some(0), ..without }), [""; 0]);
+    }
+
+    #[test]
+    fn the_time_that_answers_took_is_told_beside_the_time_before() {
+        let took = |counts: &[(u64, u64)]| {
+            let mut count = count("a", 0, 0, 0);
+            for &(many, ms) in counts {
+                (0..many).for_each(|_| count.app.latency.add(Duration::from_millis(ms)));
+                count.app.served += many;
+            }
+            count
+        };
+        // Slow as it started, then for 200 requests as fast as it is these days.
+        let before = CountsBefore::at_rollout(took(&[(900, 900), (200, 3)]), Some(took(&[(900, 900)])));
+        let since = requests_since(before.clone(), took(&[(900, 900), (200, 3), (100, 3), (30, 50)]).app);
+        let (before_p50, during_p99) = (since.latency_before.unwrap().p50(), since.latency_during.unwrap().p99());
+        assert!(before_p50 <= Duration::from_millis(3), "{since:?}");
+        assert!(during_p99 > Duration::from_millis(30) && during_p99 <= Duration::from_millis(50), "{since:?}");
+        assert_eq!(said(&since)[1], "answers began after (median / 99 %): 2.6 ms / 49 ms; before: 2.5 ms / 3.0 ms");
+
+        let nothing = requests_since(before, took(&[(900, 900), (200, 3)]).app);
+        assert_eq!(nothing.latency_during, None, "of no answer nothing is known");
+    }
+
+    #[test]
+    fn what_an_earlier_version_did_not_count_is_not_known() {
+        let step = r#"{"boot": "a", "served": 7, "failed": 0}"#;
+        let before: CountsBefore = serde_json::from_str(step).unwrap();
+        let since = requests_since(before, count("a", 9, 0, 3).app);
+        assert_eq!((since.served, since.server_errors, since.retried), (Some(2), None, None));
+        assert_eq!((since.latency_before, since.latency_during), (None, None));
     }
 
     #[test]

@@ -8,9 +8,12 @@ use super::prepare::Target;
 use super::redact::Redactor;
 use super::requests::Count;
 use super::{Halt, Story};
+use crate::config::Strategy;
 use crate::model::{ReleaseNumber, ServiceName, Status};
 use crate::queue::Request;
+use crate::rollout::canary::{Canary, Course};
 use crate::rollout::driver::REVERT_STEP;
+use crate::rollout::driver::canary::{self, CanaryPlan};
 use crate::rollout::machine::{Cause, Failure, Outcome, Policy, ServicePolicy};
 use crate::rollout::plan::{self, Plan, Wanted, Way};
 use crate::rollout::watch::History;
@@ -87,6 +90,7 @@ impl Story<'_> {
         let instances: BTreeMap<_, _> = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
         let current = self.deployer.driver.current().await;
         let plan = plan::plan(&current, &wanted, id, way);
+        let canary = self.canary(target, &plan, way).await?;
         match (plan.slots.is_empty(), way) {
             (true, Way::Back) => {}
             (true, _) => {
@@ -95,7 +99,8 @@ impl Story<'_> {
             }
             (false, _) => {
                 self.advance(Status::RollingOut).await?;
-                self.log.line(describe(&plan, target.release.number, way));
+                let course = canary.as_ref().map(|canary| &canary.course);
+                self.log.line(describe(&plan, target.release.number, way, course));
             }
         }
         let unchanged = plan.slots.is_empty() && reverting.is_none() && self.deployment.status == Status::Queued;
@@ -120,6 +125,7 @@ impl Story<'_> {
             instances: instances.clone(),
             new,
             old,
+            canary,
             reverting,
             resumed,
             may_break_off,
@@ -142,6 +148,22 @@ impl Story<'_> {
             }
         };
         Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven, instances })
+    }
+
+    /// How requests are shared on the way, when they are: for a new version of what is routed, not for what a person asks
+    /// for (a rollback, a restart, a scale), and not on the way back.
+    async fn canary(&self, target: &Target, plan: &Plan, way: Way) -> Result<Option<CanaryPlan>, Halt> {
+        let asked = way == Way::Forward && matches!(self.deployment.request, Request::Deploy { .. });
+        let Strategy::Canary(policy) = &target.release.body.rollout.strategy else { return Ok(None) };
+        if !asked || !Canary::fits(&plan.slots) {
+            return Ok(None);
+        }
+        Ok(Some(CanaryPlan {
+            course: Course { steps: policy.steps.clone(), pause: policy.pause },
+            standing: canary::standing(&self.deployer.store, self.deployment.id).await?,
+            analysis: policy.analysis,
+            release: target.release.number,
+        }))
     }
 
     fn undone(&self, mut failure: Failure, left: &[String]) -> Finish {
@@ -207,7 +229,7 @@ fn undone(failure: Failure, left: &[String], request: &Request) -> Finish {
     Finish { status, reason: Some(reason), superseded_by: None, hold }
 }
 
-fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
+fn describe(plan: &Plan, release: ReleaseNumber, way: Way, course: Option<&Course>) -> String {
     let mut counts: BTreeMap<&ServiceName, (u32, u32)> = BTreeMap::new();
     for slot in &plan.slots {
         let (new, gone) = counts.entry(&slot.service).or_default();
@@ -220,6 +242,11 @@ fn describe(plan: &Plan, release: ReleaseNumber, way: Way) -> String {
         (new, gone) => format!("{service}: {new} to start, {gone} to stop"),
     });
     let parts = parts.collect::<Vec<_>>().join("; ");
+    if let Some(course) = course {
+        let steps: Vec<String> = course.steps.iter().map(|percent| format!("{percent} %")).collect();
+        let (steps, pause) = (steps.join(", then "), course.pause);
+        return format!("rolling out {release} as a canary: {steps} of the requests for {pause:?}, then all ({parts})");
+    }
     match way {
         Way::Back => format!("undoing {release} ({parts})"),
         Way::Forward | Way::Renew => format!("rolling out {release}, one instance at a time ({parts})"),

@@ -43,7 +43,7 @@ pub(super) fn record() -> Deployment {
         queued_at: at(0),
         started_at: Some(at(0)),
         finished_at: Some(at(174)),
-        requests: Requests { served: 1204, server_errors: 0, failed: 0 },
+        requests: Requests { served: Some(1204), server_errors: Some(0), failed: Some(0), ..Requests::default() },
         phases: spans
             .map(|(status, from, to)| PhaseSpan { status, started_at: at(from), finished_at: Some(at(to)) })
             .into(),
@@ -83,13 +83,13 @@ pub(super) fn facts(news: News) -> Facts {
             record.reason = Some("the image could not be built: step 4 of 9 exited with code 1".into());
             record.release = None;
             record.phases.truncate(3);
-            record.requests.served = 0;
+            record.requests.served = Some(0);
             facts.log = vec!["\u{1b}[31merror\u{1b}[0m: no `cart`\r".into(), "```".into(), String::new()];
             facts.held = true;
         }
         News::RolledBack => {
             record.reason = Some("web-2 exited with code 1 after 3 s\npanic: no such table\n\n  at main.rs:3".into());
-            record.requests.failed = 3;
+            record.requests.failed = Some(3);
             facts.held = true;
         }
         News::Superseded => {

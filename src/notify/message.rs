@@ -11,8 +11,8 @@ use super::text::{duration, log_line};
 use crate::config::{NoticeKind, Provider, RepoUrl};
 use crate::model::{CommitSha, GitRef, ReleaseNumber, ServiceName, Status, Trigger, shorten};
 use crate::queue::Request;
-use crate::store::{Deployment, Requests};
-use crate::text::{one_line, thousands};
+use crate::store::{Deployment, Drains, Latency, Requests};
+use crate::text::{briefly, one_line, thousands};
 
 /// Characters of a commit's subject shown in the headline.
 const SUBJECT_IN_HEADLINE: usize = 100;
@@ -396,10 +396,29 @@ fn instances(counts: &[(ServiceName, u32)]) -> Option<String> {
 /// Only of a deployment that came to its rollout, and has ended.
 fn requests(record: &Deployment) -> Option<String> {
     let rolled_out = record.phases.iter().any(|span| span.status == Status::RollingOut);
-    let Requests { served, server_errors, failed } = record.requests;
-    let errors = (server_errors > 0).then(|| format!("{} of them 5xx of the app's own, ", thousands(server_errors)));
-    (rolled_out && record.finished_at.is_some())
-        .then(|| format!("{} served, {}{} failed", thousands(served), errors.unwrap_or_default(), thousands(failed)))
+    if !rolled_out || record.finished_at.is_none() {
+        return None;
+    }
+    let Requests { served, server_errors, failed, retried, latency_before, latency_during, drains } = record.requests;
+    let (Some(served), Some(failed)) = (served, failed) else { return Some("not known".to_owned()) };
+    let some = |count: Option<u64>, what: &str| {
+        count.filter(|&count| count > 0).map(|count| format!(", {} {what}", thousands(count))).unwrap_or_default()
+    };
+    let cut = |which: fn(&Drains) -> Option<u64>| drains.as_ref().and_then(which);
+    let mut said = format!(
+        "{} served{}{}, {} failed{}{}",
+        thousands(served),
+        some(server_errors, "of them 5xx of the app's own"),
+        some(retried, "tried a second time"),
+        thousands(failed),
+        some(cut(|drains| drains.cut_requests), "cut"),
+        some(cut(|drains| drains.cut_streams), "streams cut"),
+    );
+    let told = |latency: Latency| format!("{} / {}", briefly(latency.p50()), briefly(latency.p99()));
+    if let (Some(before), Some(during)) = (latency_before, latency_during) {
+        said += &format!("; median / 99 %: {}, before {}", told(during), told(before));
+    }
+    Some(said)
 }
 
 /// `build 1 m 12 s · rollout 40 s · watch 1 m 0 s · total 3 m 1 s`

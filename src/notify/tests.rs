@@ -9,11 +9,12 @@ use super::stand_in::{Discord, Script, Seen};
 use super::*;
 use crate::config::{
     AgentConfig, Build, BuilderKind, Drain, HealthCheck, HealthPolicy, NotifyTarget, Order, ProxyConfig, RolloutPolicy,
-    RuntimeConfig, Service,
+    RuntimeConfig, Service, Strategy,
 };
-use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ReleaseNumber, Status, Trigger};
+use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, Status, Trigger};
+use crate::proxy::client::Drained;
 use crate::queue::Request;
-use crate::store::{Admission, Finish, NewDeployment, ReleaseBody, ReleasedService, Requests};
+use crate::store::{Admission, Finish, Latency, NewDeployment, ReleaseBody, ReleasedService, Requests};
 
 /// Waits short enough for a test.
 const QUICK: Timing = Timing {
@@ -140,7 +141,11 @@ impl World {
                 base: None,
             }],
             release_command: None,
-            rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::from_secs(60) },
+            rollout: RolloutPolicy {
+                strategy: Strategy::Rolling,
+                order: Order::StartFirst,
+                watch: Duration::from_secs(60),
+            },
             author: "Ada".into(),
             subject: "Fix cart".into(),
         };
@@ -524,7 +529,26 @@ async fn what_the_journal_knows_is_told() {
     world.advance(second).await;
     world.release(second, 'b', 2).await;
     world.journal.advance(&app(), second, Status::RollingOut).await.unwrap();
-    world.store.add_requests(second, Requests { served: 10_000, server_errors: 2_071, failed: 1 }).await.unwrap();
+    let latency = |p50_us, p99_us| Some(Latency { p50_us, p99_us });
+    let requests = Requests {
+        served: Some(10_000),
+        server_errors: Some(2_071),
+        failed: Some(1),
+        retried: Some(4),
+        latency_before: latency(2_500, 48_700),
+        latency_during: latency(2_900, 1_240_000),
+        drains: None,
+    };
+    world.store.set_requests(second, requests).await.unwrap();
+    let drained = |cut_requests, took| Drained { cut_requests, cut_streams: 0, took, confirmed: true };
+    for (instance, cut) in [("d1-web-1", 0), ("d1-web-2", 2)] {
+        let instance = InstanceId::parse(instance).unwrap();
+        // Told again after a crash.
+        for _ in 0..2 {
+            let how = drained(cut, Duration::from_millis(cut * 700));
+            world.store.record_drain(second, &instance, how).await.unwrap();
+        }
+    }
     let log = world.journal.log(&app(), second).await.unwrap();
     (1..=40).for_each(|n| log.line(format!("line {n}")));
     let finish = Finish {
@@ -554,8 +578,13 @@ async fn what_the_journal_knows_is_told() {
     assert_eq!(field(&seen[1], "Release").as_deref(), Some("v2 is not live, v1 keeps serving"));
     assert_eq!(
         field(&seen[1], "Requests during the rollout").as_deref(),
-        Some("10,000 served, 2,071 of them 5xx of the app's own, 1 failed")
+        Some(
+            "10,000 served, 2,071 of them 5xx of the app's own, 4 tried a second time, 1 failed, 2 cut; median / 99 %: \
+             2.9 ms / 1.2 s, before 2.5 ms / 49 ms"
+        )
     );
+    let record = world.store.deployment(second).await.unwrap().unwrap();
+    assert_eq!(record.requests.drains.map(|drains| (drains.cut_streams, drains.longest_ms)), Some((Some(0), 1_400)));
     assert!(field(&seen[1], "Held").is_some_and(|held| held.starts_with("bbbbbbb is not deployed again")));
     let description = seen[1].body["embeds"][0]["description"].as_str().unwrap();
     assert!(description.starts_with("web-2 was not ready after 60 s\n```\nline 26\n"), "{description}");

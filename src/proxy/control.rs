@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::table::{DrainLimits, Table};
+use crate::histogram::Histogram;
 use crate::model::{AppName, InstanceId};
 
 /// The longest line.
@@ -141,16 +142,21 @@ pub struct AppCounts {
     /// Requests whose client went away before the answer was complete: neither served nor failed.
     #[serde(default)]
     pub client_aborted: u64,
+    /// From the request's head to the head of an instance's answer, for each that began. Empty when an earlier version
+    /// counted.
+    #[serde(default)]
+    pub latency: Histogram,
 }
 
 impl AddAssign for AppCounts {
     fn add_assign(&mut self, more: Self) {
-        let Self { served, failed, server_errors, retried, client_aborted } = more;
+        let Self { served, failed, server_errors, retried, client_aborted, latency } = more;
         self.served += served;
         self.failed += failed;
         self.server_errors += server_errors;
         self.retried += retried;
         self.client_aborted += client_aborted;
+        self.latency += latency;
     }
 }
 
@@ -161,13 +167,18 @@ pub struct InstanceCounts {
     pub answered: u64,
     /// Those of them with a 5xx status.
     pub server_errors: u64,
+    /// From when it was given the request (that is the request's head, unless another one was tried before) to the head
+    /// of its answer. Empty when an earlier version counted.
+    #[serde(default)]
+    pub latency: Histogram,
 }
 
 impl AddAssign for InstanceCounts {
     fn add_assign(&mut self, more: Self) {
-        let Self { answered, server_errors } = more;
+        let Self { answered, server_errors, latency } = more;
         self.answered += answered;
         self.server_errors += server_errors;
+        self.latency += latency;
     }
 }
 
@@ -225,6 +236,14 @@ mod tests {
         assert!(half.to_string().contains("incomplete"));
         let mut nothing: &[u8] = b"";
         assert_eq!(read_message::<Order>(&mut nothing, &mut LineBuffer::default()).await.unwrap(), None);
+    }
+
+    #[test]
+    fn an_earlier_version_counted_no_latency() {
+        let counts: InstanceCounts = serde_json::from_str(r#"{"answered": 7, "server_errors": 1}"#).unwrap();
+        assert_eq!((counts.answered, counts.latency.total()), (7, 0));
+        let app = r#"{"served": 7, "failed": 0, "server_errors": 1, "retried": 0, "later": [1]}"#;
+        assert_eq!(serde_json::from_str::<AppCounts>(app).unwrap().latency.total(), 0);
     }
 
     #[tokio::test]

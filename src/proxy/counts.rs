@@ -1,10 +1,30 @@
-//! What became of each request, per app. Every request that found a route ends in exactly one of served, failed
-//! and client_aborted.
+//! What became of each request, per app, and how long its answer took to begin. Every request that found a route ends in
+//! exactly one of served, failed and client_aborted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::control::AppCounts;
+use crate::histogram::{BUCKETS, Histogram, bucket_of};
+
+/// A histogram that many may add to at once.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    counts: [AtomicU64; BUCKETS],
+}
+
+impl Latencies {
+    /// Counts one more.
+    pub fn add(&self, took: Duration) {
+        self.counts[bucket_of(took)].fetch_add(1, Relaxed);
+    }
+
+    /// As it is now.
+    pub fn read(&self) -> Histogram {
+        Histogram::of(std::array::from_fn(|bucket| self.counts[bucket].load(Relaxed)))
+    }
+}
 
 /// Totals of one app.
 #[derive(Debug, Default)]
@@ -14,6 +34,7 @@ pub struct Counters {
     server_errors: AtomicU64,
     retried: AtomicU64,
     client_aborted: AtomicU64,
+    latency: Latencies,
 }
 
 impl Counters {
@@ -25,6 +46,7 @@ impl Counters {
             server_errors: self.server_errors.load(Relaxed),
             retried: self.retried.load(Relaxed),
             client_aborted: self.client_aborted.load(Relaxed),
+            latency: self.latency.read(),
         }
     }
 
@@ -42,6 +64,13 @@ impl Tally {
     /// For a request of the app with these totals.
     pub fn new(counters: &Arc<Counters>) -> Self {
         Self(Some(Arc::clone(counters)))
+    }
+
+    /// An instance began its answer, so long after the request's head.
+    pub fn answered(&self, took: Duration) {
+        if let Some(counters) = &self.0 {
+            counters.latency.add(took);
+        }
     }
 
     /// An instance answered with a 5xx.

@@ -12,7 +12,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
@@ -53,6 +53,7 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
 }
 
 async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
+    let arrived = Instant::now();
     if request.method() == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -97,6 +98,8 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         stays,
         is_secure: origin.scheme == "https",
         claim,
+        arrived,
+        claimed: arrived,
         tally: Tally::new(&way.counters),
         way,
         tried: Vec::new(),
@@ -170,6 +173,10 @@ struct Attempt<'a> {
     stays: bool,
     is_secure: bool,
     claim: Claim,
+    /// When the request's head was there.
+    arrived: Instant,
+    /// When the instance was given it: one is not blamed for the time that another one took before.
+    claimed: Instant,
     tally: Tally,
     /// Instances that did not take it.
     tried: Vec<Arc<Instance>>,
@@ -285,6 +292,7 @@ impl Attempt<'_> {
         self.stays = false;
         self.tally.retried();
         self.claim = claim;
+        self.claimed = Instant::now();
         Ok(())
     }
 
@@ -311,7 +319,9 @@ impl Attempt<'_> {
             return Err(Own::BadGateway);
         }
         let is_server_error = head.status.is_server_error();
-        self.claim.instance().note_answer(is_server_error);
+        let now = Instant::now();
+        self.claim.instance().note_answer(is_server_error, now - self.claimed);
+        self.tally.answered(now - self.arrived);
         if is_server_error {
             self.tally.server_error();
         }

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::control::InstanceCounts;
+use super::counts::Latencies;
 use super::pool::Pool;
 use crate::model::InstanceId;
 
@@ -35,6 +36,7 @@ pub struct Instance {
     streams: AtomicU64,
     answered: AtomicU64,
     server_errors: AtomicU64,
+    latency: Latencies,
     /// To end open streams one by one; requests have one end for all.
     open_streams: Mutex<OpenStreams>,
     cut_requests: CancellationToken,
@@ -65,6 +67,7 @@ impl Instance {
             streams: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             server_errors: AtomicU64::new(0),
+            latency: Latencies::default(),
             open_streams: Mutex::default(),
             cut_requests: CancellationToken::new(),
             watched: AtomicBool::new(false),
@@ -90,15 +93,20 @@ impl Instance {
         self.streams.load(SeqCst)
     }
 
-    /// It began an answer, with a 5xx status or another.
-    pub fn note_answer(&self, is_server_error: bool) {
+    /// It began an answer, with a 5xx status or another, so long after it was given the request.
+    pub fn note_answer(&self, is_server_error: bool, took: Duration) {
+        self.latency.add(took);
         self.answered.fetch_add(1, Relaxed);
         self.server_errors.fetch_add(u64::from(is_server_error), Relaxed);
     }
 
     /// What it has answered.
     pub fn counts(&self) -> InstanceCounts {
-        InstanceCounts { answered: self.answered.load(Relaxed), server_errors: self.server_errors.load(Relaxed) }
+        InstanceCounts {
+            answered: self.answered.load(Relaxed),
+            server_errors: self.server_errors.load(Relaxed),
+            latency: self.latency.read(),
+        }
     }
 
     /// Whether the newest table has it.

@@ -15,9 +15,12 @@ pub enum Balance {
 
 /// Chooses among members known by their position.
 ///
-/// Members of one weight form a class. Classes take turns by smooth weighted round robin, so over any window as
-/// long as the sum of weights each class gets exactly its share. Inside a class the least busy member is next,
+/// Members of one group and one weight form a class. Classes take turns by smooth weighted round robin, so over any window
+/// as long as the sum of weights each class gets exactly its share. Inside a class the least busy member is next,
 /// and equally busy ones take turns; or all take turns.
+///
+/// A class keeps its share while any of its members may be chosen: when some of the old instances are passed over for a
+/// moment, those of a canary get no more than before.
 #[derive(Debug, Default)]
 pub struct Picker {
     balance: Balance,
@@ -26,6 +29,8 @@ pub struct Picker {
 
 #[derive(Debug)]
 struct Class {
+    group: u8,
+    /// Of each member.
     weight: i64,
     members: Vec<usize>,
     /// What the class has earned and not yet spent.
@@ -35,17 +40,17 @@ struct Class {
 }
 
 impl Picker {
-    /// For members with these weights; a weight of 0 is never chosen.
-    pub fn new(balance: Balance, weights: impl IntoIterator<Item = u32>) -> Self {
+    /// For members with these groups and weights; a weight of 0 is never chosen.
+    pub fn new(balance: Balance, members: impl IntoIterator<Item = (u8, u32)>) -> Self {
         let mut classes: Vec<Class> = Vec::new();
-        for (member, weight) in weights.into_iter().enumerate() {
+        for (member, (group, weight)) in members.into_iter().enumerate() {
             let weight = i64::from(weight);
             if weight == 0 {
                 continue;
             }
-            match classes.iter_mut().find(|class| class.weight == weight) {
+            match classes.iter_mut().find(|class| (class.group, class.weight) == (group, weight)) {
                 Some(class) => class.members.push(member),
-                None => classes.push(Class { weight, members: vec![member], credit: 0, next: 0 }),
+                None => classes.push(Class { group, weight, members: vec![member], credit: 0, next: 0 }),
             }
         }
         Self { balance, classes }
@@ -68,11 +73,10 @@ fn next_class<'a>(classes: &'a mut [Class], may: &impl Fn(usize) -> bool) -> Opt
     let mut total = 0;
     let mut richest: Option<&mut Class> = None;
     for class in classes {
-        let usable = class.members.iter().filter(|&&member| may(member)).count();
-        let share = class.weight * i64::try_from(usable).unwrap_or(i64::MAX / class.weight);
-        if share == 0 {
+        if !class.members.iter().any(|&member| may(member)) {
             continue;
         }
+        let share = class.weight * i64::try_from(class.members.len()).unwrap_or(i64::MAX / class.weight);
         class.credit += share;
         total += share;
         if richest.as_ref().is_none_or(|best| class.credit > best.credit) {
@@ -103,7 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(weights: &[u32], picks: usize) -> Vec<usize> {
-        let mut picker = Picker::new(Balance::LeastConnections, weights.iter().copied());
+        let mut picker = Picker::new(Balance::LeastConnections, weights.iter().map(|&weight| (0, weight)));
         (0..picks).filter_map(|_| picker.choose(|_| 0, |_| true)).collect()
     }
 
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_least_busy_of_equals_is_next() {
-        let mut picker = Picker::new(Balance::LeastConnections, [1, 1, 1]);
+        let mut picker = Picker::new(Balance::LeastConnections, [(0, 1); 3]);
         let busy = [3, 1, 2];
         for _ in 0..5 {
             assert_eq!(picker.choose(|member| busy[member], |_| true), Some(1));
@@ -126,16 +130,32 @@ mod tests {
 
     #[test]
     fn in_turn_means_however_busy() {
-        let mut picker = Picker::new(Balance::RoundRobin, [1, 1, 1]);
+        let mut picker = Picker::new(Balance::RoundRobin, [(0, 1); 3]);
         let order: Vec<_> = (0..6).filter_map(|_| picker.choose(|member| [9, 0, 4][member], |_| true)).collect();
         assert_eq!(order, [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
+    fn groups_of_one_weight_share_exactly_however_busy() {
+        let mut picker = Picker::new(Balance::LeastConnections, [(0, 1), (1, 1)]);
+        let busy = [9, 0];
+        let order: Vec<_> = (0..6).filter_map(|_| picker.choose(|member| busy[member], |_| true)).collect();
+        assert_eq!(order.iter().filter(|&&member| member == 1).count(), 3, "{order:?}");
+    }
+
+    #[test]
+    fn a_group_gets_no_more_while_some_of_the_other_are_passed_over() {
+        let mut picker = Picker::new(Balance::LeastConnections, [(0, 9), (0, 9), (1, 2)]);
+        let picked = (0..200).filter_map(|_| picker.choose(|_| 0, |member| member != 0));
+        assert_eq!(picked.filter(|&member| member == 2).count(), 20);
+        assert_eq!(picker.choose(|_| 0, |member| member == 2), Some(2), "nobody else may be chosen");
+    }
+
+    #[test]
     fn nobody_means_nobody() {
         assert_eq!(Picker::new(Balance::LeastConnections, []).choose(|_| 0, |_| true), None);
-        assert_eq!(Picker::new(Balance::LeastConnections, [0, 0]).choose(|_| 0, |_| true), None);
-        assert_eq!(Picker::new(Balance::LeastConnections, [1, 2]).choose(|_| 0, |_| false), None);
+        assert_eq!(Picker::new(Balance::LeastConnections, [(0, 0); 2]).choose(|_| 0, |_| true), None);
+        assert_eq!(Picker::new(Balance::LeastConnections, [(0, 1), (0, 2)]).choose(|_| 0, |_| false), None);
     }
 
     proptest! {
@@ -164,7 +184,7 @@ mod tests {
             weights in proptest::collection::vec(0u32..5, 1..8),
             steps in proptest::collection::vec((any::<u8>(), proptest::collection::vec(0u64..9, 8)), 1..60),
         ) {
-            let mut picker = Picker::new(Balance::LeastConnections, weights.iter().copied());
+            let mut picker = Picker::new(Balance::LeastConnections, weights.iter().map(|&weight| (0, weight)));
             for (mask, loads) in steps {
                 let may = |member: usize| mask & (1 << member) != 0;
                 let candidates: Vec<usize> = (0..weights.len()).filter(|&m| weights[m] > 0 && may(m)).collect();

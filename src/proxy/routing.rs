@@ -236,7 +236,7 @@ impl Next {
                 maintenance: route.maintenance.clone(),
                 sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
             };
-            let picker = Picker::new(route.balance, route.members.iter().map(|member| member.weight));
+            let picker = Picker::new(route.balance, route.members.iter().map(|member| (member.group, member.weight)));
             routes.push(ActiveRoute { way: Arc::new(way), members: of_route, picker });
         }
         let kept = members.iter().map(Arc::as_ptr).collect();

@@ -81,6 +81,10 @@ pub struct Member {
     pub address: SocketAddr,
     /// Its integer share, 1 and up.
     pub weight: u32,
+    /// Inside a group members of one weight stand in for each other, and the least busy is chosen; between groups shares are
+    /// exact. The instances of a canary are a group of their own. Not known to earlier versions.
+    #[serde(default)]
+    pub group: u8,
 }
 
 /// How long an instance that left the table may finish what it has.
@@ -202,6 +206,7 @@ mod tests {
             instance: InstanceId::parse(id).unwrap(),
             address: ([127, 0, 0, 1], 80).into(),
             weight,
+            group: 0,
         };
         let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
         Route::new(app.parse().unwrap(), "web".parse().unwrap(), hosts, members.iter().map(member).collect())

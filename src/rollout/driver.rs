@@ -2,7 +2,7 @@
 //! or the proxy; each call runs in a task of its own and comes back as a signal.
 //!
 //! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
-//! `perform` does what the machine asks, `counting` counts what is answered, `publish` tells the proxy and others, `suspicion` tells failures
+//! `perform` does what the machine asks (`moves` is which one), `canary` keeps how far one has come and `analysis` compares it, `counting` counts what is answered, `publish` tells the proxy and others, `suspicion` tells failures
 //! of the release from those of the engine, `upkeep` keeps running what is live.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::fleet::{Entrance, InstanceState, Member, ServiceSpec};
-use super::machine::{Event, Failure, Outcome, Policy, Rollout, Switch, Timer};
+use super::canary::Wish;
+use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Share};
+use super::machine::{Event, Failure, Outcome, Policy, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
 use super::watch::History;
@@ -23,16 +24,22 @@ use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
 use crate::proxy::table::Route;
 use crate::runtime::presence::{Mark, Presence};
 use crate::runtime::{Happened, Observed, Runtime, RuntimeError};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
+mod analysis;
+pub mod canary;
 mod counting;
 mod instances;
+mod moves;
 mod perform;
 mod publish;
 mod suspicion;
 mod upkeep;
 
+use analysis::Analysis;
+use canary::{CanaryPlan, CanaryState, WishRefused};
 use counting::{Count, Counting};
+use moves::Moves;
 use publish::{Push, start_pusher};
 pub use upkeep::LivePlace;
 use upkeep::TICK;
@@ -54,6 +61,8 @@ pub struct Assignment {
     pub new: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The services to go back to.
     pub old: BTreeMap<ServiceName, Arc<ServiceSpec>>,
+    /// Requests are shared between old and new instances before all are switched.
+    pub canary: Option<CanaryPlan>,
     /// It is to be undone: an earlier life of the agent, or the rollout before this one, had begun to.
     pub reverting: Option<Failure>,
     /// An earlier life of the agent had begun it, or the engine went away in the middle of it.
@@ -71,7 +80,8 @@ pub struct Assignment {
 enum Signal {
     Roll(Box<Assignment>, oneshot::Sender<Outcome>),
     Cancel(DeploymentId, String),
-    Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, oneshot::Sender<()>),
+    Ask(Wish, oneshot::Sender<Result<DeploymentId, WishRefused>>),
+    Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, Option<Share>, oneshot::Sender<()>),
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
@@ -101,6 +111,7 @@ struct Round(u64);
 pub struct Driver {
     signals: mpsc::UnboundedSender<Signal>,
     state: watch::Receiver<Vec<InstanceState>>,
+    canary: watch::Receiver<Option<CanaryState>>,
 }
 
 /// What a driver needs of the agent.
@@ -123,6 +134,7 @@ impl Driver {
     pub fn start(app: AppName, entrance: Option<Entrance>, parts: Parts) -> Self {
         let (signals, inbox) = mpsc::unbounded_channel();
         let (published, state) = watch::channel(Vec::new());
+        let (canary_told, canary) = watch::channel(None);
         let pusher = start_pusher(app.clone(), parts.routes.clone(), signals.downgrade());
         let task = DriverTask {
             app,
@@ -130,6 +142,8 @@ impl Driver {
             parts,
             signals: signals.downgrade(),
             published,
+            canary: canary_told,
+            share: None,
             members: BTreeMap::new(),
             adopted: false,
             rollout: None,
@@ -142,7 +156,7 @@ impl Driver {
             strangers: BTreeSet::new(),
         };
         tokio::spawn(task.run(inbox));
-        Self { signals, state }
+        Self { signals, state, canary }
     }
 
     /// The app's instances now.
@@ -150,15 +164,28 @@ impl Driver {
         self.state.borrow().clone()
     }
 
+    /// The app's canary, if one is under way.
+    pub fn canary(&self) -> Option<CanaryState> {
+        self.canary.borrow().clone()
+    }
+
+    /// Asks something of the canary under way; which deployment it is of. Returns when it is on disk.
+    pub async fn ask(&self, app: &AppName, wish: Wish) -> Result<DeploymentId, WishRefused> {
+        let (answer, asked) = oneshot::channel();
+        self.send(Signal::Ask(wish, answer));
+        // Closed only when the agent ends.
+        asked.await.unwrap_or_else(|_| Err(WishRefused::NoCanary(app.clone())))
+    }
+
     /// The digests of what the app's instances run with.
     pub async fn settings(&self) -> BTreeMap<InstanceId, String> {
         self.current().await.into_iter().map(|current| (current.id, current.settings)).collect()
     }
 
-    /// Takes over instances of an earlier life of the agent.
-    pub async fn adopt(&self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>) {
+    /// Takes over instances of an earlier life of the agent, and the share of the requests that a canary among them has.
+    pub async fn adopt(&self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>, share: Option<Share>) {
         let (done, adopted) = oneshot::channel();
-        self.send(Signal::Adopt(instances, done));
+        self.send(Signal::Adopt(instances, share, done));
         // Closed only when the agent ends.
         let _ = adopted.await;
     }
@@ -213,7 +240,7 @@ impl Driver {
 
 struct Active {
     round: Round,
-    machine: Rollout,
+    machine: Moves,
     assignment: Assignment,
     answer: Option<oneshot::Sender<Outcome>>,
     began: Instant,
@@ -222,11 +249,18 @@ struct Active {
     /// The failure with what was found out about it.
     failure: Option<Failure>,
     counting: Option<Counting>,
+    /// Of the canary's step that it is at.
+    analysis: Option<Analysis>,
+    /// Why the canary's last step is not on disk.
+    unrecorded: Option<StoreError>,
 }
 
 impl Active {
     /// Whether the rollout decides about an instance.
     fn changes(&self, id: &InstanceId, member: &Member) -> bool {
+        if self.machine.keeps_old() {
+            return member.deployment == self.assignment.deployment;
+        }
         let plan = &self.assignment.plan;
         let in_a_slot = || plan.slots.iter().any(|slot| [&slot.incoming, &slot.outgoing].contains(&&Some(id.clone())));
         !plan.kept.contains(id) && (member.deployment == self.assignment.deployment || in_a_slot())
@@ -239,6 +273,9 @@ struct DriverTask {
     parts: Parts,
     signals: mpsc::WeakUnboundedSender<Signal>,
     published: watch::Sender<Vec<InstanceState>>,
+    canary: watch::Sender<Option<CanaryState>>,
+    /// A canary's share of the requests; without one all serving instances get the same.
+    share: Option<Share>,
     members: BTreeMap<InstanceId, Member>,
     /// What ran before is known. Until then the routes that the proxy keeps say more than we do, and
     /// nothing can be missing.
@@ -281,7 +318,9 @@ impl DriverTask {
                     self.feed(Event::CancelAsked(why)).await;
                 }
             }
-            Signal::Adopt(instances, done) => {
+            Signal::Ask(wish, answer) => self.asked(wish, answer).await,
+            Signal::Adopt(instances, share, done) => {
+                self.share = share;
                 self.adopt(instances);
                 let _ = done.send(());
             }

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::shares::shares;
 use super::upkeep::Upkeep;
 use crate::config::{App, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
@@ -293,26 +294,50 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
 }
 
+/// The share of the requests that the instances of a canary get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Its instances are those of this deployment.
+    pub deployment: DeploymentId,
+    /// Below 100.
+    pub percent: u32,
+}
+
 /// The routes of an app: its serving, ready instances; when none of those of a service that run is ready, all that serve
 /// and run, because an answer that may fail is better than none at all. Where nothing runs the route is there without
-/// members: the proxy says so, instead of not knowing the host.
-pub(super) fn routes(app: &AppName, entrance: Option<&Entrance>, members: &BTreeMap<InstanceId, Member>) -> Vec<Route> {
+/// members: the proxy says so, instead of not knowing the host. Under a canary the weights give it its share of those that
+/// are in the table now.
+pub(super) fn routes(
+    app: &AppName,
+    entrance: Option<&Entrance>,
+    members: &BTreeMap<InstanceId, Member>,
+    share: Option<Share>,
+) -> Vec<Route> {
     let Some(entrance) = entrance else { return Vec::new() };
-    entrance.ways.iter().map(|way| way.route(app, entrance, members)).collect()
+    entrance.ways.iter().map(|way| way.route(app, entrance, members, share)).collect()
 }
 
 impl Way {
-    fn route(&self, app: &AppName, entrance: &Entrance, members: &BTreeMap<InstanceId, Member>) -> Route {
+    fn route(
+        &self,
+        app: &AppName,
+        entrance: &Entrance,
+        members: &BTreeMap<InstanceId, Member>,
+        share: Option<Share>,
+    ) -> Route {
         let leads_to = |member: &Member| entrance.way_to(&member.spec.service.name) == Some(self);
         let serves = |m: &Member| m.duty == Duty::Serving && m.spec.routed && m.address.is_some() && leads_to(m);
         let serving = || members.iter().filter(|(_, member)| serves(member));
         let service = serving().next().map_or(&self.service, |(_, m)| &m.spec.service.name).clone();
         let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
-        let chosen = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
-        let members = chosen
-            .into_iter()
-            .filter_map(|(id, m)| Some(RouteMember { instance: id.clone(), address: m.address?, weight: 1 }))
-            .collect();
+        let chosen: Vec<_> = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
+        let is_canary = |m: &Member| share.is_some_and(|share| share.deployment == m.deployment);
+        let new = chosen.iter().filter(|(_, m)| is_canary(m)).count();
+        let (of_old, of_new) = share.map_or((1, 1), |share| shares(chosen.len() - new, new, share.percent));
+        let member = |(id, m): (&InstanceId, &Member)| {
+            let (weight, group) = if is_canary(m) { (of_new, 1) } else { (of_old, 0) };
+            Some(RouteMember { instance: id.clone(), address: m.address?, weight, group })
+        };
         Route {
             hosts: self.hosts.clone(),
             path: self.route.path.clone(),
@@ -322,7 +347,7 @@ impl Way {
             maintenance: entrance.maintenance.clone(),
             app: app.clone(),
             service,
-            members,
+            members: chosen.into_iter().filter_map(member).collect(),
         }
     }
 }

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::canary::{Standing, Wish};
 use super::plan::Slot;
 use crate::config::Order;
 use crate::model::{DeploymentId, Duty, InstanceId, ServiceName};
@@ -39,9 +40,9 @@ use crate::model::{DeploymentId, Duty, InstanceId, ServiceName};
 /// How often a place's old instance is started anew while undoing, before it is given up.
 const RESTORE_ATTEMPTS: u32 = 3;
 /// How often an unacknowledged table is sent again while undoing.
-const ROUTE_ATTEMPTS: u32 = 60;
+pub(super) const ROUTE_ATTEMPTS: u32 = 60;
 /// Between two of them.
-const ROUTE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const ROUTE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Time since the rollout began, as the driver counts it.
 pub type Now = Duration;
@@ -75,6 +76,8 @@ pub enum Event {
     ErrorsJumped(String),
     /// Somebody wants it undone.
     CancelAsked(String),
+    /// A person wants something of a canary.
+    Asked(Wish),
     /// Something failed, and the engine was away meanwhile: it says nothing about the release.
     EngineLost(String),
 }
@@ -100,6 +103,11 @@ pub enum Action {
         /// Who is to do what from now on.
         duties: Vec<(InstanceId, Duty)>,
     },
+    /// From the next table on the new instances of a canary get this share of the requests, in percent; `None`: shares are
+    /// equal.
+    Share(Option<u32>),
+    /// A canary has come so far. To be on disk before what follows is done.
+    Stand(Standing),
     /// Give an instance its duty; no table changes by it (a service without a route).
     SetDuty(InstanceId, Duty),
     /// Report when an instance has nothing under way.
@@ -136,6 +144,8 @@ pub enum Timer {
     Watch,
     /// Send an unacknowledged table again.
     Route(Switch),
+    /// A canary's pause is over; they are counted.
+    Pause(u32),
 }
 
 /// Why a rollout is undone.
@@ -209,6 +219,8 @@ enum Phase {
     Starting,
     Proving,
     Switching(Switch),
+    /// By a canary; the outgoing one is still to be drained.
+    Switched,
     Draining,
     Stopping,
     Done,
@@ -320,6 +332,20 @@ impl Rollout {
         rollout
     }
 
+    /// Goes on where every place has been switched at once, by a canary whose last switch was `last`: the old instances
+    /// are drained and stopped, and all is watched. [`Event::Begin`] sets it off. `resumed` as in [`Rollout::resumed`].
+    pub(super) fn all_switched(slots: Vec<Slot>, policy: Policy, last: Switch, resumed: bool) -> Self {
+        let mut rollout = Self { resumed, ..Self::new(slots, policy) };
+        rollout.switches = last.0;
+        for place in &mut rollout.places {
+            place.phase = Phase::Switched;
+            place.start_asked = true;
+            place.ready = true;
+            place.switched = true;
+        }
+        rollout
+    }
+
     /// Whether nothing more will come.
     pub fn is_finished(&self) -> bool {
         self.state == State::Finished
@@ -347,7 +373,8 @@ impl Rollout {
             return actions;
         }
         match event {
-            Event::Begin => {}
+            // Asked of a canary only.
+            Event::Begin | Event::Asked(_) => {}
             Event::Started(id) => self.started(&id, now, &mut actions),
             Event::Ready(id) => self.ready(&id),
             Event::StartFailed(id, why, cause) => {
@@ -479,6 +506,7 @@ impl Rollout {
     fn deadline_passed(&mut self, timer: Timer, actions: &mut Vec<Action>) {
         match timer {
             Timer::Watch => self.watch_over = true,
+            Timer::Pause(_) => {}
             Timer::Start(id) => {
                 let late = self.places.iter().any(|p| p.incoming_is(&id) && p.phase == Phase::Proving && !p.ready);
                 if late {
@@ -584,6 +612,7 @@ fn advance(place: &mut Place, switches: &mut u32, restore: bool, actions: &mut V
             _ => switch(place, switches, actions),
         },
         Phase::Proving if place.ready => switch(place, switches, actions),
+        Phase::Switched => after_switch(place, actions),
         _ => {}
     }
 }

@@ -116,6 +116,7 @@ mod tests {
             instance: InstanceId::parse(&format!("d1-{app}-{number}")).unwrap(),
             address: ([127, 0, 0, 1], 80).into(),
             weight: 1,
+            group: 0,
         };
         let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
         Route::new(app.parse().unwrap(), "web".parse().unwrap(), hosts, (1..=instances).map(member).collect())

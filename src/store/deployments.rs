@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 
 use super::notices::{About, add_notice};
+use super::requests::{self, Requests};
 use super::{Store, StoreError, from_json, now_ms, timestamp, unreadable};
 use crate::config::NoticeKind;
 use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
@@ -57,17 +58,6 @@ pub struct Deployment {
     pub requests: Requests,
     /// The states it passed, in order.
     pub phases: Vec<PhaseSpan>,
-}
-
-/// Requests, counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Requests {
-    /// Answered by an instance.
-    pub served: u64,
-    /// Those of them that the app itself answered with 5xx.
-    pub server_errors: u64,
-    /// Not answered.
-    pub failed: u64,
 }
 
 /// How long a deployment stayed in a state.
@@ -193,19 +183,6 @@ impl Store {
         .await
     }
 
-    /// Adds to the requests counted during the rollout.
-    pub async fn add_requests(&self, id: DeploymentId, more: Requests) -> Result<(), StoreError> {
-        self.call(move |c| {
-            c.execute(
-                "UPDATE deployments SET served = served + ?, server_errors = server_errors + ?, failed = failed + ?
-                 WHERE id = ?",
-                params![more.served as i64, more.server_errors as i64, more.failed as i64, id.0],
-            )?;
-            Ok(())
-        })
-        .await
-    }
-
     /// Ends a deployment: the one terminal state it ever gets. False when it had ended before.
     pub async fn finish(&self, id: DeploymentId, finish: Finish) -> Result<bool, StoreError> {
         self.call(move |c| end(c, id, &finish)).await
@@ -308,13 +285,16 @@ fn enter_phase(c: &Connection, id: DeploymentId, next: Option<Status>, now: i64)
 fn query(c: &Connection, clause: &str, params: impl rusqlite::Params) -> rusqlite::Result<Vec<Deployment>> {
     let sql = format!(
         "SELECT id, app, trigger, request, status, commit_sha, git_ref, pusher, author, subject, release, reason,
-                superseded_by, cancel_asked, queued_at, started_at, finished_at, served, failed, server_errors
+                superseded_by, cancel_asked, queued_at, started_at, finished_at
          FROM deployments {clause}"
     );
     let mut statement = c.prepare_cached(&sql)?;
     let mut found = statement.query_map(params, read)?.collect::<rusqlite::Result<Vec<_>>>()?;
     for deployment in &mut found {
         deployment.phases = phases(c, deployment)?;
+        if deployment.started_at.is_some() {
+            deployment.requests = requests::of_deployment(c, deployment.id)?;
+        }
     }
     Ok(found)
 }
@@ -362,11 +342,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Deployment> {
         queued_at: timestamp(row.get(14)?),
         started_at: time(15)?,
         finished_at: time(16)?,
-        requests: Requests {
-            served: row.get::<_, i64>(17)?.unsigned_abs(),
-            failed: row.get::<_, i64>(18)?.unsigned_abs(),
-            server_errors: row.get::<_, i64>(19)?.unsigned_abs(),
-        },
+        requests: Requests::default(),
         phases: Vec::new(),
     })
 }

@@ -20,6 +20,7 @@ mod numbers;
 mod open;
 mod outages;
 mod releases;
+mod requests;
 pub mod restore;
 mod schema;
 mod steps;
@@ -28,7 +29,7 @@ mod tokens;
 
 pub use admission::{Admission, Decision, NewDeployment};
 pub use backup::{Contents, copy_closed, inspect};
-pub use deployments::{Deployment, Finish, PhaseSpan, Requests};
+pub use deployments::{Deployment, Finish, PhaseSpan};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::{About, Notice};
@@ -36,6 +37,7 @@ pub use numbers::Settled;
 pub use open::OpenError;
 pub use outages::Outage;
 pub use releases::{Release, ReleaseBody, ReleasedService};
+pub use requests::{Drains, Latency, Requests};
 pub use steps::Step;
 pub use tokens::{Scope, Token, TokenCheck};
 

@@ -14,6 +14,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_engine_outages.sql"),
     include_str!("migrations/0005_server_errors.sql"),
     include_str!("migrations/0006_delivery_keys.sql"),
+    include_str!("migrations/0007_request_proof.sql"),
 ];
 
 /// The newest version.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{self, RolloutPolicy};
+use crate::config::{self, RolloutPolicy, Strategy};
 use crate::model::{AppName, CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 
@@ -47,7 +47,7 @@ fn body() -> ReleaseBody {
     ReleaseBody {
         services: Vec::new(),
         release_command: None,
-        rollout: RolloutPolicy { order: config::Order::StartFirst, watch: Duration::ZERO },
+        rollout: RolloutPolicy { strategy: Strategy::Rolling, order: config::Order::StartFirst, watch: Duration::ZERO },
         author: String::new(),
         subject: String::new(),
     }

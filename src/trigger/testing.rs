@@ -15,7 +15,8 @@ use hyper_util::rt::TokioExecutor;
 use super::http::{HookState, Submit, router};
 pub use super::signature::tests::sign;
 use crate::config::{
-    AgentConfig, App, Config, Credential, Order, Provider, ProxyConfig, RepoUrl, RolloutPolicy, RuntimeConfig, Webhook,
+    AgentConfig, App, Config, Credential, Order, Provider, ProxyConfig, RepoUrl, RolloutPolicy, RuntimeConfig,
+    Strategy, Webhook,
 };
 use crate::journal::Journal;
 use crate::model::AppName;
@@ -37,7 +38,7 @@ pub fn app(name: &str, repo: RepoUrl) -> App {
         maintenance: None,
         release: None,
         services: BTreeMap::new(),
-        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+        rollout: RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::ZERO },
         build_timeout: Duration::from_secs(60),
         deadline: Duration::from_secs(60),
         keep_releases: 5,

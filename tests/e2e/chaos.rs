@@ -85,7 +85,7 @@ async fn open(engine: &PrivateEngine, blog: &Repo) -> Shop {
          [apps.blog]\nrepo = {:?}\nallow_local = true\ndomains = [\"{BLOG}\"]\n{}\
          webhook = {{ provider = \"github\", secret = {{ env = \"SHOP_SECRET\" }} }}\n\
          [apps.blog.release]\ncommand = [\"migrate\"]\n\
-         [apps.blog.rollout]\nwatch = \"2s\"\n",
+         [apps.blog.rollout]\nwatch = \"2s\"\nstrategy = \"canary\"\nsteps = [25]\npause = \"1s\"\n",
         engine.address(),
         blog.url(),
         service(2)

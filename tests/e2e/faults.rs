@@ -30,6 +30,8 @@ enum Version {
     Bad,
     /// Two good ones right after each other.
     Two,
+    /// A good one that is first given half of the requests.
+    Canary,
 }
 
 /// Where the fault strikes.
@@ -88,12 +90,17 @@ struct Yard {
 }
 
 impl Yard {
-    async fn open(engine: &Engine) -> Self {
+    async fn open(engine: &Engine, version: Version) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let relay = Relay::start(directory.path().join("engine.sock"), "/var/run/docker.sock".as_ref());
         let keys = "instances = 2\nhealth = { path = \"/healthz\", interval = \"100ms\", start_deadline = \"5s\" }\n\
                     stop_grace = \"1s\"";
-        let table = format!("[runtime]\ndocker_host = \"{}\"", relay.address());
+        // Keys of [apps.shop.rollout] stand before the next table.
+        let strategy = match version {
+            Version::Canary => "strategy = \"canary\"\nsteps = [50]\npause = \"1s\"\n",
+            Version::Good | Version::Bad | Version::Two => "",
+        };
+        let table = format!("{strategy}[runtime]\ndocker_host = \"{}\"", relay.address());
         let options = Options::web(keys).watch("100ms").table(&table);
         let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
         let shop = Shop::start_on(engine, repo, options, "0s").await;
@@ -214,7 +221,7 @@ impl Yard {
         let last = *statuses.last().expect("a deployment");
         let fine = match version {
             Version::Bad => matches!(last, "rolled_back" | "failed"),
-            Version::Good => last == "succeeded",
+            Version::Good | Version::Canary => last == "succeeded",
             Version::Two => last == "succeeded" && matches!(statuses[0], "succeeded" | "superseded"),
         };
         if !fine {
@@ -269,7 +276,7 @@ impl Yard {
 async fn at_every_point(test: &str, version: Version, point: Point, step: usize) {
     let Some(engine) = engine::or_skip(test).await else { return };
     let sample = Sample::of(test, step);
-    let mut yard = Yard::open(&engine).await;
+    let mut yard = Yard::open(&engine, version).await;
     let mut at = sample.first;
     while yard.run(version, point, at).await {
         at += sample.step;
@@ -302,5 +309,8 @@ tests! {
     the_engine_fails_the_nth_request: Good, Point::Engine(Fault::Error), 11;
     the_engine_fails_the_nth_request_of_a_bad_deployment: Bad, Point::Engine(Fault::Error), 13;
     the_connection_breaks_at_the_nth_request: Good, Point::Engine(Fault::Cut), 11;
+    the_agent_dies_at_the_nth_write_of_a_canary: Canary, Point::Journal("crash"), 43;
+    the_agent_dies_after_the_nth_request_of_a_canary: Canary, Point::Engine(Fault::CrashAfter), 13;
+    the_nth_write_of_a_canary_fails: Canary, Point::Journal("error"), 89;
     the_nth_answer_is_garbage: Good, Point::Engine(Fault::Garbage), 13;
 }

@@ -14,6 +14,7 @@ mod sshd;
 mod api;
 mod backups;
 mod bad_versions;
+mod canaries;
 mod cancel;
 mod chaos;
 mod commands;

@@ -206,8 +206,10 @@ fn serve(site: &Site, stream: TcpStream) -> io::Result<()> {
 fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out: &mut TcpStream) -> io::Result<bool> {
     let behaviour = &site.behaviour;
     let health = request.path == "/healthz";
+    let served = if health { 0 } else { site.requests.fetch_add(1, SeqCst) };
+    let failing = behaviour.number("fail_percent").unwrap_or(0);
     if !health {
-        site.requests.fetch_add(1, SeqCst);
+        thread::sleep(Duration::from_millis(behaviour.number("delay_ms").unwrap_or(0)));
     }
     if health && behaviour.flag("hang_health") {
         thread::sleep(Duration::from_secs(3600));
@@ -217,6 +219,10 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
         |name: &str| request.query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name));
     let number = |name: &str| wanted(name).and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0);
     let (status, body) = match request.path.as_str() {
+        // Evenly spread, so that any hundred pages in a row have exactly so many.
+        _ if !health && (served * failing) % 100 + failing >= 100 => {
+            ("500 Internal Server Error", format!("{} fails as told\n", behaviour.text("version")).into())
+        }
         _ if broken == "all" || (broken == "pages" && !health) => {
             ("500 Internal Server Error", "broken as told\n".into())
         }

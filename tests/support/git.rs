@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use longshore::config::{App, Build, BuilderKind, Credential, Order, RepoUrl, RolloutPolicy};
+use longshore::config::{App, Build, BuilderKind, Credential, Order, RepoUrl, RolloutPolicy, Strategy};
 use longshore::journal::DeployLog;
 use longshore::model::CommitSha;
 
@@ -83,7 +83,7 @@ pub fn app(repo: RepoUrl) -> App {
         maintenance: None,
         release: None,
         services: BTreeMap::new(),
-        rollout: RolloutPolicy { order: Order::StartFirst, watch: Duration::ZERO },
+        rollout: RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::ZERO },
         build_timeout: Duration::from_secs(60),
         deadline: Duration::from_secs(120),
         keep_releases: 5,

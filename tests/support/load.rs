@@ -78,6 +78,9 @@ pub struct Report {
     pub last_failure: Duration,
     /// Answers by the first line of their body: with path `/`, the version.
     pub versions: BTreeMap<String, u64>,
+    /// For each of them, how many requests had ended when it came first and when it came last.
+    #[allow(dead_code, reason = "not for the benchmarks")]
+    pub spans: BTreeMap<String, (u64, u64)>,
     /// The longest that an answered request took.
     pub slowest: Duration,
 }
@@ -191,6 +194,8 @@ impl Run {
             Ok(response) if response.status.is_success() => {
                 let version = response.text().lines().next().unwrap_or_default().to_owned();
                 report.ok += 1;
+                let ended = report.ok + report.failed;
+                report.spans.entry(version.clone()).or_insert((ended, ended)).1 = ended;
                 *report.versions.entry(version).or_default() += 1;
                 report.slowest = report.slowest.max(took);
                 return;

@@ -99,6 +99,17 @@ impl Behaviour {
         self.with("answer_500", "pages")
     }
 
+    /// So many of a hundred pages are a 500 that names the version; `/healthz` is well.
+    pub fn fail_percent(self, percent: u8) -> Self {
+        self.with("fail_percent", percent)
+    }
+
+    /// Every page takes so much longer; `/healthz` does not.
+    #[allow(dead_code, reason = "not for the benchmarks")]
+    pub fn delay_ms(self, ms: u64) -> Self {
+        self.with("delay_ms", ms)
+    }
+
     /// `/healthz` never answers.
     pub fn hang_health(self) -> Self {
         self.with("hang_health", 1)

@@ -43,9 +43,6 @@ env = {{ A = {{ secret = "NAME" }} }}
 autoscale = {{ min = 2 }}
 [apps.shop.accessories.db]
 image = "postgres"
-[apps.shop.rollout]
-strategy = "canary"
-steps = [10]
 "#,
         app("")
     )), @r#"
@@ -69,10 +66,50 @@ steps = [10]
         remove it and set instances
     deploy.toml:22:12: apps.shop.accessories is not supported by this version
         run databases beside longshore, and name their address in env
-    deploy.toml:25:12: apps.shop.rollout.strategy = "canary" is not supported by this version
-        write strategy = "rolling" or leave it out
-    deploy.toml:26:1: apps.shop.rollout.steps is not supported by this version
-        remove it: a rolling rollout goes one instance at a time
+    "#);
+}
+
+#[test]
+fn canaries_that_make_no_sense() {
+    let rollouts = |name: &str, keys: &str| {
+        format!("[apps.{name}]\nrepo = \"https://h/x\"\nwebhook = {{ secret = {{ env = \"S\" }} }}\n{keys}\n")
+    };
+    let routed = |name: &str, rollout: &str| {
+        rollouts(name, &format!("domains = [\"{name}.test\"]\nport = 80\n[apps.{name}.rollout]\n{rollout}"))
+    };
+    let file = [
+        routed("a", "strategy = \"canary\"\norder = \"stop_first\"\nsteps = [50, 10]\npause = 5"),
+        routed("b", "steps = [10]\nanalysis = false"),
+        routed("c", "strategy = \"canary\"\nsteps = [100]\nanalysis = \"yes\""),
+        routed("d", "strategy = \"canry\"\nsteps = [0]\nstep = 3"),
+        routed("e", "strategy = \"canary\"\nsteps = [1, 5, 20]\npause = \"20m\""),
+        rollouts("f", "[apps.f.rollout]\nstrategy = \"canary\""),
+    ];
+    insta::assert_snapshot!(report(&file.concat()), @r#"
+    deploy.toml:7:12: apps.a.rollout.strategy = "canary" runs new instances beside the old ones, and order = "stop_first" forbids that
+        remove order, or write strategy = "rolling"
+    deploy.toml:9:14: apps.a.rollout.steps[1] must grow, and 10 does not after 50
+        write each share once, the smallest first
+    deploy.toml:10:9: apps.a.rollout.pause is a duration and needs quotes and a unit, got 5
+        write pause = "5s" for 5 seconds; it must be 1s to 1d
+    deploy.toml:17:9: apps.b.rollout.steps does nothing in a rolling rollout
+        write strategy = "canary", or remove it
+    deploy.toml:18:12: apps.b.rollout.analysis does nothing in a rolling rollout
+        write strategy = "canary", or remove it
+    deploy.toml:26:9: apps.c.rollout.steps has no share below 100: nothing would be tried first
+        write steps = [10, 50]
+    deploy.toml:27:12: apps.c.rollout.analysis must be true or false, got the text "yes"
+        write analysis = true or analysis = false, without quotes
+    deploy.toml:34:12: apps.d.rollout.strategy must be "rolling" or "canary", got "canry"
+        did you mean "canary"?
+    deploy.toml:35:10: apps.d.rollout.steps[0] must be 1 to 100 (percent), got 0
+        write steps[0] = 1 or another number in that range
+    deploy.toml:36:1: unknown key "step", did you mean "steps"?
+        apps.d.rollout takes: strategy, order, watch, steps, pause, analysis
+    deploy.toml:37:7: apps.e: rollout.pause, 3 times, and rollout.watch (61m) does not fit into the deadline of a whole deployment (1h)
+        raise deadline, or lower rollout.pause, 3 times, and rollout.watch
+    deploy.toml:50:12: apps.f.rollout.strategy = "canary" shares requests, and no domain of the app leads to a service with a port
+        set domains and port, or write strategy = "rolling"
     "#);
 }
 

@@ -74,7 +74,8 @@ impl TestProxy {
 }
 
 pub fn route(app: &str, host: &str, backends: &[&Backend]) -> Route {
-    let member = |backend: &&Backend| Member { instance: backend.id.clone(), address: backend.address, weight: 1 };
+    let member =
+        |backend: &&Backend| Member { instance: backend.id.clone(), address: backend.address, weight: 1, group: 0 };
     let members = backends.iter().map(member).collect();
     Route::new(app.parse().unwrap(), "web".parse().unwrap(), vec![host.to_owned()], members)
 }

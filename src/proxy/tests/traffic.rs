@@ -274,6 +274,25 @@ async fn every_end_is_counted_once_and_blamed_on_the_right_side() {
     let of_instance = proxy.client.counts().await.unwrap().instances[&backend.id];
     assert_eq!(of_instance.server_errors, 1, "{of_instance:?}");
     assert!(of_instance.answered >= counts.served, "one that broke off had begun: {of_instance:?}");
+    assert_eq!(of_instance.latency.total(), of_instance.answered, "each is timed: {of_instance:?}");
+    assert_eq!(counts.latency, of_instance.latency);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_are_timed_until_they_begin() {
+    let proxy = TestProxy::start().await;
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    let mut wire = proxy.wire().await;
+    wire.get("/slow?400").await;
+    let after_one = proxy.counts().await.latency;
+    assert_eq!(after_one.slower_than(Duration::from_millis(300)), 1, "{after_one:?}");
+    for _ in 0..20 {
+        wire.get("/status?200").await;
+    }
+    let since = proxy.counts().await.latency.since(&after_one);
+    assert_eq!(since.total(), 20);
+    assert!(since.quantile(0.5).unwrap() < Duration::from_millis(300), "{since:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,7 +163,7 @@ async fn an_upload_gets_the_answer_of_an_instance_that_does_not_read_it() {
     let address = listener.local_addr().unwrap();
     let proxy = TestProxy::start().await;
     let mut route = route("shop", "shop.test", &[]);
-    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1 });
+    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
     proxy.client.apply(vec![route]).await.unwrap();
     let instance = tokio::spawn(async move {
         let mut wire = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };

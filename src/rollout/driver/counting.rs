@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use super::{Active, DriverTask, Signal};
 use crate::model::{AppName, DeploymentId, InstanceId, ServiceName};
 use crate::proxy;
+use crate::proxy::control::InstanceCounts;
 use crate::rollout::fleet::{Member, Task};
 use crate::rollout::machine::Event;
 use crate::rollout::watch::{Answers, History, errors_jumped, new_instances_fail};
@@ -19,15 +20,16 @@ const COUNT_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Count {
     /// Which process counted.
-    boot: String,
+    pub boot: String,
     app: Answers,
     /// Of every app.
-    instances: BTreeMap<InstanceId, Answers>,
+    pub instances: BTreeMap<InstanceId, InstanceCounts>,
 }
 
 /// What a rollout is judged by.
 pub(super) struct Counting {
-    history: History,
+    /// `None`: only a canary's sides are compared.
+    history: Option<History>,
     _task: Task,
     /// The first count of the watch is what the later ones are compared with; so is the first of a new proxy process,
     /// which begins at zero.
@@ -41,7 +43,11 @@ impl DriverTask {
     /// begins anew: what was counted and not yet heard belongs to the time before.
     pub(super) fn count(&mut self) {
         let Some(active) = &mut self.rollout else { return };
-        let Some(history) = active.judges_errors() else { return };
+        let history = active.judges_errors();
+        let analysed = active.assignment.canary.as_ref().is_some_and(|plan| plan.analysis);
+        if history.is_none() && !analysed {
+            return;
+        }
         let round = active.round;
         let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
         let counting = tokio::spawn(async move {
@@ -63,6 +69,7 @@ impl DriverTask {
 
     /// Judges the new instances from the first request on that they answer, and in the watch the whole app.
     pub(super) async fn counted(&mut self, count: Count) {
+        self.analyse(&count).await;
         let Some(active) = &mut self.rollout else { return };
         let is_watching = active.machine.is_watching();
         let Some(counting) = &mut active.counting else { return };
@@ -85,7 +92,6 @@ impl Active {
 impl Count {
     fn of(app: &AppName, counts: proxy::Counts) -> Self {
         let proxy::Counts { apps, instances, boot, .. } = counts;
-        let instances = instances.into_iter().map(|(id, counts)| (id, counts.into())).collect();
         Self { boot, app: apps.get(app).copied().map(Answers::from).unwrap_or_default(), instances }
     }
 }
@@ -93,7 +99,7 @@ impl Count {
 impl Counting {
     fn watched(&mut self, count: Count) -> Option<String> {
         match &self.at_watch {
-            Some(first) if first.boot == count.boot => errors_jumped(self.history, count.app.since(first.app)),
+            Some(first) if first.boot == count.boot => errors_jumped(self.history?, count.app.since(first.app)),
             _ => {
                 self.at_watch = Some(count);
                 None
@@ -108,14 +114,15 @@ impl Counting {
         members: &BTreeMap<InstanceId, Member>,
         deployment: DeploymentId,
     ) -> Option<String> {
+        let history = self.history?;
         let mut new: BTreeMap<ServiceName, Answers> = BTreeMap::new();
-        for (id, answers) in &count.instances {
+        for (id, counts) in &count.instances {
             let Some(member) = members.get(id) else { continue };
-            let service = &member.spec.service.name;
+            let (service, answers) = (&member.spec.service.name, Answers::from(*counts));
             if member.deployment == deployment {
-                *new.entry(service.clone()).or_default() += *answers;
+                *new.entry(service.clone()).or_default() += answers;
             } else {
-                self.old.insert(id.clone(), (service.clone(), *answers));
+                self.old.insert(id.clone(), (service.clone(), answers));
             }
         }
         new.iter().find_map(|(service, answers)| {
@@ -123,7 +130,7 @@ impl Counting {
             for (_, before) in self.old.values().filter(|(of, _)| of == service) {
                 old += *before;
             }
-            new_instances_fail(self.history, service, old, *answers)
+            new_instances_fail(history, service, old, *answers)
         })
     }
 }

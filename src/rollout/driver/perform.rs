@@ -7,11 +7,13 @@ use futures_util::StreamExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::moves::Moves;
 use super::{Active, Assignment, DriverTask, REVERT_STEP, Round, Signal};
 use crate::health::Gate;
 use crate::model::{Duty, InstanceId, ServiceName, Status};
 use crate::proxy::table::DrainLimits;
-use crate::rollout::fleet::{Member, Pending};
+use crate::rollout::canary::Canary;
+use crate::rollout::fleet::{Member, Pending, Share};
 use crate::rollout::machine::{Action, Event, Failure, Outcome, Rollout, Timer};
 use crate::runtime::{Runtime, RuntimeError};
 
@@ -22,15 +24,27 @@ const STOP_ATTEMPTS: u32 = 5;
 
 impl DriverTask {
     pub(super) async fn roll(&mut self, assignment: Assignment, answer: oneshot::Sender<Outcome>) {
+        // What is being undone keeps a canary's share to the end, however few of its instances are left.
+        if assignment.canary.is_none() && assignment.reverting.is_none() {
+            self.share = None;
+        }
         for kept in &assignment.plan.kept {
             self.keep(kept, &assignment);
         }
         self.push_routes();
         let (slots, policy) = (assignment.plan.slots.clone(), assignment.policy.clone());
-        let machine = match assignment.reverting.clone() {
-            Some(failure) => Rollout::reverting(slots, policy, failure),
-            None if assignment.resumed => Rollout::resumed(slots, policy),
-            None => Rollout::new(slots, policy),
+        let machine = match (assignment.reverting.clone(), &assignment.canary) {
+            (Some(failure), _) => Moves::Rolling(Rollout::reverting(slots, policy, failure)),
+            (None, Some(plan)) => {
+                let course = plan.course.clone();
+                let canary = match plan.standing {
+                    Some(standing) => Canary::resumed(slots, policy, course, standing),
+                    None => Canary::new(slots, policy, course),
+                };
+                Moves::Canary(Box::new(canary))
+            }
+            (None, None) if assignment.resumed => Moves::Rolling(Rollout::resumed(slots, policy)),
+            (None, None) => Moves::Rolling(Rollout::new(slots, policy)),
         };
         self.rounds += 1;
         let (round, began) = (Round(self.rounds), Instant::now());
@@ -44,6 +58,8 @@ impl DriverTask {
             engine: self.parts.presence.mark(),
             failure,
             counting: None,
+            analysis: None,
+            unrecorded: None,
         });
         self.count();
         self.feed(Event::Begin).await;
@@ -91,6 +107,11 @@ impl DriverTask {
                     self.push_switch(active.round, switch);
                 }
             }
+            Action::Share(percent) => {
+                let deployment = self.rollout.as_ref().map(|active| active.assignment.deployment);
+                self.share = deployment.zip(percent).map(|(deployment, percent)| Share { deployment, percent });
+            }
+            Action::Stand(standing) => self.stand(standing).await,
             Action::SetDuty(id, duty) => self.set_duty(&id, duty),
             Action::Drain(id) => self.drain(id),
             Action::Stop(id) => self.stop(id),
@@ -135,9 +156,15 @@ impl DriverTask {
         let limits = self.members.get(&id).map(|m| m.spec.service.drain);
         let Some(limits) = limits else { return self.send(Signal::Drained(id, 0, 0)) };
         let proxy = self.parts.routes.proxy().clone();
+        let (store, deployment) = (self.parts.store.clone(), self.rollout.as_ref().map(|r| r.assignment.deployment));
         self.spawn(async move {
             let limits = DrainLimits { requests: limits.requests, streams: limits.streams };
             let drained = proxy.drain(&id, limits).await;
+            if let Some(deployment) = deployment
+                && let Err(err) = store.record_drain(deployment, &id, drained).await
+            {
+                tracing::error!(instance = %id, %err, "its drain could not be recorded");
+            }
             Signal::Drained(id, drained.cut_requests, drained.cut_streams)
         });
     }
@@ -205,6 +232,7 @@ impl DriverTask {
                 failure.why.push_str(&line);
             }
         }
+        self.end_analysis();
         let Some(active) = &mut self.rollout else { return };
         let id = active.assignment.deployment;
         failure.why = (active.assignment.redact)(&failure.why);
@@ -214,7 +242,11 @@ impl DriverTask {
             self.parts.store.begin_step::<Failure>(id, REVERT_STEP).await?;
             self.parts.store.end_step(id, REVERT_STEP, &failure).await
         };
-        if let Err(err) = recorded.await {
+        let recorded = recorded.await;
+        if let Some(active) = &mut self.rollout {
+            active.unrecorded = recorded.as_ref().err().cloned();
+        }
+        if let Err(err) = recorded {
             // Without the record a crash now would lead forward again, into the same failure: no harm.
             tracing::error!(app = %self.app, %err, "the undoing could not be recorded");
         }
@@ -227,6 +259,11 @@ impl DriverTask {
             (Outcome::TurnBack(_), Some(failure)) => Outcome::TurnBack(failure),
             (outcome, _) => outcome,
         };
+        self.canary.send_replace(None);
+        // One that goes on later, forward or back, goes on from this share.
+        if !matches!(outcome, Outcome::BrokenOff(_) | Outcome::TurnBack(_)) {
+            self.share = None;
+        }
         if let Some(answer) = active.answer.take() {
             let _ = answer.send(outcome);
         }

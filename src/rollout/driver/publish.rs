@@ -1,5 +1,6 @@
 //! What an app's driver tells others: its routes to the proxy, its instances to whoever looks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -53,14 +54,14 @@ pub(super) fn start_pusher(
 impl DriverTask {
     /// Sends the routes in any case: a switch waits for the answer.
     pub(super) fn push_switch(&mut self, round: Round, switch: Switch) {
-        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
         self.pushed = Some(routes.clone());
         let _ = self.pusher.send(Push { routes, switch: Some((round, switch)) });
     }
 
     /// Sends the routes when they differ from what was sent last.
     pub(super) fn push_routes(&mut self) {
-        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members);
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
         if !self.adopted || self.pushed.as_ref() == Some(&routes) {
             return;
         }
@@ -70,7 +71,7 @@ impl DriverTask {
 
     /// Tells what changed since the last signal.
     pub(super) fn publish(&self) {
-        let now: Vec<_> = self.members.iter().map(|(id, member)| member.state(id)).collect();
+        let now = self.states();
         let before = self.published.borrow().clone();
         if before == now {
             return;
@@ -86,6 +87,19 @@ impl DriverTask {
             self.tell(deployment, gone, Duty::Retired);
         }
         self.published.send_replace(now);
+    }
+
+    /// The instances as others see them; under a canary with the weights that the proxy has.
+    fn states(&self) -> Vec<InstanceState> {
+        let mut states: Vec<_> = self.members.iter().map(|(id, member)| member.state(id)).collect();
+        if self.share.is_some() {
+            let routed = self.pushed.iter().flatten().flat_map(|route| &route.members);
+            let weights: BTreeMap<_, _> = routed.map(|member| (&member.instance, member.weight)).collect();
+            for state in states.iter_mut().filter(|state| state.weight > 0) {
+                state.weight = weights.get(&state.id).copied().unwrap_or(0);
+            }
+        }
+        states
     }
 
     fn tell(&self, deployment: Option<DeploymentId>, state: &InstanceState, duty: Duty) {

@@ -138,6 +138,7 @@ impl World {
             Action::Watch => self.watches += 1,
             Action::Revert(_) => self.reverts += 1,
             Action::Say(_) => {}
+            Action::Share(_) | Action::Stand(_) => panic!("{action:?} is a canary's"),
             Action::Finish(outcome) => self.finished.push(outcome),
         }
     }

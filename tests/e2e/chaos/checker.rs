@@ -62,7 +62,8 @@ impl Record {
             logs.entry(deployment).or_default().push(line);
         }
         let mut notices = BTreeMap::<u64, Vec<String>>::new();
-        for (deployment, kind) in rows("SELECT deployment, kind FROM notices WHERE deployment IS NOT NULL ORDER BY id")? {
+        for (deployment, kind) in rows("SELECT deployment, kind FROM notices WHERE deployment IS NOT NULL ORDER BY id")?
+        {
             notices.entry(deployment).or_default().push(kind.trim_matches('"').to_owned());
         }
         let live =
