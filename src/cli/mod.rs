@@ -21,6 +21,7 @@ mod init;
 mod logs;
 mod plan;
 mod progress;
+mod prove;
 mod proxy;
 mod releases;
 mod restart;
@@ -97,6 +98,9 @@ enum Command {
     /// Replace every instance of an app, one at a time, without a build.
     #[command(after_help = restart::EXAMPLES)]
     Restart(restart::RestartArgs),
+    /// Replace every instance while requests are sent from outside, and say whether each got one complete answer.
+    #[command(after_help = prove::EXAMPLES)]
+    Prove(prove::ProveArgs),
     /// Cancel a deployment: one that waits ends at once, one that runs is undone first.
     #[command(after_help = cancel::EXAMPLES)]
     Cancel(cancel::CancelArgs),
@@ -189,7 +193,7 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
 
 /// The commands that ask the agent.
 async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, CliError> {
-    let client = Client::new(target::find(config)?)?;
+    let client = Client::new(target::find(config.clone())?)?;
     let mut term = Term::stdout();
     match command {
         Command::Deploy(args) => deploy::deploy(&client, &mut term, args).await,
@@ -201,6 +205,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Deployments(args) => deployments::run(&client, &mut term, args).await,
         Command::Scale(args) => scale::run(&client, &mut term, args).await,
         Command::Restart(args) => restart::run(&client, &mut term, args).await,
+        Command::Prove(args) => prove::run(&client, &mut term, config, args).await,
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
         Command::Backup(args) => backup::backup(&client, &mut term, args).await,
