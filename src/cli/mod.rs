@@ -22,6 +22,7 @@ mod init;
 mod logs;
 mod plan;
 mod progress;
+mod prove;
 mod proxy;
 mod releases;
 mod restart;
@@ -101,6 +102,9 @@ enum Command {
     /// Promote, abort, pause or resume the canary under way.
     #[command(after_help = canary::EXAMPLES)]
     Canary(canary::CanaryArgs),
+    /// Replace every instance while requests are sent from outside, and say whether each got one complete answer.
+    #[command(after_help = prove::EXAMPLES)]
+    Prove(prove::ProveArgs),
     /// Cancel a deployment: one that waits ends at once, one that runs is undone first.
     #[command(after_help = cancel::EXAMPLES)]
     Cancel(cancel::CancelArgs),
@@ -193,7 +197,7 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
 
 /// The commands that ask the agent.
 async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, CliError> {
-    let client = Client::new(target::find(config)?)?;
+    let client = Client::new(target::find(config.clone())?)?;
     let mut term = Term::stdout();
     match command {
         Command::Deploy(args) => deploy::deploy(&client, &mut term, args).await,
@@ -206,6 +210,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Scale(args) => scale::run(&client, &mut term, args).await,
         Command::Restart(args) => restart::run(&client, &mut term, args).await,
         Command::Canary(args) => canary::run(&client, &mut term, args).await,
+        Command::Prove(args) => prove::run(&client, &mut term, config, args).await,
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
         Command::Backup(args) => backup::backup(&client, &mut term, args).await,

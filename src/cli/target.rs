@@ -53,6 +53,11 @@ pub(super) fn find(asked: Option<PathBuf>) -> Result<Target, CliError> {
     }
 }
 
+/// The configuration as it is written, when it can be read here; nothing in it is checked.
+pub(super) fn configuration(asked: Option<PathBuf>) -> Option<toml::Table> {
+    std::fs::read_to_string(config_path(asked)).ok()?.parse().ok()
+}
+
 /// The agent's directory on this machine.
 pub(super) fn data_dir_of(asked: Option<PathBuf>) -> Result<PathBuf, CliError> {
     let explicit = asked.is_some();

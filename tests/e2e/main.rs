@@ -28,6 +28,7 @@ mod engine_restarts;
 mod faults;
 mod gates;
 mod operations;
+mod proving;
 mod proxy;
 mod pushing;
 mod queueing;
