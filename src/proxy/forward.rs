@@ -38,6 +38,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Answers one request of a client.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Answer> {
     let wants_json = headers::accepts_json(request.headers());
+    let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
     let mut response = match forward(&proxy, &origin, request.map(|body| ClientBody::new(body, is_held_back))).await {
         Ok(response) => response,
@@ -45,7 +46,10 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     };
     // A body that was never asked for leaves no way to tell where the next request begins.
     let is_own = matches!(response.body(), Answer::Own(_));
-    if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if is_http2 {
+        // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
+        response.headers_mut().remove(CONNECTION);
+    } else if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -56,6 +60,10 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         return Err(Own::MethodNotAllowed);
     }
     headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+    if request.version() == Version::HTTP_2 {
+        let target = request.uri().authority().cloned();
+        headers::join_http2(target.as_ref(), request.headers_mut()).map_err(Own::BadRequest)?;
+    }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
 

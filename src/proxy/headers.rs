@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use hyper::http::uri::Authority;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -37,6 +38,26 @@ pub fn authority(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, &'static
         Some(authority) => HeaderValue::from_str(authority.as_str()).map_err(|_| "the request's target is malformed"),
         None => host.cloned().ok_or("the request has no Host header"),
     }
+}
+
+/// Makes of the headers of an HTTP/2 request what HTTP/1.1 has: one line of cookies, as they may come in several
+/// (RFC 9113 §8.2.3). The error says what is wrong: two names for one request (§8.3.1).
+pub fn join_http2(target: Option<&Authority>, headers: &mut HeaderMap) -> Result<(), &'static str> {
+    if let (Some(target), Some(host)) = (target, headers.get(HOST))
+        && !host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes())
+    {
+        return Err("the request's :authority and its Host header differ");
+    }
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
+        let mut all = [first.as_bytes(), b"; ", second.as_bytes()].concat();
+        for more in cookies {
+            all.extend_from_slice(b"; ");
+            all.extend_from_slice(more.as_bytes());
+        }
+        headers.insert(COOKIE, HeaderValue::from_bytes(&all).map_err(|_| "the request's cookies are malformed")?);
+    }
+    Ok(())
 }
 
 /// Refuses a body framing that two parties might read differently.
@@ -259,6 +280,17 @@ mod tests {
         assert_eq!(authority(&target, &map(&[("host", "a")])).unwrap(), "a");
         let full: Uri = "http://b.test:81/x".parse().unwrap();
         assert_eq!(authority(&full, &map(&[("host", "a")])).unwrap(), "b.test:81");
+    }
+
+    #[test]
+    fn http2_names_one_host_and_may_split_its_cookies() {
+        let target: Authority = "shop.test".parse().unwrap();
+        let mut headers =
+            map(&[("host", "Shop.test"), ("cookie", "a=1"), ("x", "1"), ("cookie", "b=2"), ("cookie", "c")]);
+        join_http2(Some(&target), &mut headers).unwrap();
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c"]);
+        assert!(join_http2(Some(&target), &mut map(&[("host", "else.test")])).is_err());
+        assert!(join_http2(None, &mut map(&[("host", "shop.test")])).is_ok());
     }
 
     #[test]

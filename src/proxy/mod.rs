@@ -1,6 +1,6 @@
 //! The data plane: a process of its own that serves traffic from a route table and survives the agent.
 //!
-//! A request passes [`server`] (the client's connection), `forward` (the request), `routing` (the claim: pick and
+//! A request passes [`server`] (the listener), `connection` (the client's, in its version of HTTP), `forward` (the request), `routing` (the claim: pick and
 //! count in, under one lock), `pool` (a connection of that instance) and `body` (the answer, which holds the claim to
 //! its end). The agent's word comes in through [`control`] and `orders`, is kept on disk by `saved` and ends in a
 //! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket, and [`supervise`] its care
@@ -17,6 +17,7 @@ pub mod table;
 mod alive;
 mod answer;
 mod body;
+mod connection;
 mod counts;
 mod drain;
 mod forward;
@@ -31,6 +32,7 @@ mod predecessor;
 mod retire;
 mod routing;
 mod saved;
+mod stream;
 mod tunnel;
 
 #[cfg(test)]

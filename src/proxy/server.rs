@@ -1,14 +1,12 @@
-//! The proxy process: listeners, client connections, and the way down.
+//! The proxy process: what its parts share, its listeners, and the way down.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -16,9 +14,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use futures_util::future::join_all;
 use hyper::header::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::sleep;
@@ -29,7 +24,6 @@ use super::client::ProxyStatus;
 use super::control::{AppCounts, Report};
 use super::drain::Drains;
 use super::handover::{Estate, Offer};
-use super::headers::Origin;
 use super::instance::{Instance, lock};
 use super::orders::{Control, Successor, Tables};
 use super::predecessor::Predecessor;
@@ -37,7 +31,7 @@ use super::retire::{accept_waiting, retire, wind_down};
 use super::routing::Routing;
 use super::saved::Saved;
 use super::table::DrainLimits;
-use super::{alive, forward, handover, listen};
+use super::{alive, connection, handover, listen};
 use crate::data_dir;
 use crate::model::{AppName, InstanceId};
 use crate::text::with_causes;
@@ -113,6 +107,8 @@ pub struct Proxy {
     /// Asks `run` to end.
     pub(super) stop: CancellationToken,
     grace: Mutex<Duration>,
+    /// Asks HTTP/2 clients to leave: unlike others they can be told while they idle.
+    pub(super) leaving: CancellationToken,
     /// Closes idle client connections.
     pub(super) close_idle: CancellationToken,
     /// Closes everything.
@@ -148,6 +144,7 @@ impl Proxy {
             retired: AtomicBool::new(false),
             stop: CancellationToken::new(),
             grace: Mutex::new(GRACE),
+            leaving: CancellationToken::new(),
             close_idle: CancellationToken::new(),
             abort: CancellationToken::new(),
         };
@@ -167,6 +164,7 @@ impl Proxy {
     /// From now on clients are told to close; the accepted connections are all there will be.
     pub(super) fn close(&self) {
         self.closing.store(true, Relaxed);
+        self.leaving.cancel();
         self.tasks.close();
         drop(lock(&self.estate).take());
     }
@@ -415,7 +413,7 @@ async fn accept(proxy: &Arc<Proxy>, listener: &TcpListener, places: &Arc<Semapho
 fn serve_client(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr, place: Option<OwnedSemaphorePermit>) {
     let of_task = Arc::clone(proxy);
     proxy.tasks.spawn(async move {
-        serve_connection(&of_task, stream, peer).await;
+        connection::serve(&of_task, stream, peer).await;
         drop(place);
     });
 }
@@ -425,43 +423,6 @@ async fn sweep(proxy: &Proxy) {
     loop {
         turn.tick().await;
         proxy.routing.sweep();
-    }
-}
-
-async fn serve_connection(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "client is gone already");
-        return;
-    }
-    let address = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
-    let address = address.unwrap_or(HeaderValue::from_static("unknown"));
-    let origin = Arc::new(Origin { address, scheme: HeaderValue::from_static("http") });
-    let service = service_fn(|request| {
-        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut told_to_close = false;
-    loop {
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "client connection ended");
-                }
-                return;
-            }
-            () = proxy.close_idle.cancelled(), if !told_to_close => {
-                told_to_close = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = proxy.abort.cancelled() => return,
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod agents;
 mod handover;
+mod http2;
 mod streams;
 mod support;
 mod traffic;
