@@ -1,6 +1,7 @@
 //! One connection of a client, from its first byte to its end, in whichever version of HTTP it speaks.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::HeaderValue;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -22,7 +22,8 @@ use super::body::{Answer, BrokenAnswer};
 use super::forward;
 use super::headers::Origin;
 use super::server::{HEAD_LIMIT, Proxy};
-use super::stream::ClientStream;
+use super::stream::{ClientStream, PlainStream};
+use super::tls;
 
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -41,28 +42,41 @@ const MISTAKES: usize = 256;
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
 
 /// Serves a connection that was accepted, until it ends or everything is closed.
-pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr) {
+pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr, secure: bool) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "client is gone already");
         return;
     }
-    let address = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
-    let address = address.unwrap_or(HeaderValue::from_static("unknown"));
-    let origin = Arc::new(Origin { address, scheme: HeaderValue::from_static("http") });
-    let mut stream = ClientStream::new(socket);
-    let is_http2 = tokio::select! {
-        seen = timeout(HEAD_LIMIT, stream.speaks_http2()) => seen,
+    let opened = async {
+        match secure {
+            true => {
+                let tls = proxy.handshakes.accept(&proxy.fronts, &proxy.routing, socket).await?;
+                Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::Tls(Box::new(tls))))
+            }
+            false => {
+                let mut plain = PlainStream::new(socket);
+                let seen = timeout(HEAD_LIMIT, plain.speaks_http2()).await;
+                // It never said a word.
+                let is_http2 = seen.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                Ok((is_http2, ClientStream::Plain(plain)))
+            }
+        }
+    };
+    let opened = tokio::select! {
+        opened = opened => opened,
         () = proxy.close_idle.cancelled() => return,
     };
-    let ended = match is_http2 {
-        Ok(Ok(true)) => serve_http2(proxy, stream, origin).await,
-        Ok(Ok(false)) => serve_http1(proxy, stream, origin).await,
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "client connection ended");
+    let (is_http2, stream) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "client connection did not begin");
             return;
         }
-        // It never said a word.
-        Err(_) => return,
+    };
+    let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &proxy.fronts.current()));
+    let ended = match is_http2 {
+        true => serve_http2(proxy, stream, origin).await,
+        false => serve_http1(proxy, stream, origin).await,
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "client connection ended");

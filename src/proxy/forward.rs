@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, STRICT_TRANSPORT_SECURITY, UPGRADE};
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
@@ -52,7 +52,24 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     } else if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if let Some(hsts) = &origin.hsts {
+        response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+    }
     response
+}
+
+/// Where a plain request is to go instead, if its host can be reached by https.
+fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<ClientBody>) -> Option<HeaderValue> {
+    let front = proxy.fronts.current();
+    let https = front.settings.https.filter(|_| front.settings.redirect_http)?;
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    // What proves to a certificate authority whose host it is must be answered as it was asked (RFC 8555 §8.3).
+    if path.starts_with("/.well-known/acme-challenge/") || origin.is_secure(request.headers()) {
+        return None;
+    }
+    let port = if https.port() == 443 { String::new() } else { format!(":{}", https.port()) };
+    let path = if path.starts_with('/') { path } else { "/" };
+    front.has_certificate(host).then(|| HeaderValue::from_str(&format!("https://{host}{port}{path}")).ok())?
 }
 
 async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
@@ -66,6 +83,11 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
+    if origin.leads_to_https
+        && let Some(location) = by_https(proxy, origin, &host, &request)
+    {
+        return Err(Own::ByHttps(location));
+    }
 
     let (claim, counters) = proxy.routing.claim(&host, &[]).map_err(|none| {
         none.count();

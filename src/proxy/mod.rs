@@ -17,10 +17,12 @@ pub mod table;
 mod alive;
 mod answer;
 mod body;
+mod certificates;
 mod connection;
 mod counts;
 mod drain;
 mod forward;
+mod front;
 mod handover;
 mod headers;
 mod instance;
@@ -33,11 +35,13 @@ mod retire;
 mod routing;
 mod saved;
 mod stream;
+mod tls;
 mod tunnel;
 
 #[cfg(test)]
 mod tests;
 
 pub use client::{ApplyError, Counts, Drained, ProxyClient, ProxyStatus};
+pub use listen::Inherited;
 pub use server::{ProxyOptions, run};
 pub use spawn::spawn_proxy;

@@ -1,4 +1,5 @@
-//! A client's bytes: which version of HTTP they begin with, without taking them from whoever serves it.
+//! A client's bytes, plain or out of TLS: and which version of HTTP they begin with, without taking them from whoever
+//! serves it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,19 +7,29 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 /// What a client that knows of HTTP/2 sends first (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A client's connection, with what was read of it ahead of time in front.
+/// A client's connection.
 #[derive(Debug)]
-pub struct ClientStream {
+pub enum ClientStream {
+    /// Without TLS.
+    Plain(PlainStream),
+    /// With TLS, after the handshake.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A plain connection, with what was read of it ahead of time in front.
+#[derive(Debug)]
+pub struct PlainStream {
     socket: TcpStream,
     /// Read, and not yet used. Empty but for a client whose first packet ended inside the preface.
     ahead: Vec<u8>,
 }
 
-impl ClientStream {
+impl PlainStream {
     /// On a socket from which nothing was read.
     pub fn new(socket: TcpStream) -> Self {
         Self { socket, ahead: Vec::new() }
@@ -47,40 +58,59 @@ impl ClientStream {
 }
 
 impl AsyncRead for ClientStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, into);
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let plain = match self.get_mut() {
+            Self::Plain(plain) => plain,
+            Self::Tls(tls) => return Pin::new(tls).poll_read(cx, into),
+        };
+        if plain.ahead.is_empty() {
+            return Pin::new(&mut plain.socket).poll_read(cx, into);
         }
-        let fits = self.ahead.len().min(into.remaining());
-        into.put_slice(&self.ahead[..fits]);
-        self.ahead.drain(..fits);
+        let fits = plain.ahead.len().min(into.remaining());
+        into.put_slice(&plain.ahead[..fits]);
+        plain.ahead.drain(..fits);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for ClientStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, parts)
+        match self.get_mut() {
+            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_write_vectored(cx, parts),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        match self {
+            Self::Plain(plain) => plain.socket.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
     }
 }
 
@@ -96,7 +126,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.set_nodelay(true).unwrap();
-        let mut stream = ClientStream::new(listener.accept().await.unwrap().0);
+        let mut stream = PlainStream::new(listener.accept().await.unwrap().0);
         let sending = async {
             for packet in packets {
                 client.write_all(packet).await.unwrap();
@@ -106,7 +136,7 @@ mod tests {
         };
         let reading = async {
             let is_http2 = stream.speaks_http2().await.unwrap();
-            let mut bytes = Vec::new();
+            let (mut stream, mut bytes) = (ClientStream::Plain(stream), Vec::new());
             stream.read_to_end(&mut bytes).await.unwrap();
             (is_http2, bytes)
         };

@@ -5,5 +5,6 @@ mod handover;
 mod http2;
 mod streams;
 mod support;
+mod tls;
 mod traffic;
 mod wire;
