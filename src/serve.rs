@@ -105,8 +105,8 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
     let proxy = ProxyClient::start(&data_dir);
-    let supervisor =
-        Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), config.proxy.http)?;
+    let listens = [Some(config.proxy.http), config.proxy.https].into_iter().flatten().collect();
+    let supervisor = Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), listens)?;
     supervisor.begin().await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let mirrors =

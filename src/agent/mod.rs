@@ -289,13 +289,17 @@ impl Agent {
             Ok(loaded) => Arc::new(loaded?),
             Err(_) => return Ok(()),
         };
-        let fixed = |c: &Config| (c.agent.listen, c.agent.data_dir.clone(), c.proxy.clone(), c.runtime.clone());
+        let fixed =
+            |c: &Config| (c.agent.listen, c.agent.data_dir.clone(), (c.proxy.http, c.proxy.https), c.runtime.clone());
         if fixed(&fresh) != fixed(&self.config()) {
             tracing::warn!(
-                "[agent], [proxy] or [runtime] changed: that part takes effect when longshore is started again"
+                "[agent], [runtime], or an address in [proxy] changed: that takes effect when longshore is started again"
             );
         }
         self.config.send_replace(fresh);
+        if let Ok(parts) = self.parts() {
+            parts.proxy.reload();
+        }
         self.follow_config().await;
         tracing::info!("configuration reloaded");
         Ok(())

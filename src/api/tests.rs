@@ -190,7 +190,7 @@ fn config(dir: &std::path::Path) -> Config {
             public_url: Some("https://deploy.example.com".into()),
             reconcile: None,
         },
-        proxy: ProxyConfig { http: "127.0.0.1:0".parse().unwrap() },
+        proxy: ProxyConfig::plain("127.0.0.1:0".parse().unwrap()),
         runtime: RuntimeConfig { docker_host: "unix:///var/run/docker.sock".into() },
         notify: Vec::new(),
         apps: [(shop(), app)].into(),

@@ -12,7 +12,7 @@ use super::{daemon, sockets};
 use crate::config::{Config, Drain};
 use crate::proxy::log::LogFile;
 use crate::proxy::table::DrainLimits;
-use crate::proxy::{self, ProxyOptions};
+use crate::proxy::{self, Inherited, ProxyOptions};
 
 pub(super) const EXAMPLES: &str = "Examples:
   longshore proxy
@@ -47,8 +47,8 @@ pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
         }
     }
     // Before there are threads: it clears variables of the environment.
-    let inherited = match sockets::inherited("proxy") {
-        Ok(inherited) => inherited,
+    let inherited = match sockets::inherited(["proxy", "proxy-https"]) {
+        Ok([http, https]) => Inherited { http, https },
         Err(err) => {
             eprintln!("error: {err:#}");
             return ExitCode::FAILURE;
@@ -68,6 +68,8 @@ pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
                 stop.cancel();
             });
             let options = ProxyOptions {
+                front: config.proxy.clone(),
+                config: Some(config_path.to_owned()),
                 inherited,
                 take_over: args.take_over,
                 limits: limits(&config),

@@ -21,8 +21,8 @@ pub fn run(config_path: &Path) -> ExitCode {
         tracing::warn!("{}", warning.render(&config_path.display().to_string(), ""));
     }
     // Before there are threads: it clears variables of the environment.
-    let inherited = match sockets::inherited("agent") {
-        Ok(inherited) => inherited.into_iter().next(),
+    let inherited = match sockets::inherited(["agent"]) {
+        Ok([inherited]) => inherited.into_iter().next(),
         Err(err) => {
             eprintln!("error: {err:#}");
             return ExitCode::FAILURE;

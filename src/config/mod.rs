@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,7 @@ mod field;
 mod health;
 mod notify;
 mod problem;
+mod proxy;
 mod reader;
 mod rollout;
 mod route;
@@ -44,7 +46,7 @@ pub use problem::{Problem, Problems};
 pub use secret_ref::Environment;
 pub use service::routed_service;
 pub use source_url::RepoUrl;
-pub use validate::{load, parse, parse_in};
+pub use validate::{load, load_proxy, parse, parse_in};
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -83,6 +85,42 @@ pub struct AgentConfig {
 pub struct ProxyConfig {
     /// The plain HTTP listener. Default `0.0.0.0:80`.
     pub http: SocketAddr,
+    /// The listener for HTTP over TLS; `None` = none.
+    pub https: Option<SocketAddr>,
+    /// Certificates on disk; each is used for the names that are in it.
+    pub certificates: Vec<CertificateFiles>,
+    /// Plain requests to a host that has a certificate are sent to https. Default on.
+    pub redirect_http: bool,
+    /// How long browsers are told to use https alone (`Strict-Transport-Security`); `None` = they are told nothing.
+    pub hsts: Option<Duration>,
+    /// Configured hosts without a certificate get one that nobody has signed. Default off.
+    pub self_signed: bool,
+    /// Peers whose word about where a request came from is passed on.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl ProxyConfig {
+    /// One that serves plain HTTP alone.
+    pub fn plain(http: SocketAddr) -> Self {
+        Self {
+            http,
+            https: None,
+            certificates: Vec::new(),
+            redirect_http: true,
+            hsts: None,
+            self_signed: false,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// A certificate with its chain, and its private key, each in a PEM file; both may be in one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CertificateFiles {
+    /// The certificate first, then those that lead to a root.
+    pub cert: PathBuf,
+    /// The private key: not readable by other users.
+    pub key: PathBuf,
 }
 
 /// `[runtime]`

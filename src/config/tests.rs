@@ -110,7 +110,9 @@ fn the_example_names_every_default_as_it_is() {
     let example = config(EXAMPLE);
     let [written, unwritten] = [&example, &with_defaults].map(|config| &config.apps[&"shop".parse().unwrap()]);
     assert_eq!(with_defaults.agent, AgentConfig { public_url: None, ..example.agent.clone() });
-    assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&example.proxy, &example.runtime));
+    let front = example.proxy.clone();
+    let plain = ProxyConfig { https: None, certificates: Vec::new(), hsts: None, trusted_proxies: Vec::new(), ..front };
+    assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&plain, &example.runtime));
     assert_eq!((&written.branch, written.submodules), (&unwritten.branch, unwritten.submodules));
     assert_eq!((written.keep_releases, written.deadline), (unwritten.keep_releases, unwritten.deadline));
     assert_eq!((written.build_timeout, &written.rollout), (unwritten.build_timeout, &unwritten.rollout));
@@ -123,6 +125,22 @@ fn the_example_names_every_default_as_it_is() {
         (&unwritten.build.dockerfile, &unwritten.build.context)
     );
     assert_eq!(written.build.builder, unwritten.build.builder);
+}
+
+#[test]
+fn the_proxys_settings_are_read_without_the_rest_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deploy.toml");
+    let front = "[proxy]\nhttps = \"[::]:443\"\nhsts = \"180d\"\ntrusted_proxies = [\"10.0.0.0/8\", \"192.0.2.1\"]\n\
+                 certificates = [{ cert = \"a.pem\", key = \"/k\" }]\n";
+    std::fs::write(&path, format!("{front}[apps.shop]\nwebhook = {{ secret = {{ env = \"NOT_SET\" }} }}\n")).unwrap();
+    let proxy = super::load_proxy(&path).unwrap();
+    assert_eq!((proxy.hsts, proxy.redirect_http), (Some(Duration::from_secs(180 * 86_400)), true));
+    let files = CertificateFiles { cert: dir.path().join("a.pem"), key: "/k".into() };
+    assert_eq!(proxy.certificates, [files]);
+    assert_eq!(proxy.trusted_proxies.len(), 2);
+    std::fs::write(&path, "[proxy]\nhsts = 3\n").unwrap();
+    assert_eq!(super::load_proxy(&path).unwrap_err().problems.len(), 2);
 }
 
 #[test]

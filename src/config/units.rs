@@ -11,7 +11,7 @@ const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
 /// The longest duration that any key takes.
-const LONGEST: u64 = 30 * DAY;
+const LONGEST: u64 = 730 * DAY;
 
 /// Units of time in milliseconds, the largest first.
 const TIME_UNITS: [(&str, u64); 5] = [("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", SECOND), ("ms", 1)];
@@ -44,7 +44,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
     match (whole, factor) {
         (true, Some(factor)) => match number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
             Some(millis) if millis <= LONGEST => Ok(Duration::from_millis(millis)),
-            _ => Err(fault("must be at most 30d", "write a duration such as \"500ms\", \"30s\" or \"5m\"".to_owned())),
+            _ => Err(fault("must be at most 730d", "write a duration such as \"500ms\", \"30s\" or \"5m\"".to_owned())),
         },
         (true, None) if unit.is_empty() => Err(fault(
             "is a duration and needs a unit",
@@ -147,7 +147,7 @@ mod tests {
         for (text, expected) in [("1ms", 1), ("500ms", 500), ("30s", 30_000), ("5m", 300_000), ("2h", 2 * HOUR)] {
             assert_eq!(duration(text), Ok(ms(expected)), "{text}");
         }
-        assert_eq!(duration("30d"), Ok(ms(LONGEST)));
+        assert_eq!(duration("730d"), Ok(ms(LONGEST)));
         assert_eq!(duration("0s"), Ok(ms(0)));
     }
 
@@ -159,7 +159,7 @@ mod tests {
             ("5M", r#" is not a duration, got "5M" | write "5m""#),
             ("-1s", r#" cannot be negative, got "-1s" | write a duration such as "500ms", "30s" or "5m""#),
             ("1e9s", r#" is not a duration, got "1e9s" | the units are ms, s, m, h and d, as in "30s""#),
-            ("31d", r#" must be at most 30d, got "31d" | write a duration such as "500ms", "30s" or "5m""#),
+            ("731d", r#" must be at most 730d, got "731d" | write a duration such as "500ms", "30s" or "5m""#),
             ("1.5s", r#" is not a duration, got "1.5s" | write one whole number and one unit, such as "90s""#),
             ("", r#" is not a duration, got "" | write one whole number and one unit, such as "90s""#),
         ] {

@@ -16,7 +16,7 @@ use super::reader::{Reader, Section};
 use super::secret_ref::Environment;
 use super::source_url::is_loopback;
 use super::volumes::Forbidden;
-use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, notify, syntax};
+use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, notify, proxy, syntax};
 use crate::model::{AppName, shorten};
 use crate::proxy::PathPrefix;
 
@@ -78,13 +78,42 @@ pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_
     Err(Problems { file: file.to_owned(), problems })
 }
 
+/// `[proxy]` alone, whatever is wrong elsewhere in the file: the proxy needs nothing else, and no secret.
+pub fn load_proxy(path: &Path) -> Result<ProxyConfig, Problems> {
+    let file = path.display().to_string();
+    let text = read(path).map_err(|problem| Problems { file: file.clone(), problems: vec![problem] })?;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let (tree, errors) = DeTable::parse_recoverable(&text);
+    if !errors.is_empty() {
+        return Err(Problems { file, problems: syntax::problems(&text, &errors) });
+    }
+    let reader = Reader::new(&text, absolute.parent().unwrap_or(Path::new("/")), &|_: &str| None);
+    let section = Section::new(&reader, String::new(), 0..0, tree.get_ref());
+    let (proxy, _) = proxy::read(section.take("proxy"));
+    match reader.into_findings() {
+        (problems, _) if problems.is_empty() => Ok(proxy),
+        (problems, _) => Err(Problems { file, problems }),
+    }
+}
+
 fn whole(file: Section<'_>) -> Config {
     let (agent, listen_at) = agent(file.take("agent"));
-    let (proxy, http_at) = proxy(file.take("proxy"));
-    if let (true, Some(at)) = (overlap(&agent.listen, &proxy.http), http_at.or(listen_at)) {
-        let what =
-            format!("proxy.http ({}) and agent.listen ({}) cannot both be listened on", proxy.http, agent.listen);
-        file.reader.problem(&at, what, "give the two different ports");
+    let (proxy, at) = proxy::read(file.take("proxy"));
+    let listeners = [
+        ("proxy.http", Some(proxy.http), at.http.clone()),
+        ("proxy.https", proxy.https, at.https.clone()),
+        ("agent.listen", Some(agent.listen), listen_at),
+    ];
+    for (earlier, (name, address, at)) in listeners.iter().enumerate() {
+        for (other, taken, other_at) in listeners.iter().take(earlier) {
+            if let (Some(address), Some(taken)) = (address, taken)
+                && overlap(address, taken)
+                && let Some(at) = other_at.as_ref().or(at.as_ref())
+            {
+                let what = format!("{other} ({taken}) and {name} ({address}) cannot both be listened on");
+                file.reader.problem(at, what, "give the two different ports");
+            }
+        }
     }
     let runtime = runtime(file.reader, file.take("runtime"));
     let notify = notify::targets(file.take("notify"));
@@ -126,22 +155,6 @@ fn agent(field: Option<Field<'_>>) -> (AgentConfig, Option<Range<usize>>) {
     }
     section.finish();
     (config, listen.map(|field| field.span()))
-}
-
-/// `[proxy]`, and where its `http` is written.
-fn proxy(field: Option<Field<'_>>) -> (ProxyConfig, Option<Range<usize>>) {
-    let mut config = ProxyConfig { http: SocketAddr::from(([0, 0, 0, 0], 80)) };
-    let Some(section) = field.and_then(|field| field.section("write [proxy] on a line of its own")) else {
-        return (config, None);
-    };
-    let http = section.take("http");
-    config.http = http.as_ref().and_then(socket_address).unwrap_or(config.http);
-    let behind = "remove it; put a server that ends TLS in front of proxy.http";
-    section.unsupported("https", behind);
-    section.unsupported("acme", behind);
-    section.unsupported("trusted_proxies", "remove it");
-    section.finish();
-    (config, http.map(|field| field.span()))
 }
 
 /// Whether two listeners would be in each other's way. Port 0 asks the system for a free one.
@@ -198,7 +211,7 @@ fn reaches_over_network(docker_host: &str) -> bool {
 }
 
 /// Where to listen. A bare port is refused, since it leaves open who may connect.
-fn socket_address(field: &Field<'_>) -> Option<SocketAddr> {
+pub(super) fn socket_address(field: &Field<'_>) -> Option<SocketAddr> {
     const FORM: &str = "write an IP address and a port in quotes, such as \"127.0.0.1:9000\" or \"[::]:80\"";
     if field.as_text().is_none() {
         field.problem(" must be IP:PORT in quotes", FORM);

@@ -203,7 +203,7 @@ fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
             public_url: None,
             reconcile: None,
         },
-        proxy: ProxyConfig { http: ([127, 0, 0, 1], 0).into() },
+        proxy: ProxyConfig::plain(([127, 0, 0, 1], 0).into()),
         runtime: RuntimeConfig { docker_host: "unix:///nowhere".into() },
         notify,
         apps: BTreeMap::new(),

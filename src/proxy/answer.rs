@@ -1,7 +1,9 @@
 //! The answers of the proxy's own making: short, escaped, JSON for those who ask for it.
 
 use bytes::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 
 use super::body::Answer;
@@ -28,6 +30,8 @@ pub enum Own {
     BadGateway,
     /// No answer in time.
     GatewayTimeout,
+    /// The same is to be asked for here, by https.
+    ByHttps(HeaderValue),
 }
 
 impl Own {
@@ -40,6 +44,7 @@ impl Own {
             Self::Maintenance(_) | Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::ByHttps(_) => StatusCode::PERMANENT_REDIRECT,
         }
     }
 
@@ -56,6 +61,7 @@ impl Own {
             }
             Self::BadGateway => "no instance answered".to_owned(),
             Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
+            Self::ByHttps(_) => "this host is served by https".to_owned(),
         }
     }
 
@@ -86,6 +92,9 @@ impl Own {
             }
             Self::BadRequest(_) | Self::RequestTimeout => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::ByHttps(location) => {
+                headers.insert(LOCATION, location.clone());
             }
             Self::UnknownHost(_) | Self::UnknownPath(_) | Self::BadGateway | Self::GatewayTimeout => {}
         }

@@ -108,6 +108,7 @@ enum Ask {
     Apply { routes: Vec<Route>, reply: oneshot::Sender<Result<u64, ApplyError>> },
     Drain { instance: InstanceId, limits: DrainLimits, reply: oneshot::Sender<Drained> },
     Count { reply: oneshot::Sender<Counts> },
+    Reload,
 }
 
 impl ProxyClient {
@@ -152,6 +153,7 @@ impl ProxyClient {
             counts: VecDeque::new(),
             asked_counts: 0,
             last_counts: counts_sender,
+            is_to_reload: false,
         };
         (Self { asks, status, last_counts }, keeper)
     }
@@ -188,6 +190,12 @@ impl ProxyClient {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Count { reply }).ok()?;
         timeout(COUNT_LIMIT, answer).await.ok()?.ok()
+    }
+
+    /// Has the proxy read its part of the configuration again. One that is not there reads it as it starts.
+    pub fn reload(&self) {
+        // Without a task there is no connection.
+        let _ = self.asks.send(Ask::Reload);
     }
 
     /// The totals that were heard last.
@@ -245,6 +253,7 @@ struct Keeper {
     /// How many of these the proxy was asked on this connection.
     asked_counts: usize,
     last_counts: watch::Sender<Option<Counts>>,
+    is_to_reload: bool,
 }
 
 struct WaitedDrain {
@@ -308,6 +317,7 @@ impl Keeper {
         match ask {
             Ask::Apply { routes, reply } => self.tables.push_back(Wanted { routes, reply: Some(reply) }),
             Ask::Count { reply } => self.counts.push_back(reply),
+            Ask::Reload => self.is_to_reload = true,
             Ask::Drain { instance, limits, reply } => {
                 let since = Instant::now();
                 let waited = self.drains.entry(instance);
@@ -421,6 +431,9 @@ impl Keeper {
                 let limits = drain.limits;
                 write_message(write, &Order::Drain { instance: instance.clone(), limits }).await?;
             }
+        }
+        if std::mem::take(&mut self.is_to_reload) {
+            write_message(write, &Order::Reload).await?;
         }
         while self.asked_counts < self.counts.len() {
             self.asked_counts += 1;

@@ -46,6 +46,8 @@ pub enum Order {
         /// How long requests and streams may go on.
         limits: DrainLimits,
     },
+    /// Read `[proxy]` of the configuration again, and the certificates.
+    Reload,
     /// Finish what is under way (at most this long) and end.
     Shutdown {
         /// Milliseconds.
@@ -78,6 +80,9 @@ pub enum Report {
     HandOver {
         /// In force.
         table: Table,
+        /// How many of the listeners, the last ones, are for TLS.
+        #[serde(default)]
+        secure: usize,
     },
     /// It goes on as before.
     HandOverRefused {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
+use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, SET_COOKIE, STRICT_TRANSPORT_SECURITY, UPGRADE};
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
@@ -39,6 +39,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Answers one request of a client.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Answer> {
     let wants_json = headers::accepts_json(request.headers());
+    let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
     let mut response = match forward(&proxy, &origin, request.map(|body| ClientBody::new(body, is_held_back))).await {
         Ok(response) => response,
@@ -46,10 +47,30 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     };
     // A body that was never asked for leaves no way to tell where the next request begins.
     let is_own = matches!(response.body(), Answer::Own(_));
-    if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if is_http2 {
+        // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
+        response.headers_mut().remove(CONNECTION);
+    } else if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    if let Some(hsts) = &origin.hsts {
+        response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+    }
     response
+}
+
+/// Where a plain request is to go instead, if its host can be reached by https.
+fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<ClientBody>) -> Option<HeaderValue> {
+    let front = proxy.fronts.current();
+    let https = front.settings.https.filter(|_| front.settings.redirect_http)?;
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    // What proves to a certificate authority whose host it is must be answered as it was asked (RFC 8555 §8.3).
+    if path.starts_with("/.well-known/acme-challenge/") || origin.is_secure(request.headers()) {
+        return None;
+    }
+    let port = if https.port() == 443 { String::new() } else { format!(":{}", https.port()) };
+    let path = if path.starts_with('/') { path } else { "/" };
+    front.has_certificate(host).then(|| HeaderValue::from_str(&format!("https://{host}{port}{path}")).ok())?
 }
 
 async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
@@ -58,8 +79,17 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         return Err(Own::MethodNotAllowed);
     }
     headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+    if request.version() == Version::HTTP_2 {
+        let target = request.uri().authority().cloned();
+        headers::join_http2(target.as_ref(), request.headers_mut()).map_err(Own::BadRequest)?;
+    }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
+    if origin.leads_to_https
+        && let Some(location) = by_https(proxy, origin, &host, &request)
+    {
+        return Err(Own::ByHttps(location));
+    }
 
     let asked = request.uri().clone();
     let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[] };
@@ -73,6 +103,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
             NoClaim::NoMember(_) => Own::NothingRuns(host),
         }
     })?;
+    let is_secure = origin.is_secure(request.headers());
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
     let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };
@@ -96,7 +127,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         host: &host,
         path: asked.path(),
         stays,
-        is_secure: origin.scheme == "https",
+        is_secure,
         claim,
         arrived,
         claimed: arrived,

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use super::client::{ProxyClient, ProxyStatus};
 use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
 use super::instance::lock;
+use super::listen::Inherited;
 use super::orders::{Conversation, Successor};
 use super::predecessor::Predecessor;
 use super::table::{DrainLimits, Table};
@@ -41,7 +42,10 @@ const MOST_FILES: usize = 16;
 pub(super) struct Estate {
     pub control: OwnedFd,
     pub lock: OwnedFd,
+    /// Those with TLS are the last ones.
     pub listeners: Vec<OwnedFd>,
+    /// How many these are.
+    pub secure: usize,
 }
 
 /// The old process's part: hands over what it has, or goes on and says why.
@@ -82,7 +86,9 @@ async fn agree(
     tracing::info!(generation = table.generation, "handing over to a new proxy");
     let files: Vec<BorrowedFd<'_>> =
         [&estate.control, &estate.lock].into_iter().chain(&estate.listeners).map(AsFd::as_fd).collect();
-    send(&mut conversation.write, &Report::HandOver { table: table.clone() }, &files).await.map_err(broke)?;
+    send(&mut conversation.write, &Report::HandOver { table: table.clone(), secure: estate.secure }, &files)
+        .await
+        .map_err(broke)?;
     let order = timeout(READY_LIMIT, read_message(&mut conversation.read, &mut conversation.line)).await;
     match order.map_err(|_| format!("the new proxy was not ready within {READY_LIMIT:?}"))?.map_err(broke)? {
         Some(Order::TakeOver { .. }) if conversation.proxy.is_closing() => Err("it ends".to_owned()),
@@ -122,7 +128,7 @@ pub(super) struct Offer {
     pub table: Table,
     pub control: UnixListener,
     pub lock: File,
-    pub listeners: Vec<TcpListener>,
+    pub listeners: Inherited,
 }
 
 /// Asks the running proxy of this directory to hand over. Blocks.
@@ -142,12 +148,14 @@ pub(super) fn ask(data_dir: &Path) -> anyhow::Result<Offer> {
     io::Write::write_all(&mut &link, &[&serde_json::to_vec(&Order::HandOver)?[..], b"\n"].concat())?;
     loop {
         match heard.next(&link).with_context(|| format!("the {about} cannot hand over"))? {
-            Report::HandOver { table } => {
+            Report::HandOver { table, secure } => {
                 let mut files = heard.files.into_iter();
                 let (Some(control), Some(lock)) = (files.next(), files.next()) else {
                     bail!("the {about} handed no sockets over");
                 };
-                let listeners = files.map(TcpListener::from).collect();
+                let mut http: Vec<TcpListener> = files.map(TcpListener::from).collect();
+                let https = http.split_off(http.len().saturating_sub(secure));
+                let listeners = Inherited { http, https };
                 let (control, lock) = (UnixListener::from(control), File::from(lock));
                 return Ok(Offer { link, before, table, control, lock, listeners });
             }

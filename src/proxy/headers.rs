@@ -1,12 +1,16 @@
 //! What of a message's headers is passed on, and what the proxy adds (RFC 9110 §7.6).
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use hyper::http::uri::Authority;
+
+use super::front::Front;
 
 use super::path_prefix::PathPrefix;
 
@@ -19,13 +23,43 @@ static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// What the proxy says about where a request came from.
+/// What the proxy says about where a request came from, and what else is the same for a whole connection.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The client's address.
     pub address: HeaderValue,
+    /// The same as an element of `Forwarded` (RFC 7239 §6): an IPv6 address stands in brackets and quotes.
+    node: String,
     /// `http` or `https`, as the client spoke it.
     pub scheme: HeaderValue,
+    /// What it says of where a request came from is passed on.
+    pub is_trusted: bool,
+    /// Requests may have to be sent to https.
+    pub leads_to_https: bool,
+    /// Answers tell browsers to use https alone.
+    pub hsts: Option<HeaderValue>,
+}
+
+impl Origin {
+    /// Of a peer, on a listener with or without TLS.
+    pub fn new(peer: IpAddr, secure: bool, front: &Front) -> Self {
+        let address = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
+        Self {
+            address,
+            node,
+            scheme: HeaderValue::from_static(if secure { "https" } else { "http" }),
+            is_trusted: front.settings.trusted_proxies.iter().any(|network| network.contains(&peer)),
+            leads_to_https: !secure && front.settings.https.is_some(),
+            hsts: front.hsts.clone().filter(|_| secure),
+        }
+    }
+
+    /// Whether the client itself used https: by a proxy in front, if that is believed.
+    pub fn is_secure(&self, headers: &HeaderMap) -> bool {
+        let said = if self.is_trusted { headers.get(&X_FORWARDED_PROTO) } else { None };
+        said.unwrap_or(&self.scheme).as_bytes().eq_ignore_ascii_case(b"https")
+    }
 }
 
 /// The authority a request is for: its target's when that is a full URI, else its one `Host` header
@@ -40,6 +74,26 @@ pub fn authority(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, &'static
         Some(authority) => HeaderValue::from_str(authority.as_str()).map_err(|_| "the request's target is malformed"),
         None => host.cloned().ok_or("the request has no Host header"),
     }
+}
+
+/// Makes of the headers of an HTTP/2 request what HTTP/1.1 has: one line of cookies, as they may come in several
+/// (RFC 9113 §8.2.3). The error says what is wrong: two names for one request (§8.3.1).
+pub fn join_http2(target: Option<&Authority>, headers: &mut HeaderMap) -> Result<(), &'static str> {
+    if let (Some(target), Some(host)) = (target, headers.get(HOST))
+        && !host.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes())
+    {
+        return Err("the request's :authority and its Host header differ");
+    }
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (cookies.next(), cookies.next()) {
+        let mut all = [first.as_bytes(), b"; ", second.as_bytes()].concat();
+        for more in cookies {
+            all.extend_from_slice(b"; ");
+            all.extend_from_slice(more.as_bytes());
+        }
+        headers.insert(COOKIE, HeaderValue::from_bytes(&all).map_err(|_| "the request's cookies are malformed")?);
+    }
+    Ok(())
 }
 
 /// Refuses a body framing that two parties might read differently.
@@ -76,6 +130,7 @@ pub fn prepare_request(
     let wants_trailers =
         headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     remove_hop_by_hop(headers);
+    let forwarding = if origin.is_trusted { Some(Forwarding::of(headers)) } else { None };
     remove_where(headers, is_clients_claim);
     headers.remove(EXPECT);
     if wants_trailers {
@@ -90,6 +145,59 @@ pub fn prepare_request(
     headers.insert(&X_FORWARDED_PROTO, origin.scheme.clone());
     headers.insert(&X_FORWARDED_HOST, authority);
     headers.insert(&X_REQUEST_ID, request_id);
+    if let Some(forwarding) = forwarding {
+        forwarding.restore(headers, origin);
+    }
+}
+
+/// What a trusted proxy says of where a request came from.
+struct Forwarding {
+    kept: Vec<(HeaderName, HeaderValue)>,
+    addresses: Vec<u8>,
+    forwarded: Vec<u8>,
+}
+
+impl Forwarding {
+    fn of(headers: &HeaderMap) -> Self {
+        let is_kept = |name: &HeaderName| {
+            let is_forwarding = name.as_str().starts_with("x-forwarded-") && *name != X_FORWARDED_FOR;
+            (is_forwarding || *name == X_REAL_IP) && !name.as_str().contains('_')
+        };
+        let kept = headers.iter().filter(|(name, _)| is_kept(name));
+        let kept = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { kept, addresses: joined(headers, &X_FORWARDED_FOR), forwarded: joined(headers, &FORWARDED) }
+    }
+
+    /// As it was, with the peer at the end.
+    fn restore(self, headers: &mut HeaderMap, origin: &Origin) {
+        for (name, _) in &self.kept {
+            headers.remove(name);
+        }
+        for (name, value) in self.kept {
+            headers.append(name, value);
+        }
+        let list = |mut before: Vec<u8>, last: &[u8]| {
+            if !before.is_empty() {
+                before.extend_from_slice(b", ");
+            }
+            before.extend_from_slice(last);
+            HeaderValue::from_bytes(&before)
+        };
+        if let Ok(addresses) = list(self.addresses, origin.address.as_bytes()) {
+            headers.insert(&X_FORWARDED_FOR, addresses);
+        }
+        if !self.forwarded.is_empty()
+            && let Ok(forwarded) = list(self.forwarded, format!("for={}", origin.node).as_bytes())
+        {
+            headers.insert(FORWARDED, forwarded);
+        }
+    }
+}
+
+/// All values of a list, in one.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    values.join(&b", "[..])
 }
 
 /// Says which part of the path was taken off, so that the instance can write links. After [`prepare_request`].
@@ -190,10 +298,20 @@ mod tests {
         headers
     }
 
+    fn origin(peer: &str, is_trusted: bool) -> Origin {
+        Origin {
+            address: HeaderValue::from_str(peer).unwrap(),
+            node: peer.to_owned(),
+            scheme: HeaderValue::from_static("http"),
+            is_trusted,
+            leads_to_https: false,
+            hsts: None,
+        }
+    }
+
     fn forwarded(lines: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = map(lines);
-        let origin =
-            Origin { address: HeaderValue::from_static("192.0.2.7"), scheme: HeaderValue::from_static("http") };
+        let origin = origin("192.0.2.7", false);
         let upgrade = upgrade(&headers);
         let host = HeaderValue::from_static("shop.test:8080");
         prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), upgrade);
@@ -225,6 +343,43 @@ mod tests {
                 "x-forwarded-proto: http",
                 "x-request-id: id-1",
             ]
+        );
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_added_to() {
+        let ask = |lines: &[(&'static str, &str)]| {
+            let mut headers = map(lines);
+            let (origin, host) = (origin("10.0.0.9", true), HeaderValue::from_static("shop.test"));
+            let is_secure = origin.is_secure(&headers);
+            prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), None);
+            (headers, is_secure)
+        };
+        let (headers, is_secure) = ask(&[
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "443"),
+            ("x_forwarded_for", "127.0.0.1"),
+            ("forwarded", "for=192.0.2.7;proto=https"),
+            ("x-request-id", "mine"),
+        ]);
+        assert!(is_secure);
+        for (name, value) in [
+            ("x-forwarded-for", "192.0.2.7, 10.0.0.1, 10.0.0.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "443"),
+            ("x-forwarded-host", "shop.test"),
+            ("forwarded", "for=192.0.2.7;proto=https, for=10.0.0.9"),
+            ("x-request-id", "id-1"),
+        ] {
+            assert_eq!(headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
+        }
+        assert!(!headers.contains_key("x_forwarded_for"));
+        let (headers, is_secure) = ask(&[]);
+        assert_eq!(
+            (&headers["x-forwarded-for"], headers.get("forwarded"), is_secure),
+            (&"10.0.0.9".parse().unwrap(), None, false)
         );
     }
 
@@ -269,6 +424,17 @@ mod tests {
         assert_eq!(authority(&target, &map(&[("host", "a")])).unwrap(), "a");
         let full: Uri = "http://b.test:81/x".parse().unwrap();
         assert_eq!(authority(&full, &map(&[("host", "a")])).unwrap(), "b.test:81");
+    }
+
+    #[test]
+    fn http2_names_one_host_and_may_split_its_cookies() {
+        let target: Authority = "shop.test".parse().unwrap();
+        let mut headers =
+            map(&[("host", "Shop.test"), ("cookie", "a=1"), ("x", "1"), ("cookie", "b=2"), ("cookie", "c")]);
+        join_http2(Some(&target), &mut headers).unwrap();
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c"]);
+        assert!(join_http2(Some(&target), &mut map(&[("host", "else.test")])).is_err());
+        assert!(join_http2(None, &mut map(&[("host", "shop.test")])).is_ok());
     }
 
     #[test]

@@ -14,13 +14,69 @@ const BACKLOG: u32 = 4096;
 /// A silent connection is asked for a sign of life after this; after nine unanswered ones 75 s apart it is gone.
 const KEEP_ALIVE_IDLE_SECONDS: u32 = 60;
 
+/// A listener of the proxy.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where.
+    pub socket: TcpListener,
+    /// What comes in speaks TLS.
+    pub secure: bool,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Without TLS.
+    pub http: SocketAddr,
+    /// With TLS.
+    pub https: Option<SocketAddr>,
+}
+
+/// Listeners that were opened elsewhere: by a service manager, or by the proxy before this one.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Without TLS.
+    pub http: Vec<std::net::TcpListener>,
+    /// With TLS.
+    pub https: Vec<std::net::TcpListener>,
+}
+
+impl Inherited {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.http.is_empty() && self.https.is_empty()
+    }
+}
+
+/// All listeners, plain ones first. Of each kind those that a service manager gave are taken; else those of the proxy
+/// before that are where one is wanted; else one is opened.
+pub fn all(wanted: Wanted, given: Inherited, handed: Inherited) -> anyhow::Result<Vec<Listener>> {
+    let of_kind = |address: SocketAddr, given: Vec<std::net::TcpListener>, handed: Vec<std::net::TcpListener>| {
+        let is_wanted = |listener: &std::net::TcpListener| {
+            address.port() == 0 || listener.local_addr().is_ok_and(|its_own| its_own == address)
+        };
+        let same: Vec<_> = handed.into_iter().filter(is_wanted).collect();
+        match (given.is_empty(), same.is_empty()) {
+            (false, _) => inherit(given),
+            (true, false) => inherit(same),
+            (true, true) => Ok(vec![bind(address)?]),
+        }
+    };
+    let listener = |secure| move |socket| Listener { socket, secure };
+    let plain = of_kind(wanted.http, given.http, handed.http)?;
+    let mut listeners: Vec<Listener> = plain.into_iter().map(listener(false)).collect();
+    if let Some(https) = wanted.https {
+        listeners.extend(of_kind(https, given.https, handed.https)?.into_iter().map(listener(true)));
+    }
+    Ok(listeners)
+}
+
 /// Binds a listener; the error names the cause and, where it can be found, who holds the port.
 pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     try_bind(address).map_err(|error| explain(address, &error))
 }
 
-/// Listeners that were opened elsewhere: by a service manager, or by the proxy before this one.
-pub fn inherit(listeners: Vec<std::net::TcpListener>) -> anyhow::Result<Vec<TcpListener>> {
+fn inherit(listeners: Vec<std::net::TcpListener>) -> anyhow::Result<Vec<TcpListener>> {
     let taken = listeners.into_iter().map(|listener| {
         listener.set_nonblocking(true)?;
         ask_for_life(&listener)?;
@@ -48,7 +104,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     match error.kind() {
         io::ErrorKind::PermissionDenied if port < 1024 => anyhow!(
             "cannot listen on {address}: port {port} needs CAP_NET_BIND_SERVICE; run as root, grant the capability \
-             (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE) or choose a port from 1024 up for [proxy] http"
+             (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE) or choose a port from 1024 up in [proxy]"
         ),
         io::ErrorKind::AddrInUse => match holder(port) {
             Some(who) => {

@@ -43,15 +43,21 @@ impl Lookup {
         Self { hosts }
     }
 
+    /// Whether some route has the host.
+    pub fn has_host(&self, host: &str) -> bool {
+        self.ways(host).is_some()
+    }
+
+    fn ways(&self, host: &str) -> Option<&Vec<Way>> {
+        self.hosts.get(host).or_else(|| {
+            let (_, parent) = host.split_once('.')?;
+            self.hosts.get(&format!("*.{parent}"))
+        })
+    }
+
     /// The position of the route for a host, as [`super::table::lookup_host`] spells it, and a path.
     pub fn find(&self, host: &str, path: &str) -> Result<usize, NoRoute> {
-        let ways = match self.hosts.get(host) {
-            Some(ways) => ways,
-            None => {
-                let (_, parent) = host.split_once('.').ok_or(NoRoute::Host)?;
-                self.hosts.get(&format!("*.{parent}")).ok_or(NoRoute::Host)?
-            }
-        };
+        let ways = self.ways(host).ok_or(NoRoute::Host)?;
         ways.iter().find(|way| way.path.covers(path)).map(|way| way.route).ok_or(NoRoute::Path)
     }
 }

@@ -1,7 +1,8 @@
 //! The data plane: a process of its own that serves traffic from a route table and survives the agent.
 //!
-//! A request passes [`server`] (the client's connection), `forward` (the request), `routing` (the claim: look up, pick
-//! and count in, under one lock), `pool` (a connection of that instance) and `body` (the answer, which holds the claim to
+//! A request passes [`server`] (the listener), `connection` (the client's, in its version of HTTP), `forward` (the
+//! request), `routing` (the claim: look up, pick and count in, under one lock), `pool` (a connection of that instance) and
+//! `body` (the answer, which holds the claim to
 //! its end). The agent's word comes in through [`control`] and `orders`, is kept on disk by `saved` and ends in a
 //! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket, and [`supervise`] its care
 //! for the process. A new process takes over by `handover`, and speaks for its `predecessor` while that one `retire`s.
@@ -17,9 +18,12 @@ pub mod table;
 mod alive;
 mod answer;
 mod body;
+mod certificates;
+mod connection;
 mod counts;
 mod drain;
 mod forward;
+mod front;
 mod handover;
 mod headers;
 mod instance;
@@ -34,12 +38,15 @@ mod retire;
 mod routing;
 mod saved;
 mod sticky;
+mod stream;
+mod tls;
 mod tunnel;
 
 #[cfg(test)]
 mod tests;
 
 pub use client::{ApplyError, Counts, Drained, ProxyClient, ProxyStatus};
+pub use listen::Inherited;
 pub use path_prefix::{InvalidPath, PathPrefix};
 pub use pick::Balance;
 pub use server::{ProxyOptions, run};

@@ -246,6 +246,10 @@ impl Conversation {
                 drain::begin(&self.proxy, &instance, limits);
                 None
             }
+            Order::Reload => {
+                self.proxy.fronts.read_again();
+                None
+            }
             Order::Shutdown { grace_ms } => {
                 self.proxy.shut_down(Duration::from_millis(grace_ms));
                 None

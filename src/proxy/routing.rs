@@ -118,6 +118,11 @@ impl Routing {
         }
     }
 
+    /// Whether a route has this host.
+    pub fn has_host(&self, host: &str) -> bool {
+        lock(&self.state).lookup.has_host(host)
+    }
+
     /// The number of the table in force.
     pub fn generation(&self) -> u64 {
         lock(&self.state).generation

@@ -1,14 +1,12 @@
-//! The proxy process: listeners, client connections, and the way down.
+//! The proxy process: what its parts share, its listeners, and the way down.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -16,9 +14,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use futures_util::future::join_all;
 use hyper::header::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::sleep;
@@ -28,16 +23,19 @@ use tokio_util::task::TaskTracker;
 use super::client::ProxyStatus;
 use super::control::{AppCounts, Report};
 use super::drain::Drains;
+use super::front::Fronts;
 use super::handover::{Estate, Offer};
-use super::headers::Origin;
 use super::instance::{Instance, lock};
+use super::listen::{Inherited, Listener, Wanted};
 use super::orders::{Control, Successor, Tables};
 use super::predecessor::Predecessor;
 use super::retire::{accept_waiting, retire, wind_down};
 use super::routing::Routing;
 use super::saved::Saved;
 use super::table::DrainLimits;
-use super::{alive, forward, handover, listen};
+use super::tls::Handshakes;
+use super::{alive, connection, handover, listen};
+use crate::config::ProxyConfig;
 use crate::data_dir;
 use crate::model::{AppName, InstanceId};
 use crate::text::with_causes;
@@ -54,25 +52,28 @@ const REPORTS_KEPT: usize = 1024;
 /// How to run a proxy.
 #[derive(Debug)]
 pub struct ProxyOptions {
-    /// Where plain HTTP is served. Port 0 takes any free one.
-    pub http: SocketAddr,
-    /// Listeners from a service manager, which take the place of `http`.
-    pub inherited: Vec<std::net::TcpListener>,
+    /// Where it listens, and with what. Port 0 takes any free one.
+    pub front: ProxyConfig,
+    /// The file that has `front` in `[proxy]`, to be read again.
+    pub config: Option<PathBuf>,
+    /// Listeners from a service manager, which take the place of those in `front`.
+    pub inherited: Inherited,
     /// Holds `proxy.sock`, `proxy.lock` and `routes.json`; made with mode 0700 when it is missing.
     pub data_dir: PathBuf,
     /// Take over from the proxy that serves from the data directory, when there is one.
     pub take_over: bool,
     /// How long what that one has under way may go on.
     pub limits: DrainLimits,
-    /// Told the address that was bound, once the proxy serves.
+    /// Told the address that was bound for plain HTTP, once the proxy serves.
     pub ready: Option<oneshot::Sender<SocketAddr>>,
 }
 
 impl ProxyOptions {
-    /// A proxy that finds nobody there.
+    /// A proxy that serves plain HTTP and finds nobody there.
     pub fn new(http: SocketAddr, data_dir: PathBuf) -> Self {
+        let front = ProxyConfig::plain(http);
         let limits = DrainLimits { requests: Duration::from_secs(30), streams: Duration::from_secs(60) };
-        Self { http, inherited: Vec::new(), data_dir, take_over: false, limits, ready: None }
+        Self { front, config: None, inherited: Inherited::default(), data_dir, take_over: false, limits, ready: None }
     }
 }
 
@@ -83,6 +84,10 @@ pub struct Proxy {
     pub(super) routing: Routing,
     /// Instances on their way out.
     pub(super) drains: Drains,
+    /// What clients are shown besides.
+    pub(super) fronts: Arc<Fronts>,
+    /// TLS connections that begin.
+    pub(super) handshakes: Handshakes,
     /// Where the table is kept.
     pub(super) saved: Saved,
     /// One table at a time is saved and put in force.
@@ -113,6 +118,8 @@ pub struct Proxy {
     /// Asks `run` to end.
     pub(super) stop: CancellationToken,
     grace: Mutex<Duration>,
+    /// Asks HTTP/2 clients to leave: unlike others they can be told while they idle.
+    pub(super) leaving: CancellationToken,
     /// Closes idle client connections.
     pub(super) close_idle: CancellationToken,
     /// Closes everything.
@@ -123,6 +130,7 @@ impl Proxy {
     /// With nothing in its table. Who takes over is told of on the receiver.
     pub(super) fn new(
         saved: Saved,
+        fronts: Arc<Fronts>,
         boot: String,
         listeners: Vec<String>,
         activated: bool,
@@ -131,6 +139,8 @@ impl Proxy {
         let proxy = Self {
             routing: Routing::default(),
             drains: Drains::default(),
+            fronts,
+            handshakes: Handshakes::default(),
             saved,
             tables: Arc::default(),
             tasks: TaskTracker::new(),
@@ -148,6 +158,7 @@ impl Proxy {
             retired: AtomicBool::new(false),
             stop: CancellationToken::new(),
             grace: Mutex::new(GRACE),
+            leaving: CancellationToken::new(),
             close_idle: CancellationToken::new(),
             abort: CancellationToken::new(),
         };
@@ -167,6 +178,7 @@ impl Proxy {
     /// From now on clients are told to close; the accepted connections are all there will be.
     pub(super) fn close(&self) {
         self.closing.store(true, Relaxed);
+        self.leaving.cancel();
         self.tasks.close();
         drop(lock(&self.estate).take());
     }
@@ -242,7 +254,7 @@ impl Proxy {
 struct Ground {
     lock: File,
     control: Control,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     boot: String,
     tables: Tables,
     /// To whom to say that this process is ready.
@@ -261,16 +273,19 @@ impl Drop for Left<'_> {
 /// Serves until `shutdown` fires, an agent orders it, or another proxy takes over; then lets what is under way end.
 /// Fails when the port or the data directory cannot be had.
 pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ProxyOptions { http, inherited, data_dir, take_over, limits, ready } = options;
+    let ProxyOptions { front, config, inherited, data_dir, take_over, limits, ready } = options;
     data_dir::prepare(&data_dir)?;
     let saved = Saved::in_dir(&data_dir);
     let activated = !inherited.is_empty();
+    let wanted = Wanted { http: front.http, https: front.https };
+    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config)).await?;
+    let fronts = Arc::new(fronts.context("cannot set up TLS")?);
     let ground = match lock_data_dir(&data_dir)? {
-        Held::Here(lock) => start_alone(lock, http, inherited, &data_dir, &saved)?,
+        Held::Here(lock) => start_alone(lock, wanted, inherited, &data_dir, &saved)?,
         Held::By(_) if take_over => {
             let dir = data_dir.clone();
             let offer = tokio::task::spawn_blocking(move || handover::ask(&dir)).await??;
-            start_from(offer, http, inherited, &saved)?
+            start_from(offer, wanted, inherited, &saved)?
         }
         Held::By(pid) => bail!(
             "another proxy (pid {pid}) already serves from {}; `longshore proxy --take-over` takes its place",
@@ -279,9 +294,9 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     };
     let Ground { mut lock, mut control, listeners, boot, tables, before } = ground;
     let capacity = listen::client_capacity();
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+    let addresses = listeners.iter().map(|one| one.socket.local_addr()).collect::<io::Result<Vec<_>>>()?;
     let named: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let (proxy, mut succeeded) = Proxy::new(saved, boot, named.clone(), activated);
+    let (proxy, mut succeeded) = Proxy::new(saved, fronts, boot, named.clone(), activated);
     proxy.routing.replace(&tables.in_force);
     *proxy.tables.lock().await = tables;
     let dead = alive::pass_over_dead(&proxy.routing).await;
@@ -296,7 +311,8 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     proxy.give_back(Estate {
         control: control.duplicate()?,
         lock: lock.as_fd().try_clone_to_owned()?,
-        listeners: listeners.iter().map(|one| one.as_fd().try_clone_to_owned()).collect::<io::Result<_>>()?,
+        listeners: listeners.iter().map(|one| one.socket.as_fd().try_clone_to_owned()).collect::<io::Result<_>>()?,
+        secure: listeners.iter().filter(|one| one.secure).count(),
     });
     let _left_at_the_end = Left(&proxy);
     tracing::info!(addresses = ?named, generation = proxy.routing.generation(), clients = capacity, "proxy serves");
@@ -304,7 +320,7 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
         let _ = ready.send(address);
     }
 
-    let upkeep = async { tokio::join!(sweep(&proxy), alive::take_back(dead)) };
+    let upkeep = async { tokio::join!(sweep(&proxy), alive::take_back(dead), proxy.fronts.follow()) };
     tokio::pin!(upkeep);
     let successor = {
         let serving = control.serve(&proxy);
@@ -336,9 +352,9 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     let (Some(successor), listeners) = successor else { return Ok(()) };
     control.leave();
     drop(lock);
-    for listener in listeners.iter().filter(|one| !is_at(one, &successor.listeners)) {
-        for (stream, peer) in accept_waiting(listener).await {
-            serve_client(&proxy, stream, peer, None);
+    for listener in listeners.iter().filter(|one| !is_at(&one.socket, &successor.listeners)) {
+        for (stream, peer) in accept_waiting(&listener.socket).await {
+            serve_client(&proxy, stream, peer, listener.secure, None);
         }
     }
     drop(listeners);
@@ -352,8 +368,8 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
 /// Nobody serves from the data directory: the socket and the file in it are a dead proxy's.
 fn start_alone(
     lock: File,
-    http: SocketAddr,
-    inherited: Vec<std::net::TcpListener>,
+    wanted: Wanted,
+    inherited: Inherited,
     data_dir: &Path,
     saved: &Saved,
 ) -> anyhow::Result<Ground> {
@@ -363,30 +379,14 @@ fn start_alone(
     });
     let tables =
         Tables { on_disk: table.as_ref().map(|table| table.routes.clone()), in_force: table.unwrap_or_default() };
-    let listeners = match inherited.is_empty() {
-        true => vec![listen::bind(http)?],
-        false => listen::inherit(inherited)?,
-    };
+    let listeners = listen::all(wanted, inherited, Inherited::default())?;
     Ok(Ground { lock, control: Control::bind(data_dir)?, listeners, boot: random()?, tables, before: None })
 }
 
 /// The proxy before this one goes on until it is told that this one is ready.
-fn start_from(
-    offer: Offer,
-    http: SocketAddr,
-    inherited: Vec<std::net::TcpListener>,
-    saved: &Saved,
-) -> anyhow::Result<Ground> {
+fn start_from(offer: Offer, wanted: Wanted, inherited: Inherited, saved: &Saved) -> anyhow::Result<Ground> {
     let Offer { link, before, table, control, lock, listeners: handed } = offer;
-    let wanted = |listener: &std::net::TcpListener| {
-        http.port() == 0 || listener.local_addr().is_ok_and(|address| address == http)
-    };
-    let same: Vec<_> = handed.into_iter().filter(wanted).collect();
-    let listeners = match (inherited.is_empty(), same.is_empty()) {
-        (false, _) => listen::inherit(inherited)?,
-        (true, false) => listen::inherit(same)?,
-        (true, true) => vec![listen::bind(http)?],
-    };
+    let listeners = listen::all(wanted, inherited, handed)?;
     let on_disk = saved.load().ok().flatten().map(|table| table.routes);
     let control = Control::handed_over(control)?;
     let (boot, tables) = (before.boot.clone(), Tables { in_force: table, on_disk });
@@ -397,12 +397,12 @@ fn is_at(listener: &TcpListener, addresses: &[String]) -> bool {
     listener.local_addr().is_ok_and(|address| addresses.contains(&address.to_string()))
 }
 
-async fn accept(proxy: &Arc<Proxy>, listener: &TcpListener, places: &Arc<Semaphore>) {
+async fn accept(proxy: &Arc<Proxy>, listener: &Listener, places: &Arc<Semaphore>) {
     loop {
         // At capacity new connections wait in the kernel's queue until one ends.
         let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, peer)) => serve_client(proxy, stream, peer, Some(place)),
+        match listener.socket.accept().await {
+            Ok((stream, peer)) => serve_client(proxy, stream, peer, listener.secure, Some(place)),
             Err(error) => {
                 // A connection that is gone already, or no files left; accepting again at once would spin.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -412,10 +412,16 @@ async fn accept(proxy: &Arc<Proxy>, listener: &TcpListener, places: &Arc<Semapho
     }
 }
 
-fn serve_client(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr, place: Option<OwnedSemaphorePermit>) {
+fn serve_client(
+    proxy: &Arc<Proxy>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    secure: bool,
+    place: Option<OwnedSemaphorePermit>,
+) {
     let of_task = Arc::clone(proxy);
     proxy.tasks.spawn(async move {
-        serve_connection(&of_task, stream, peer).await;
+        connection::serve(&of_task, stream, peer, secure).await;
         drop(place);
     });
 }
@@ -425,43 +431,6 @@ async fn sweep(proxy: &Proxy) {
     loop {
         turn.tick().await;
         proxy.routing.sweep();
-    }
-}
-
-async fn serve_connection(proxy: &Arc<Proxy>, stream: TcpStream, peer: SocketAddr) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "client is gone already");
-        return;
-    }
-    let address = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
-    let address = address.unwrap_or(HeaderValue::from_static("unknown"));
-    let origin = Arc::new(Origin { address, scheme: HeaderValue::from_static("http") });
-    let service = service_fn(|request| {
-        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let mut told_to_close = false;
-    loop {
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "client connection ended");
-                }
-                return;
-            }
-            () = proxy.close_idle.cancelled(), if !told_to_close => {
-                told_to_close = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = proxy.abort.cancelled() => return,
-        }
     }
 }
 

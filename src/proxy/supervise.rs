@@ -30,7 +30,7 @@ pub struct Supervisor {
     exe: PathBuf,
     config: PathBuf,
     log: PathBuf,
-    http: SocketAddr,
+    listens: Vec<SocketAddr>,
     proxy: ProxyClient,
 }
 
@@ -44,11 +44,11 @@ enum Found {
 }
 
 impl Supervisor {
-    /// `http` is where the proxy is to listen. What is started is this process's own binary.
-    pub fn new(proxy: ProxyClient, config: PathBuf, log: PathBuf, http: SocketAddr) -> Result<Self> {
+    /// `listens` is where the proxy is to listen, plain HTTP first. What is started is this process's own binary.
+    pub fn new(proxy: ProxyClient, config: PathBuf, log: PathBuf, listens: Vec<SocketAddr>) -> Result<Self> {
         // Looked up now: once the file has been replaced by an upgrade, the kernel no longer knows its path.
         let exe = std::env::current_exe().context("cannot find the longshore binary")?;
-        Ok(Self { exe, config, log, http, proxy })
+        Ok(Self { exe, config, log, listens, proxy })
     }
 
     /// At the agent's start: a proxy serves, and it is of this version and configuration.
@@ -144,8 +144,10 @@ impl Supervisor {
                 true
             }
         };
-        let Some(why) = outdated(&status, self.http, same_binary) else {
+        let Some(why) = outdated(&status, &self.listens, same_binary) else {
             tracing::info!(pid, version, "adopted the running proxy");
+            // The rest of [proxy] may have changed while there was no agent.
+            self.proxy.reload();
             return;
         };
         if status.activated {
@@ -187,7 +189,7 @@ impl Supervisor {
 }
 
 /// Why a running proxy is to be replaced; `None`: it is as this agent would start it.
-fn outdated(status: &ProxyStatus, http: SocketAddr, same_binary: bool) -> Option<String> {
+fn outdated(status: &ProxyStatus, listens: &[SocketAddr], same_binary: bool) -> Option<String> {
     let own = env!("CARGO_PKG_VERSION");
     if status.version != own {
         return Some(format!("it is of version {}, the agent of version {own}", status.version));
@@ -195,8 +197,11 @@ fn outdated(status: &ProxyStatus, http: SocketAddr, same_binary: bool) -> Option
     if !same_binary {
         return Some("it runs another binary of this version".to_owned());
     }
-    if http.port() != 0 && status.listeners != [http.to_string()] {
-        return Some(format!("it listens on {}, not on {http} ([proxy] http)", status.listeners.join(", ")));
+    let is_at = |(address, at): (&SocketAddr, &String)| address.port() == 0 || *at == address.to_string();
+    if listens.len() != status.listeners.len() || !listens.iter().zip(&status.listeners).all(is_at) {
+        let wanted: Vec<String> = listens.iter().map(SocketAddr::to_string).collect();
+        let (wanted, now) = (wanted.join(" and "), status.listeners.join(" and "));
+        return Some(format!("it listens on {now}, not on {wanted} ([proxy] http, https)"));
     }
     None
 }
@@ -230,21 +235,23 @@ mod tests {
 
     #[test]
     fn a_proxy_of_another_version_binary_or_address_is_outdated() {
-        let http: SocketAddr = ([0, 0, 0, 0], 80).into();
+        let http: &[SocketAddr] = &[([0, 0, 0, 0], 80).into()];
         let own = ProxyStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             listeners: vec!["0.0.0.0:80".to_owned()],
             ..ProxyStatus::default()
         };
         assert_eq!(outdated(&own, http, true), None);
-        assert_eq!(outdated(&own, ([127, 0, 0, 1], 0).into(), true), None, "any port is any port");
-        let says = |status: &ProxyStatus, http, same| outdated(status, http, same).unwrap();
+        assert_eq!(outdated(&own, &[([127, 0, 0, 1], 0).into()], true), None, "any port is any port");
+        let says = |status: &ProxyStatus, http: &[SocketAddr], same| outdated(status, http, same).unwrap();
         assert!(says(&own, http, false).contains("another binary"));
         assert!(
             says(&ProxyStatus { version: "0.0.1".to_owned(), ..own.clone() }, http, true).contains("version 0.0.1")
         );
-        let why = says(&own, ([0, 0, 0, 0], 8080).into(), true);
-        assert_eq!(why, "it listens on 0.0.0.0:80, not on 0.0.0.0:8080 ([proxy] http)");
+        let why = says(&own, &[([0, 0, 0, 0], 8080).into()], true);
+        assert_eq!(why, "it listens on 0.0.0.0:80, not on 0.0.0.0:8080 ([proxy] http, https)");
+        let why = says(&own, &[http[0], ([0, 0, 0, 0], 443).into()], true);
+        assert_eq!(why, "it listens on 0.0.0.0:80, not on 0.0.0.0:80 and 0.0.0.0:443 ([proxy] http, https)");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn config(apps: impl IntoIterator<Item = App>) -> Config {
             public_url: None,
             reconcile: None,
         },
-        proxy: ProxyConfig { http: "127.0.0.1:0".parse().unwrap() },
+        proxy: ProxyConfig::plain("127.0.0.1:0".parse().unwrap()),
         runtime: RuntimeConfig { docker_host: "unix:///nonexistent".into() },
         notify: Vec::new(),
         apps: apps.into_iter().map(|app| (app.name.clone(), app)).collect(),

@@ -12,7 +12,7 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
         agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
-        proxy takes: http
+        proxy takes: http, https, certificates, redirect_http, hsts, self_signed, trusted_proxies
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
         apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
@@ -25,9 +25,7 @@ fn what_a_later_version_may_know_is_told_apart_from_the_unknown() {
     insta::assert_snapshot!(report(&format!(
         r#"
 [proxy]
-https = "0.0.0.0:443"
 acme = {{ email = "ops@example.com" }}
-trusted_proxies = ["10.0.0.0/8"]
 [runtime]
 kind = "swarm"
 [[notify]]
@@ -46,25 +44,21 @@ image = "postgres"
 "#,
         app("")
     )), @r#"
-    deploy.toml:3:1: proxy.https is not supported by this version
-        remove it; put a server that ends TLS in front of proxy.http
-    deploy.toml:4:1: proxy.acme is not supported by this version
-        remove it; put a server that ends TLS in front of proxy.http
-    deploy.toml:5:1: proxy.trusted_proxies is not supported by this version
-        remove it
-    deploy.toml:7:8: runtime.kind = "swarm" is not supported by this version
+    deploy.toml:3:1: proxy.acme is not supported by this version
+        remove it; get certificates with a program such as certbot, and name them in certificates
+    deploy.toml:5:8: runtime.kind = "swarm" is not supported by this version
         write kind = "docker" or leave it out
-    deploy.toml:9:8: notify[0].kind = "slack" is not supported by this version
+    deploy.toml:7:8: notify[0].kind = "slack" is not supported by this version
         write kind = "discord" or remove this [[notify]]
-    deploy.toml:14:11: notify[1].events[0] = "instance_down" is not supported by this version
+    deploy.toml:12:11: notify[1].events[0] = "instance_down" is not supported by this version
         remove it from the list
-    deploy.toml:19:1: apps.shop.compose is not supported by this version
+    deploy.toml:17:1: apps.shop.compose is not supported by this version
         remove it, and describe the services under [apps.NAME.services]
-    deploy.toml:20:15: apps.shop.env.A.secret is not supported by this version
+    deploy.toml:18:15: apps.shop.env.A.secret is not supported by this version
         write { env = "NAME" } or { file = "PATH" }
-    deploy.toml:21:1: apps.shop.autoscale is not supported by this version
+    deploy.toml:19:1: apps.shop.autoscale is not supported by this version
         remove it and set instances
-    deploy.toml:22:12: apps.shop.accessories is not supported by this version
+    deploy.toml:20:12: apps.shop.accessories is not supported by this version
         run databases beside longshore, and name their address in env
     "#);
 }
@@ -363,6 +357,35 @@ credential = { username = "a" }
     let good = "[apps.a]\nrepo = \"git@h:x\"\ncredential = { ssh_key = \"key\", known_hosts = \"hosts\" }";
     let config = parse_in(good, "deploy.toml", dir.path(), &environment).unwrap();
     assert!(matches!(&config.apps.values().next().unwrap().credential, Credential::SshKey { .. }));
+}
+
+#[test]
+fn what_tls_needs() {
+    let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n";
+    insta::assert_snapshot!(report(text), @r#"
+    deploy.toml:2:8: proxy.hsts is of no use without proxy.https
+        add https = "0.0.0.0:443", or remove it
+    deploy.toml:3:15: proxy.self_signed is of no use without proxy.https
+        add https = "0.0.0.0:443", or remove it
+    deploy.toml:4:16: proxy.certificates is of no use without proxy.https
+        add https = "0.0.0.0:443", or remove it
+    deploy.toml:5:20: proxy.trusted_proxies[0] must be a network, got "10/8"
+        write an address and the length of its prefix, such as "10.0.0.0/8", or one address
+    deploy.toml:5:28: proxy.trusted_proxies[1] must be text in quotes, got 3
+        put quotes around it
+    "#);
+    let text = "[proxy]\nhttp = \"0.0.0.0:80\"\nhttps = \"127.0.0.1:80\"\nhsts = \"1h\"\n\
+                certificates = [{ cert = \"a\" }, \"b\"]\n";
+    insta::assert_snapshot!(report(text), @r#"
+    deploy.toml:2:8: proxy.http (0.0.0.0:80) and proxy.https (127.0.0.1:80) cannot both be listened on
+        give the two different ports
+    deploy.toml:4:8: proxy.hsts must be 0s, or 1d to 730d, got "1h"
+        write a duration in that range
+    deploy.toml:5:17: proxy.certificates[0] needs key
+        write { cert = "PATH", key = "PATH" }
+    deploy.toml:5:33: proxy.certificates[1] must be a table, got text
+        write { cert = "PATH", key = "PATH" }
+    "#);
 }
 
 #[test]

@@ -105,12 +105,12 @@ async fn a_table_that_cannot_be_kept_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let proxy = Proxy::new(Saved::in_dir(&file), "boot".to_owned(), Vec::new(), false).0;
+    let proxy = Proxy::new(Saved::in_dir(&file), fronts(), "boot".to_owned(), Vec::new(), false).0;
     let why = orders::apply(&proxy, Table { generation: 1, routes: Vec::new() }).await.unwrap_err();
     assert!(why.contains("cannot be kept on disk") && why.contains("file/routes.json"), "{why}");
     assert_eq!(proxy.routing.generation(), 0, "the old one stays in force");
 
-    let proxy = Proxy::new(Saved::in_dir(dir.path()), "boot".to_owned(), Vec::new(), false).0;
+    let proxy = Proxy::new(Saved::in_dir(dir.path()), fronts(), "boot".to_owned(), Vec::new(), false).0;
     orders::apply(&proxy, Table { generation: 5, routes: Vec::new() }).await.unwrap();
     let why = orders::apply(&proxy, Table { generation: 5, routes: Vec::new() }).await.unwrap_err();
     assert_eq!(why, "generation 5 is not newer than 5, which is in force");

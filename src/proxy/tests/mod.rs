@@ -2,7 +2,9 @@
 
 mod agents;
 mod handover;
+mod http2;
 mod streams;
 mod support;
+mod tls;
 mod traffic;
 mod wire;

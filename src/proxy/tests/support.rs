@@ -25,7 +25,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::ProxyConfig;
 use crate::model::InstanceId;
+use crate::proxy::front::Fronts;
 use crate::proxy::table::{DrainLimits, Member, Route};
 use crate::proxy::{ProxyClient, ProxyOptions, run};
 
@@ -44,10 +46,15 @@ impl TestProxy {
     }
 
     pub async fn start_in(dir: Arc<TempDir>) -> Self {
+        Self::start_with(dir, |_| {}).await
+    }
+
+    pub async fn start_with(dir: Arc<TempDir>, adapt: impl FnOnce(&mut ProxyOptions)) -> Self {
         let (ready, address) = oneshot::channel();
         let shutdown = CancellationToken::new();
-        let options =
+        let mut options =
             ProxyOptions { ready: Some(ready), ..ProxyOptions::new(([127, 0, 0, 1], 0).into(), dir.path().to_owned()) };
+        adapt(&mut options);
         let task = tokio::spawn(run(options, shutdown.clone()));
         let address = address.await.unwrap();
         let client = ProxyClient::start(dir.path());
@@ -71,6 +78,11 @@ impl TestProxy {
     pub async fn in_flight(&self, backend: &Backend) -> u64 {
         self.client.counts().await.unwrap().in_flight.get(&backend.id).copied().unwrap_or(0)
     }
+}
+
+/// What a proxy without an operator shows.
+pub fn fronts() -> Arc<Fronts> {
+    Arc::new(Fronts::new(ProxyConfig::plain(([127, 0, 0, 1], 0).into()), None).unwrap())
 }
 
 pub fn route(app: &str, host: &str, backends: &[&Backend]) -> Route {

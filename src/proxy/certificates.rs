@@ -1,0 +1,318 @@
+//! Certificates with their keys, read from files, and found by the name that a client asks for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_rustls::rustls;
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ProducesTickets;
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+
+use crate::config::CertificateFiles;
+
+/// What is agreed on inside the handshake, the better first (RFC 7301).
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// A certificate that can be served with. Its key is nowhere to be seen.
+pub struct Certificate {
+    /// In lower case; `*.` at the beginning stands for one label.
+    pub names: Vec<String>,
+    /// From then on clients refuse it.
+    pub not_after: Timestamp,
+    /// How a handshake with it is done.
+    pub tls: Arc<ServerConfig>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("names", &self.names).field("not_after", &self.not_after).finish()
+    }
+}
+
+/// Why there is no certificate in files.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file has not what is looked for.
+    #[error("{} holds no {what} in PEM form: {error}", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// A certificate or a private key.
+        what: &'static str,
+        /// Why.
+        error: pem::Error,
+    },
+    /// The certificate says nothing that can be used.
+    #[error("the certificate in {} {why}", path.display())]
+    Unusable {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The two do not belong together, or are of an unknown kind.
+    #[error("the certificate in {} cannot be served with the key in {}: {error}", files.cert.display(), files.key.display())]
+    Mismatch {
+        /// Both.
+        files: CertificateFiles,
+        /// Why.
+        error: rustls::Error,
+    },
+}
+
+impl Certificate {
+    /// Reads both files.
+    pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
+        let (cert, key) = (text(&files.cert)?, text(&files.key)?);
+        let no_certificate = |error| CertificateError::Pem { path: files.cert.clone(), what: "certificate", error };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert).collect();
+        let chain = chain.map_err(no_certificate)?;
+        let first = chain.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| CertificateError::Pem {
+            path: files.key.clone(),
+            what: "private key",
+            error,
+        })?;
+        let said = facts(first).map_err(|why| CertificateError::Unusable { path: files.cert.clone(), why })?;
+        let tls =
+            server(chain, key, tickets).map_err(|error| CertificateError::Mismatch { files: files.clone(), error })?;
+        Ok(Self { names: said.0, not_after: said.1, tls: Arc::new(tls) })
+    }
+
+    /// One for this name that nobody has signed.
+    pub fn self_signed(name: &str, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, String> {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
+        let cert = made.cert.der().clone();
+        let (names, not_after) = facts(&cert)?;
+        let tls = server(vec![cert], key, tickets).map_err(|error| error.to_string())?;
+        Ok(Self { names, not_after, tls: Arc::new(tls) })
+    }
+}
+
+fn text(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(path).map_err(|error| CertificateError::File { path: path.to_owned(), error })
+}
+
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config =
+        builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, key)?;
+    config.ticketer = Arc::clone(tickets);
+    config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+/// Names and end of a certificate.
+fn facts(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, Timestamp), String> {
+    let (_, parsed) = parse_x509_certificate(certificate).map_err(|error| format!("cannot be understood: {error}"))?;
+    let names = parsed.subject_alternative_name().map_err(|error| format!("has malformed names: {error}"))?;
+    let names: Vec<String> = names.iter().flat_map(|names| &names.value.general_names).filter_map(dns_name).collect();
+    if names.is_empty() {
+        return Err("names no host (subjectAltName)".to_owned());
+    }
+    let not_after = Timestamp::from_second(parsed.validity().not_after.timestamp());
+    Ok((names, not_after.map_err(|error| format!("has an impossible end: {error}"))?))
+}
+
+fn dns_name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    }
+}
+
+/// A file's identity and age: another one is to be read anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    place: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        let place = (metadata.dev(), metadata.ino());
+        Self { place, size: metadata.size(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}
+
+/// What is known of one pair of files.
+#[derive(Debug, Clone)]
+struct Known {
+    stamps: [Option<Stamp>; 2],
+    /// The last one that could be read.
+    certificate: Option<Arc<Certificate>>,
+}
+
+/// All certificates at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Certificates {
+    files: HashMap<CertificateFiles, Known>,
+    /// Those with a name that stands for itself.
+    exact: HashMap<String, Arc<Certificate>>,
+    /// By what stands behind `*.`.
+    wild: HashMap<String, Arc<Certificate>>,
+}
+
+impl Certificates {
+    /// Reads what is new or has changed since `self`; `None`: nothing has. A pair that cannot be read leaves the one it
+    /// gave before in use. What there is to say is said in the log. Blocks.
+    pub fn renewed(&self, wanted: &[CertificateFiles], tickets: &Arc<dyn ProducesTickets>) -> Option<Self> {
+        let mut files = HashMap::new();
+        let mut changed = self.files.len() != wanted.len();
+        for pair in wanted {
+            let stamps = [&pair.cert, &pair.key].map(|path| fs::metadata(path).ok().map(|file| Stamp::of(&file)));
+            let known = match self.files.get(pair) {
+                Some(known) if known.stamps == stamps => known.clone(),
+                before => {
+                    changed = true;
+                    let before = before.and_then(|known| known.certificate.clone());
+                    Known { stamps, certificate: read_or_keep(pair, before, tickets) }
+                }
+            };
+            files.insert(pair.clone(), known);
+        }
+        if !changed {
+            return None;
+        }
+        let mut all = Self { files, ..Self::default() };
+        // In the order of the configuration: the first one with a name has it.
+        for certificate in wanted.iter().filter_map(|pair| all.files.get(pair)?.certificate.clone()) {
+            for name in &certificate.names {
+                let (map, key) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut all.wild, parent),
+                    None => (&mut all.exact, name.as_str()),
+                };
+                map.entry(key.to_owned()).or_insert_with(|| Arc::clone(&certificate));
+            }
+        }
+        Some(all)
+    }
+
+    /// The one for a host in lower case (RFC 6125 §6.4.3: a wildcard stands for one label).
+    pub fn find(&self, host: &str) -> Option<&Arc<Certificate>> {
+        self.exact.get(host).or_else(|| self.wild.get(host.split_once('.')?.1))
+    }
+}
+
+fn read_or_keep(
+    pair: &CertificateFiles,
+    before: Option<Arc<Certificate>>,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Option<Arc<Certificate>> {
+    match Certificate::read(pair, tickets) {
+        Ok(certificate) => {
+            let (names, not_after) = (&certificate.names, certificate.not_after);
+            tracing::info!(?names, %not_after, file = %pair.cert.display(), "certificate in use");
+            if not_after < Timestamp::now() {
+                tracing::warn!(?names, %not_after, "this certificate has expired: clients refuse it");
+            }
+            if fs::metadata(&pair.key).is_ok_and(|key| key.mode() & 0o007 != 0) {
+                let key = pair.key.display();
+                tracing::warn!(%key, "every user of this machine may read this private key: chmod o-rwx {key}");
+            }
+            Some(Arc::new(certificate))
+        }
+        Err(error) => {
+            let kept = before.is_some();
+            tracing::error!(kept, "{error}{}", if kept { "; the one that was read before stays in use" } else { "" });
+            before
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tickets() -> Arc<dyn ProducesTickets> {
+        ring::Ticketer::new().unwrap()
+    }
+
+    fn write(dir: &Path, name: &str, hosts: &[&str]) -> CertificateFiles {
+        let made =
+            rcgen::generate_simple_self_signed(hosts.iter().map(|&host| host.to_owned()).collect::<Vec<_>>()).unwrap();
+        let files = CertificateFiles { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) };
+        // Replaced as by a rename, so that the change is seen within one tick of the clock.
+        for (path, text) in [(&files.cert, made.cert.pem()), (&files.key, made.signing_key.serialize_pem())] {
+            crate::data_dir::write_whole(path, text.as_bytes()).unwrap();
+        }
+        files
+    }
+
+    #[test]
+    fn a_name_finds_its_certificate_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = write(dir.path(), "one", &["Shop.test", "www.shop.test"]);
+        let wild = write(dir.path(), "wild", &["*.shop.test", "shop.test"]);
+        let all = Certificates::default().renewed(&[one, wild], &tickets()).unwrap();
+        let names = |host: &str| all.find(host).map(|found| found.names[0].as_str());
+        for (host, expected) in [
+            ("shop.test", Some("shop.test")),
+            ("www.shop.test", Some("shop.test")),
+            ("api.shop.test", Some("*.shop.test")),
+            ("a.api.shop.test", None),
+            ("test", None),
+            ("else.test", None),
+        ] {
+            assert_eq!(names(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_is_read_and_a_bad_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tickets, files) = (tickets(), [write(dir.path(), "one", &["a.test"])]);
+        let first = Certificates::default().renewed(&files, &tickets).unwrap();
+        assert!(first.renewed(&files, &tickets).is_none(), "nothing has changed");
+        fs::write(&files[0].key, "no key").unwrap();
+        let kept = first.renewed(&files, &tickets).unwrap();
+        assert!(kept.find("a.test").is_some());
+        assert!(kept.renewed(&files, &tickets).is_none(), "it is said once");
+        write(dir.path(), "one", &["b.test"]);
+        let second = kept.renewed(&files, &tickets).unwrap();
+        assert!(second.find("b.test").is_some() && second.find("a.test").is_none());
+        assert!(second.renewed(&[], &tickets).unwrap().find("b.test").is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_and_a_key_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (write(dir.path(), "one", &["a.test"]), write(dir.path(), "two", &["b.test"]));
+        let error = |cert: &Path, key: &Path| {
+            let files = CertificateFiles { cert: cert.to_owned(), key: key.to_owned() };
+            Certificate::read(&files, &tickets()).unwrap_err().to_string()
+        };
+        assert!(error(&dir.path().join("none"), &one.key).contains("cannot read"));
+        assert!(error(&one.key, &one.key).contains("holds no certificate"));
+        assert!(error(&one.cert, &one.cert).contains("holds no private key"));
+        assert!(error(&one.cert, &two.key).contains("cannot be served with the key"));
+        let shown = format!("{:?}", Certificates::default().renewed(std::slice::from_ref(&one), &tickets()));
+        let key = fs::read_to_string(&one.key).unwrap();
+        assert!(shown.contains("a.test") && !shown.contains(key.lines().nth(1).unwrap()));
+    }
+}

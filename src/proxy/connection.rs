@@ -1,0 +1,221 @@
+//! One connection of a client, from its first byte to its end, in whichever version of HTTP it speaks.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, interval_at, timeout};
+
+use super::body::{Answer, BrokenAnswer};
+use super::forward;
+use super::headers::Origin;
+use super::server::{HEAD_LIMIT, Proxy};
+use super::stream::{ClientStream, PlainStream};
+use super::tls;
+
+/// Requests at a time on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// What the headers of one HTTP/2 request may take in memory, unpacked.
+const HEADER_LIST: u32 = 32 << 10;
+/// What may be on its way to the proxy for one stream, and for all of a connection: this much is kept for an instance
+/// that does not read.
+const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
+/// What is kept of one stream's answer for a client that does not read.
+const SEND_BUFFER: usize = 64 << 10;
+/// Streams that a client opened and reset before they were looked at: beyond it the connection is ended (CVE-2023-44487).
+const RESETS: usize = 20;
+/// Streams that the proxy had to reset for a client's mistakes: beyond it the connection is ended.
+const MISTAKES: usize = 256;
+/// A silent HTTP/2 client is asked for a sign of life this often, and has this long to give one.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+
+/// Serves a connection that was accepted, until it ends or everything is closed.
+pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr, secure: bool) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "client is gone already");
+        return;
+    }
+    let opened = async {
+        match secure {
+            true => {
+                let tls = proxy.handshakes.accept(&proxy.fronts, &proxy.routing, socket).await?;
+                Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::Tls(Box::new(tls))))
+            }
+            false => {
+                let mut plain = PlainStream::new(socket);
+                let seen = timeout(HEAD_LIMIT, plain.speaks_http2()).await;
+                // It never said a word.
+                let is_http2 = seen.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                Ok((is_http2, ClientStream::Plain(plain)))
+            }
+        }
+    };
+    let opened = tokio::select! {
+        opened = opened => opened,
+        () = proxy.close_idle.cancelled() => return,
+    };
+    let (is_http2, stream) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "client connection did not begin");
+            return;
+        }
+    };
+    let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &proxy.fronts.current()));
+    let ended = match is_http2 {
+        true => serve_http2(proxy, stream, origin).await,
+        false => serve_http1(proxy, stream, origin).await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "client connection ended");
+    }
+}
+
+async fn serve_http1(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origin>) -> hyper::Result<()> {
+    let service = service_fn(|request| {
+        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
+        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut told_to_close = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = proxy.close_idle.cancelled(), if !told_to_close => {
+                told_to_close = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = proxy.abort.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// When the proxy goes, a client is told at once: with GOAWAY twice, so that what it sends before it has read of it is
+/// still answered (RFC 9113 §6.8).
+async fn serve_http2(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origin>) -> hyper::Result<()> {
+    let streams = Arc::new(Streams::default());
+    let service = service_fn(|request| {
+        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
+        streams.begun.fetch_add(1, Relaxed);
+        let open = Arc::clone(&streams);
+        async move {
+            let response = forward::handle(proxy, origin, request).await;
+            Ok::<_, Infallible>(response.map(|answer| StreamAnswer { answer, _open: open }))
+        }
+    });
+    let connection = http2::Builder::new(OfClients(Arc::clone(proxy)))
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_LIST)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(MISTAKES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut look = interval_at(Instant::now() + HEAD_LIMIT, HEAD_LIMIT);
+    let (mut told_to_close, mut idleness) = (false, Idleness::default());
+    loop {
+        let is_over = tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = proxy.leaving.cancelled(), if !told_to_close => true,
+            _ = look.tick(), if !told_to_close => idleness.look(&streams),
+            () = proxy.abort.cancelled() => return Ok(()),
+        };
+        if is_over {
+            told_to_close = true;
+            connection.as_mut().graceful_shutdown();
+        }
+    }
+}
+
+/// The streams of one connection: each that is open holds a handle of it.
+#[derive(Debug, Default)]
+struct Streams {
+    begun: AtomicU64,
+}
+
+/// Whether a connection has been of no use from one look to the next.
+#[derive(Debug, Default)]
+struct Idleness {
+    begun_before: u64,
+}
+
+impl Idleness {
+    fn look(&mut self, streams: &Arc<Streams>) -> bool {
+        let begun = streams.begun.load(Relaxed);
+        let none_began = std::mem::replace(&mut self.begun_before, begun) == begun;
+        none_began && Arc::strong_count(streams) == 1
+    }
+}
+
+/// An answer that keeps its connection from being taken for an idle one.
+struct StreamAnswer {
+    answer: Answer,
+    _open: Arc<Streams>,
+}
+
+impl Body for StreamAnswer {
+    type Data = Bytes;
+    type Error = BrokenAnswer;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        Pin::new(&mut self.answer).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
+    }
+}
+
+/// Runs each stream as what it is: something of a client's.
+#[derive(Clone)]
+struct OfClients(Arc<Proxy>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OfClients {
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_idles_when_nothing_began_and_nothing_is_open() {
+        let (streams, mut idleness) = (Arc::new(Streams::default()), Idleness::default());
+        streams.begun.fetch_add(1, Relaxed);
+        assert!(!idleness.look(&streams), "one began and ended since");
+        let open = Arc::clone(&streams);
+        assert!(!idleness.look(&streams), "one is open");
+        drop(open);
+        assert!(idleness.look(&streams));
+    }
+}

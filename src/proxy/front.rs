@@ -1,0 +1,135 @@
+//! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes. Read from the
+//! configuration at the start and again when it is told to; certificates also when their files change.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_rustls::rustls;
+
+use rustls::crypto::ring;
+use rustls::server::ProducesTickets;
+
+use super::certificates::{Certificate, Certificates};
+use super::instance::lock;
+use super::routing::Routing;
+use crate::config::{self, ProxyConfig};
+
+/// How often the certificates' files are looked at: they may be links to links, whose changes no event tells.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The settings in force.
+#[derive(Debug)]
+pub struct Front {
+    /// As configured. The listeners in it are those of the start.
+    pub settings: ProxyConfig,
+    /// `Strict-Transport-Security`
+    pub hsts: Option<HeaderValue>,
+    certificates: Certificates,
+}
+
+impl Front {
+    /// Whether clients can reach this host by https.
+    pub fn has_certificate(&self, host: &str) -> bool {
+        self.certificates.find(host).is_some()
+    }
+}
+
+/// The settings, and how they change.
+pub struct Fronts {
+    current: RwLock<Arc<Front>>,
+    /// `deploy.toml`, when there is one.
+    config: Option<PathBuf>,
+    tickets: Arc<dyn ProducesTickets>,
+    self_signed: Mutex<Vec<Arc<Certificate>>>,
+    read_again: Notify,
+}
+
+impl std::fmt::Debug for Fronts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fronts").field("current", &self.current).finish_non_exhaustive()
+    }
+}
+
+impl Fronts {
+    /// Reads the certificates. What is wrong with one is in the log: the others are served. Blocks.
+    pub fn new(settings: ProxyConfig, config: Option<PathBuf>) -> Result<Self, rustls::Error> {
+        let tickets = ring::Ticketer::new()?;
+        let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
+        let current = RwLock::new(Arc::new(front(settings, certificates)));
+        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again: Notify::new() })
+    }
+
+    /// Those of now.
+    pub fn current(&self) -> Arc<Front> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has the configuration read again, soon.
+    pub fn read_again(&self) {
+        self.read_again.notify_one();
+    }
+
+    /// Follows the files for ever.
+    pub async fn follow(self: &Arc<Self>) {
+        loop {
+            let is_asked = timeout(LOOK, self.read_again.notified()).await.is_ok();
+            let fronts = Arc::clone(self);
+            let _ = tokio::task::spawn_blocking(move || fronts.look(is_asked)).await;
+        }
+    }
+
+    fn look(&self, at_config: bool) {
+        let before = self.current();
+        let mut settings = before.settings.clone();
+        if at_config && let Some(path) = &self.config {
+            match config::load_proxy(path) {
+                // Where it listens is settled at the start.
+                Ok(fresh) => settings = ProxyConfig { http: settings.http, https: settings.https, ..fresh },
+                Err(problems) => tracing::error!("[proxy] is not read again, the old one stays in force:\n{problems}"),
+            }
+        }
+        let renewed = before.certificates.renewed(&settings.certificates, &self.tickets);
+        if renewed.is_none() && settings == before.settings {
+            return;
+        }
+        let certificates = renewed.unwrap_or_else(|| before.certificates.clone());
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(front(settings, certificates));
+        tracing::info!("[proxy] is in force as it is now");
+    }
+
+    /// What to serve a host with; `None`: nothing.
+    pub fn certificate(&self, host: &str, routing: &Routing) -> Option<Arc<Certificate>> {
+        let front = self.current();
+        if let Some(found) = front.certificates.find(host) {
+            return Some(Arc::clone(found));
+        }
+        // Only for what is configured: strangers cannot have certificates made.
+        if !front.settings.self_signed || !routing.has_host(host) {
+            return None;
+        }
+        let mut made = lock(&self.self_signed);
+        if let Some(found) = made.iter().find(|certificate| certificate.names.iter().any(|name| name == host)) {
+            return Some(Arc::clone(found));
+        }
+        match Certificate::self_signed(host, &self.tickets) {
+            Ok(certificate) => {
+                let certificate = Arc::new(certificate);
+                made.push(Arc::clone(&certificate));
+                Some(certificate)
+            }
+            Err(error) => {
+                tracing::error!(host, error, "cannot make a certificate");
+                None
+            }
+        }
+    }
+}
+
+fn front(settings: ProxyConfig, certificates: Certificates) -> Front {
+    let hsts = settings.hsts.and_then(|hsts| HeaderValue::from_str(&format!("max-age={}", hsts.as_secs())).ok());
+    Front { settings, hsts, certificates }
+}
