@@ -35,7 +35,7 @@ use figure::Figure;
 use support::engine::{self, Engine};
 
 /// What can be asked for by name.
-const BENCHMARKS: [(&str, &str); 7] = [
+const BENCHMARKS: [(&str, &str); 8] = [
     ("rollout", "replacing five instances, against the engine's bare calls and against a Swarm service"),
     ("unchanged", "a push that changes nothing of 5,000 files"),
     ("fetch", "one new commit into a kept mirror, against git fetch"),

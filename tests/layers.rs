@@ -36,6 +36,21 @@ const BOUNDARIES: &[Boundary] = &[
         only_in: &["trigger/", "api/", "serve.rs", "cli/demo/site.rs", "notify/stand_in.rs"],
         invariant: "HTTP handlers translate between the wire and the domain; no domain type knows the web framework",
     },
+    Boundary {
+        library: "tokio_rustls",
+        only_in: &["proxy/"],
+        invariant: "clients' TLS ends in the proxy; behind it there are requests",
+    },
+    Boundary {
+        library: "rcgen",
+        only_in: &["proxy/certificates.rs"],
+        invariant: "what a certificate is made of is known in one file",
+    },
+    Boundary {
+        library: "x509_parser",
+        only_in: &["proxy/certificates.rs"],
+        invariant: "certificates are read in one file; all others see names and an end",
+    },
 ];
 
 /// Files that decide and do nothing else: the same input gives the same answer, and a test is a literal.

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{daemon, sockets};
@@ -59,17 +61,23 @@ pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
             let shutdown = CancellationToken::new();
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
-            let stop = shutdown.clone();
+            let mut hangup = signal(SignalKind::hangup())?;
+            let (stop, reload) = (shutdown.clone(), Arc::new(Notify::new()));
+            let asked = Arc::clone(&reload);
             tokio::spawn(async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+                loop {
+                    tokio::select! {
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                        _ = hangup.recv() => asked.notify_one(),
+                    }
                 }
                 stop.cancel();
             });
             let options = ProxyOptions {
                 front: config.proxy.clone(),
                 config: Some(config_path.to_owned()),
+                reload,
                 inherited,
                 take_over: args.take_over,
                 limits: limits(&config),

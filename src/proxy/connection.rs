@@ -63,6 +63,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
         }
     };
     let opened = tokio::select! {
+        // Who has just spoken is answered.
+        biased;
         opened = opened => opened,
         () = proxy.close_idle.cancelled() => return,
     };

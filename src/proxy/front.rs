@@ -45,7 +45,7 @@ pub struct Fronts {
     config: Option<PathBuf>,
     tickets: Arc<dyn ProducesTickets>,
     self_signed: Mutex<Vec<Arc<Certificate>>>,
-    read_again: Notify,
+    read_again: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Fronts {
@@ -55,12 +55,13 @@ impl std::fmt::Debug for Fronts {
 }
 
 impl Fronts {
-    /// Reads the certificates. What is wrong with one is in the log: the others are served. Blocks.
-    pub fn new(settings: ProxyConfig, config: Option<PathBuf>) -> Result<Self, rustls::Error> {
+    /// Reads the certificates. What is wrong with one is in the log: the others are served. Whenever `read_again` is notified,
+    /// `config` is read again. Blocks.
+    pub fn new(settings: ProxyConfig, config: Option<PathBuf>, read_again: Arc<Notify>) -> Result<Self, rustls::Error> {
         let tickets = ring::Ticketer::new()?;
         let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
         let current = RwLock::new(Arc::new(front(settings, certificates)));
-        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again: Notify::new() })
+        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again })
     }
 
     /// Those of now.

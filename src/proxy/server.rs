@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use futures_util::future::join_all;
 use hyper::header::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,6 +56,8 @@ pub struct ProxyOptions {
     pub front: ProxyConfig,
     /// The file that has `front` in `[proxy]`, to be read again.
     pub config: Option<PathBuf>,
+    /// Whenever it is notified, that file is read again.
+    pub reload: Arc<Notify>,
     /// Listeners from a service manager, which take the place of those in `front`.
     pub inherited: Inherited,
     /// Holds `proxy.sock`, `proxy.lock` and `routes.json`; made with mode 0700 when it is missing.
@@ -73,7 +75,16 @@ impl ProxyOptions {
     pub fn new(http: SocketAddr, data_dir: PathBuf) -> Self {
         let front = ProxyConfig::plain(http);
         let limits = DrainLimits { requests: Duration::from_secs(30), streams: Duration::from_secs(60) };
-        Self { front, config: None, inherited: Inherited::default(), data_dir, take_over: false, limits, ready: None }
+        Self {
+            front,
+            config: None,
+            reload: Arc::default(),
+            inherited: Inherited::default(),
+            data_dir,
+            take_over: false,
+            limits,
+            ready: None,
+        }
     }
 }
 
@@ -273,12 +284,12 @@ impl Drop for Left<'_> {
 /// Serves until `shutdown` fires, an agent orders it, or another proxy takes over; then lets what is under way end.
 /// Fails when the port or the data directory cannot be had.
 pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let ProxyOptions { front, config, inherited, data_dir, take_over, limits, ready } = options;
+    let ProxyOptions { front, config, reload, inherited, data_dir, take_over, limits, ready } = options;
     data_dir::prepare(&data_dir)?;
     let saved = Saved::in_dir(&data_dir);
     let activated = !inherited.is_empty();
     let wanted = Wanted { http: front.http, https: front.https };
-    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config)).await?;
+    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config, reload)).await?;
     let fronts = Arc::new(fronts.context("cannot set up TLS")?);
     let ground = match lock_data_dir(&data_dir)? {
         Held::Here(lock) => start_alone(lock, wanted, inherited, &data_dir, &saved)?,

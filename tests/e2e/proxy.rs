@@ -102,6 +102,46 @@ async fn another_address_is_served_after_a_restart_of_the_agent() {
 }
 
 #[tokio::test]
+async fn tls_begins_with_a_restart_and_its_settings_change_with_a_reload() {
+    let Some(engine) = engine::or_skip("tls_begins_with_a_restart").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let load = shop.load();
+    let (old, https) = (shop.agent.proxy_pid(), free_port());
+    let lines = format!("https = \"127.0.0.1:{https}\"\nself_signed = true");
+    shop.agent.set_proxy_lines(&lines);
+    shop.agent.restart().await;
+    let pid = shop.agent.proxy_pid();
+    assert_ne!(pid, old, "{}", shop.agent.log());
+    let asked = async || {
+        let to = format!("shop.test:{https}:127.0.0.1");
+        let mut curl = tokio::process::Command::new("curl");
+        curl.args(["-ksS", "-m", "10", "-i", "--http2", "--resolve", &to, &format!("https://shop.test:{https}/")]);
+        let output = curl.output().await.expect("curl is installed: ./dev setup");
+        String::from_utf8_lossy(&output.stdout).to_lowercase()
+    };
+    let answer = asked().await;
+    assert!(answer.starts_with("http/2 200") && !answer.contains("strict-transport"), "{answer}");
+    shop.agent.set_proxy_lines(&format!("{lines}\nhsts = \"1d\""));
+    shop.agent.signal(Signal::SIGHUP);
+    eventually("the proxy has read it", LIMIT, async || match asked().await {
+        answer if answer.contains("strict-transport-security: max-age=86400") => Ok(()),
+        answer => Err(answer),
+    })
+    .await;
+    // The proxy alone, as a service manager has it done.
+    shop.agent.set_proxy_lines(&format!("{lines}\nhsts = \"2d\""));
+    signal(pid, Signal::SIGHUP);
+    eventually("the proxy has read it again", LIMIT, async || match asked().await {
+        answer if answer.contains("max-age=172800") => Ok(()),
+        answer => Err(answer),
+    })
+    .await;
+    assert_eq!(shop.agent.proxy_pid(), pid);
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_is_stopped_is_waited_for_and_told_of() {
     let Some(engine) = engine::or_skip("a_proxy_that_is_stopped").await else { return };
     let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;

@@ -28,6 +28,7 @@ const LOG_TAIL: usize = 60;
 pub struct Setup {
     binary: PathBuf,
     agent_lines: String,
+    proxy_lines: String,
     apps: String,
     env: Vec<(String, String)>,
     data_on: Option<PathBuf>,
@@ -37,7 +38,14 @@ impl Setup {
     /// `config` holds everything but `[agent]` and `[proxy]`, which the test agent writes.
     pub fn new(config: &str) -> Self {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_longshore"));
-        Self { binary, agent_lines: String::new(), apps: config.to_owned(), env: Vec::new(), data_on: None }
+        Self {
+            binary,
+            agent_lines: String::new(),
+            proxy_lines: String::new(),
+            apps: config.to_owned(),
+            env: Vec::new(),
+            data_on: None,
+        }
     }
 
     /// A further line of `[agent]`, such as `reconcile = "0s"`.
@@ -140,6 +148,13 @@ impl TestAgent {
     /// Replaces the apps' part of the configuration; takes effect at the next start or reload.
     pub fn set_config(&mut self, config: &str) {
         config.clone_into(&mut self.setup.apps);
+        self.write_config();
+    }
+
+    /// Further lines of `[proxy]`; they take effect at the next start or reload.
+    #[allow(dead_code, reason = "not for the benchmarks")]
+    pub fn set_proxy_lines(&mut self, lines: &str) {
+        lines.clone_into(&mut self.setup.proxy_lines);
         self.write_config();
     }
 
@@ -337,10 +352,10 @@ impl TestAgent {
     }
 
     fn write_config(&self) {
-        let Setup { agent_lines, apps, .. } = &self.setup;
+        let Setup { agent_lines, proxy_lines, apps, .. } = &self.setup;
         let (listen, proxy, data_dir) = (self.listen, self.proxy, self.data_dir());
         let text = format!(
-            "[agent]\nlisten = \"{listen}\"\ndata_dir = {data_dir:?}\n{agent_lines}\n[proxy]\nhttp = \"{proxy}\"\n\n{apps}"
+            "[agent]\nlisten = \"{listen}\"\ndata_dir = {data_dir:?}\n{agent_lines}\n[proxy]\nhttp = \"{proxy}\"\n{proxy_lines}\n\n{apps}"
         );
         fs::write(self.config_file(), text).expect("deploy.toml can be written");
     }
