@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::BufReader;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -103,6 +103,10 @@ async fn a_client_stays_with_its_instance_as_long_as_that_is_there() {
     // It has left, or never was: another one answers, and the client stays with that.
     let (gone, left) = if first.body == "d1-web-1" { (&a, &b) } else { (&b, &a) };
     gone.kill();
+    eventually("it has gone", async || {
+        gone.seen.open.load(SeqCst) == 0 && TcpStream::connect(gone.address).await.is_err()
+    })
+    .await;
     for cookie in [tie.as_str(), "longshore-web=d9-web-9"] {
         wire.send(&ask(cookie)).await;
         let next = wire.reply().await;
