@@ -192,9 +192,16 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
     shop.finish().await;
 }
 
+/// An answer that goes on.
+struct Feed {
+    stream: TcpStream,
+    /// What came with the head.
+    ahead: Vec<u8>,
+}
+
 /// Reads a stream until `part` is there; all that came.
-async fn read_until(stream: &mut TcpStream, part: &str) -> String {
-    let mut text = Vec::new();
+async fn read_until(Feed { stream, ahead }: &mut Feed, part: &str) -> String {
+    let mut text = std::mem::take(ahead);
     let reading = async {
         let mut buffer = [0; 4096];
         while !String::from_utf8_lossy(&text).contains(part) {
@@ -207,13 +214,16 @@ async fn read_until(stream: &mut TcpStream, part: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-async fn open_stream(shop: &Shop, token: &str, path: &str) -> TcpStream {
+async fn open_stream(shop: &Shop, token: &str, path: &str) -> Feed {
     let mut stream = TcpStream::connect(shop.agent.listen).await.unwrap();
     let host = shop.agent.listen;
     let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    read_until(&mut stream, "\r\n\r\n").await;
-    stream
+    let mut feed = Feed { stream, ahead: Vec::new() };
+    let came = read_until(&mut feed, "\r\n\r\n").await;
+    let (_, ahead) = came.split_once("\r\n\r\n").expect("a head");
+    feed.ahead = ahead.into();
+    feed
 }
 
 #[tokio::test]
