@@ -140,7 +140,7 @@ async fn nginx(directory: &Path, [one, other]: [u16; 2]) -> Server {
 async fn haproxy(directory: &Path, [one, other]: [u16; 2]) -> Server {
     let port = free_port();
     let conf = format!(
-        "global\n nbthread 1\n maxconn 10000\ndefaults\n mode http\n timeout connect 5s\n timeout client 600s\n \
+        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 600s\n \
          timeout server 600s\n option http-keep-alive\n http-reuse always\nfrontend all\n bind 127.0.0.1:{port}\n \
          option forwardfor\n use_backend shop if {{ hdr(host) -i {HOST} }}\nbackend shop\n balance leastconn\n \
          server one 127.0.0.1:{one}\n server other 127.0.0.1:{other}\n"
