@@ -183,7 +183,7 @@ impl Certificates {
     /// gave before in use. What there is to say is said in the log. Blocks.
     pub fn renewed(&self, wanted: &[CertificateFiles], tickets: &Arc<dyn ProducesTickets>) -> Option<Self> {
         let mut files = HashMap::new();
-        let mut changed = self.files.len() != wanted.len();
+        let mut changed = false;
         for pair in wanted {
             let stamps = [&pair.cert, &pair.key].map(|path| fs::metadata(path).ok().map(|file| Stamp::of(&file)));
             let known = match self.files.get(pair) {
@@ -196,7 +196,7 @@ impl Certificates {
             };
             files.insert(pair.clone(), known);
         }
-        if !changed {
+        if !changed && files.len() == self.files.len() {
             return None;
         }
         let mut all = Self { files, ..Self::default() };
@@ -289,6 +289,8 @@ mod tests {
         let (tickets, files) = (tickets(), [write(dir.path(), "one", &["a.test"])]);
         let first = Certificates::default().renewed(&files, &tickets).unwrap();
         assert!(first.renewed(&files, &tickets).is_none(), "nothing has changed");
+        let twice = [files[0].clone(), files[0].clone()];
+        assert!(first.renewed(&twice, &tickets).is_none(), "named twice it is the same");
         fs::write(&files[0].key, "no key").unwrap();
         let kept = first.renewed(&files, &tickets).unwrap();
         assert!(kept.find("a.test").is_some());

@@ -77,7 +77,14 @@ impl Fronts {
     /// Follows the files for ever.
     pub async fn follow(self: &Arc<Self>) {
         loop {
-            let is_asked = timeout(LOOK, self.read_again.notified()).await.is_ok();
+            let asked = self.read_again.notified();
+            let is_asked = match self.current().settings.certificates.is_empty() {
+                true => {
+                    asked.await;
+                    true
+                }
+                false => timeout(LOOK, asked).await.is_ok(),
+            };
             let fronts = Arc::clone(self);
             let _ = tokio::task::spawn_blocking(move || fronts.look(is_asked)).await;
         }
@@ -108,15 +115,16 @@ impl Fronts {
         if let Some(found) = front.certificates.find(host) {
             return Some(Arc::clone(found));
         }
-        // Only for what is configured: strangers cannot have certificates made.
-        if !front.settings.self_signed || !routing.has_host(host) {
+        if !front.settings.self_signed {
             return None;
         }
+        // One for each name that is configured, and for a wildcard one in all: strangers cannot have certificates made.
+        let name = routing.name_of(host)?;
         let mut made = lock(&self.self_signed);
-        if let Some(found) = made.iter().find(|certificate| certificate.names.iter().any(|name| name == host)) {
+        if let Some(found) = made.iter().find(|certificate| certificate.names.contains(&name)) {
             return Some(Arc::clone(found));
         }
-        match Certificate::self_signed(host, &self.tickets) {
+        match Certificate::self_signed(&name, &self.tickets) {
             Ok(certificate) => {
                 let certificate = Arc::new(certificate);
                 made.push(Arc::clone(&certificate));

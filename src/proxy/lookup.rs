@@ -43,21 +43,23 @@ impl Lookup {
         Self { hosts }
     }
 
-    /// Whether some route has the host.
-    pub fn has_host(&self, host: &str) -> bool {
-        self.ways(host).is_some()
+    /// The name under which some route has the host: its own, or the wildcard that stands for it.
+    pub fn name_of(&self, host: &str) -> Option<&str> {
+        self.entry(host).map(|(name, _)| name)
     }
 
-    fn ways(&self, host: &str) -> Option<&Vec<Way>> {
-        self.hosts.get(host).or_else(|| {
+    fn entry(&self, host: &str) -> Option<(&str, &[Way])> {
+        let exact = self.hosts.get_key_value(host);
+        let found = exact.or_else(|| {
             let (_, parent) = host.split_once('.')?;
-            self.hosts.get(&format!("*.{parent}"))
-        })
+            self.hosts.get_key_value(format!("*.{parent}").as_str())
+        });
+        found.map(|(name, ways)| (name.as_str(), ways.as_slice()))
     }
 
     /// The position of the route for a host, as [`super::table::lookup_host`] spells it, and a path.
     pub fn find(&self, host: &str, path: &str) -> Result<usize, NoRoute> {
-        let ways = self.ways(host).ok_or(NoRoute::Host)?;
+        let (_, ways) = self.entry(host).ok_or(NoRoute::Host)?;
         ways.iter().find(|way| way.path.covers(path)).map(|way| way.route).ok_or(NoRoute::Path)
     }
 }
@@ -99,6 +101,9 @@ mod tests {
         ] {
             assert_eq!(lookup.find(host, path), expected, "{host}{path}");
         }
+        assert_eq!(lookup.name_of("blog.shop.test"), Some("*.shop.test"));
+        assert_eq!(lookup.name_of("api.shop.test"), Some("api.shop.test"));
+        assert_eq!(lookup.name_of("other.test"), None);
     }
 
     proptest! {

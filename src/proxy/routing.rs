@@ -118,9 +118,9 @@ impl Routing {
         }
     }
 
-    /// Whether a route has this host.
-    pub fn has_host(&self, host: &str) -> bool {
-        lock(&self.state).lookup.has_host(host)
+    /// The name under which a route has this host: its own, or the wildcard that stands for it.
+    pub fn name_of(&self, host: &str) -> Option<String> {
+        lock(&self.state).lookup.name_of(host).map(str::to_owned)
     }
 
     /// The number of the table in force.

@@ -1,6 +1,6 @@
 //! Canaries: a new version gets a share of the requests, and no more than that until it has earned them all.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -127,9 +127,13 @@ async fn a_person_holds_promotes_and_aborts_it() {
     let held = shop.agent.cli(&["canary", "shop", "pause"]).await;
     assert!(held.status.success(), "{}", String::from_utf8_lossy(&held.stderr));
     shop.says(id, "step 1 of 2").await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let app = shop.app().await;
-    assert_eq!((&app["canary"]["paused"], &app["canary"]["share"]), (&json!(true), &json!(20)), "{app:#}");
+    let held = Instant::now();
+    eventually("it is held for twice as long as its pause", LIMIT, async || {
+        let app = shop.app().await;
+        assert_eq!((&app["canary"]["paused"], &app["canary"]["share"]), (&json!(true), &json!(20)), "{app:#}");
+        if held.elapsed() > Duration::from_secs(4) { Ok(()) } else { Err("not yet") }
+    })
+    .await;
     let twice = act(&shop, "pause", 409).await;
     assert!(twice["detail"].as_str().unwrap().ends_with("it is paused already"), "{twice}");
     act(&shop, "resume", 202).await;

@@ -129,17 +129,22 @@ async fn a_host_is_served_with_its_certificate_or_not_at_all() {
 #[tokio::test]
 async fn configured_hosts_may_have_certificates_that_nobody_signed() {
     let (dir, _) = dirs();
-    let (proxy, _backend, https) = start(&dir, |front| front.self_signed = true).await;
-    let curl = |host: &'static str| async move {
+    let (proxy, backend, https) = start(&dir, |front| front.self_signed = true).await;
+    let by_curl = |host: &'static str, shown: &'static str| async move {
         let mut curl = tokio::process::Command::new("curl");
         let to = format!("{host}:{}:127.0.0.1", https.port());
-        curl.args(["-ksS", "-m", "10", "--http2", "-w", "|%{http_version}", "--resolve", &to]);
+        curl.args(["-ksS", "-m", "10", "--http2", "-w", shown, "--resolve", &to]);
         let output = curl.arg(format!("https://{host}:{}/", https.port())).output().await.expect("curl is installed");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    assert_eq!(curl("shop.test").await, (true, "d1-web-1|2".to_owned()));
-    assert!(!curl("else.test").await.0);
+    assert_eq!(by_curl("shop.test", "|%{http_version}").await, (true, "d1-web-1|2".to_owned()));
+    assert!(!by_curl("else.test", "").await.0);
+    // Whatever name a stranger thinks of, a wildcard has one.
+    proxy.client.apply(vec![route("shop", "shop.test", &[]), route("wild", "*.wild.test", &[&backend])]).await.unwrap();
+    let [one, other] = [by_curl("a.wild.test", "%{certs}").await, by_curl("b.wild.test", "%{certs}").await];
+    assert!(one.0 && one.1.contains("BEGIN CERTIFICATE") && one == other, "{one:?}\n{other:?}");
     // Nobody would believe it: plain requests stay where they are.
+    proxy.route(&[&backend]).await;
     assert_eq!(proxy.wire().await.get("/").await.status, 200);
 }
 
