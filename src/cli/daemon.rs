@@ -1,8 +1,10 @@
 //! What the long-running commands share: the configuration, the log, the runtime, the end.
 
+use std::env;
 use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -13,9 +15,27 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::config::{self, Config};
 use crate::proxy::log::LogFile;
 
+/// What the C library's allocator is told: to give back freed memory beyond 128 KiB. Left to itself glibc raises this with
+/// every large block that it sees freed, and an agent that once fetched ten megabytes keeps forty. (mallopt(3),
+/// `M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD`.)
+const THRIFT: [(&str, &str); 2] = [("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+
+/// Executes this program anew, in the same process, with an allocator that gives memory back: it listens to its environment
+/// only, and only at the start. Where somebody has set that, or it cannot be done, things go on as they are.
+pub fn be_thrifty() {
+    let is_set = THRIFT.iter().any(|(name, _)| env::var_os(name).is_some());
+    let (Ok(exe), mut args) = (env::current_exe(), env::args_os()) else { return };
+    if is_set || cfg!(not(target_env = "gnu")) {
+        return;
+    }
+    let name = args.next().unwrap_or_else(|| exe.clone().into());
+    // Returns only when it failed.
+    let _ = Command::new(exe).arg0(name).args(args).envs(THRIFT).exec();
+}
+
 /// The log goes to standard error; `LONGSHORE_LOG` chooses what (default `info`), as in `LONGSHORE_LOG=debug`.
 pub fn init() {
-    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let ansi = std::io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none();
     init_to(std::io::stderr, ansi);
 }
 
@@ -25,7 +45,7 @@ pub fn init_to_file(log: LogFile) {
 }
 
 fn init_to(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static, ansi: bool) {
-    let wanted = std::env::var("LONGSHORE_LOG").unwrap_or_else(|_| "info".to_owned());
+    let wanted = env::var("LONGSHORE_LOG").unwrap_or_else(|_| "info".to_owned());
     // bollard writes whole answers of the engine at debug level, environments included.
     let filter = EnvFilter::new(format!("{wanted},bollard=info,hyper=info,reqwest=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(ansi).with_writer(writer).init();

@@ -36,6 +36,7 @@ pub(super) struct ProxyArgs {
 
 /// Runs the proxy until it is told to end.
 pub(super) fn run(config_path: &Path, args: &ProxyArgs) -> ExitCode {
+    daemon::be_thrifty();
     let config = match daemon::configuration(config_path) {
         Ok(config) => config,
         Err(ended) => return ended,

@@ -12,6 +12,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 /// Runs the agent until it is told to end.
 pub fn run(config_path: &Path) -> ExitCode {
+    daemon::be_thrifty();
     let config = match daemon::configuration(config_path) {
         Ok(config) => config,
         Err(ended) => return ended,

@@ -152,7 +152,8 @@ async fn whatever_is_killed_nothing_accepted_is_lost_and_no_request_fails() {
 
     let door = Door { listen: agent.listen, socket: agent.data_dir().join("longshore.sock") };
     let (proxy, data_dir) = (agent.proxy, agent.data_dir());
-    let sight = Sight { door: door.clone(), proxy, apps: vec![("shop", HOST), ("blog", BLOG)] };
+    let apps = vec![("shop", HOST), ("blog", BLOG)];
+    let sight = Sight { door: door.clone(), engine: private.engine(), proxy, apps };
     let (ledger, excuses, fewest) = (Ledger::default(), Excuses::default(), Arc::<Mutex<Fewest>>::default());
     // The first versions were asked for too.
     ledger.entries().operations.extend([("shop", 1), ("blog", 2)]);

@@ -8,6 +8,7 @@ use crate::shop::{LIMIT, Options, SECRET, Shop};
 use crate::support::engine::{self, Engine};
 use crate::support::site::Behaviour;
 use crate::support::spawned::{Ended, Spawned};
+use crate::support::wait::eventually;
 
 /// A shop whose repository has the hook.
 async fn with_hook(engine: &Engine) -> Shop {
@@ -178,5 +179,30 @@ async fn the_deployment_goes_on_without_its_pusher() {
     let ended = shop.agent.deployment_ended(2, LIMIT).await;
     assert_eq!(ended["status"], "succeeded", "{ended:#}");
     assert_eq!(shop.version().await, "cut");
+    shop.finish().await;
+}
+
+/// Of memory that is the process's own, in MiB.
+fn own_memory(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim_end_matches("kB").trim().parse::<f64>().unwrap() / 1024.0
+}
+
+#[tokio::test]
+async fn what_a_large_push_took_is_given_back() {
+    let Some(engine) = engine::or_skip("what_a_large_push_took").await else { return };
+    let shop = with_hook(&engine).await;
+    // Not to be compressed, nor to be sent to the engine.
+    let mut random = vec![0; 12 << 20];
+    getrandom::fill(&mut random).unwrap();
+    shop.repo.write("recording.bin", &random);
+    shop.repo.write(".dockerignore", "recording.bin\n");
+    push_version(&shop, &Behaviour::version("v1")).await;
+    eventually("the agent is as small as before", LIMIT, async || {
+        let mebibytes = own_memory(shop.agent.pid().unwrap());
+        if mebibytes < 12.0 { Ok(()) } else { Err(format!("{mebibytes:.1} MiB")) }
+    })
+    .await;
     shop.finish().await;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -138,6 +139,17 @@ impl Engine {
         });
         containers.sort_by_key(|container| container.label("longshore.slot").parse::<u32>().unwrap_or(0));
         containers
+    }
+
+    /// Which instance has which address, of those that run.
+    pub async fn addresses(&self) -> Result<HashMap<IpAddr, String>, bollard::errors::Error> {
+        let containers = self.docker.list_containers(None).await?.into_iter();
+        let addresses = containers.flat_map(|container| {
+            let id = container.labels.and_then(|mut labels| labels.remove("longshore.instance")).unwrap_or_default();
+            let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+            networks.into_values().filter_map(move |network| Some((network.ip_address?.parse().ok()?, id.clone())))
+        });
+        Ok(addresses.collect())
     }
 
     /// Builds an image from a directory with a Dockerfile (classic builder, no cache of layers needed).

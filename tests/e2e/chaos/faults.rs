@@ -191,6 +191,7 @@ async fn started_at(engine: &Engine, container: &str) -> Option<String> {
 #[derive(Clone)]
 pub struct Sight {
     pub door: Door,
+    pub engine: Engine,
     pub proxy: SocketAddr,
     /// Apps and their hosts.
     pub apps: Vec<(&'static str, &'static str)>,
@@ -207,8 +208,10 @@ impl Sight {
         true
     }
 
-    /// Every app has as many instances as it should, ready, serving and taking connections.
+    /// Every app has as many instances as it should, ready, serving, taking connections, and where the engine says that
+    /// they are: an agent that has not looked yet may believe in addresses that others have been given since.
     pub async fn all_routed(&self) -> bool {
+        let Ok(owners) = self.engine.addresses().await else { return false };
         for (app, _) in &self.apps {
             let Ok(app) = self.door.get(&format!("/api/v1/apps/{app}")).await else { return false };
             let desired = app["services"][0]["instances"]["desired"].as_u64().unwrap_or(1);
@@ -221,6 +224,9 @@ impl Sight {
                 let Some(Ok(address)) = instance["address"].as_str().map(str::parse::<SocketAddr>) else {
                     return false;
                 };
+                if owners.get(&address.ip()).is_none_or(|owner| *owner != instance["id"]) {
+                    return false;
+                }
                 let connecting = timeout(Duration::from_millis(500), TcpStream::connect(address));
                 if !matches!(connecting.await, Ok(Ok(_))) {
                     return false;
