@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
 use crate::proxy::table::Maintenance;
-use crate::proxy::{Balance, PathPrefix};
+use crate::proxy::{Balance, Limits, PathPrefix};
 
 mod app;
 mod build;
@@ -328,6 +328,8 @@ pub struct ServiceRoute {
     pub balance: Balance,
     /// A client stays with the instance that answered it first. Default off.
     pub sticky: bool,
+    /// How many requests an instance is given at a time, and how many may wait. Default: without a limit, and none.
+    pub limits: Limits,
 }
 
 /// `build`

@@ -1,19 +1,23 @@
 //! `route`: which requests reach a service, and how they are shared among its instances; and what keeps all of them out.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use super::ServiceRoute;
 use super::domain;
 use super::field::Field;
 use super::problem::Fault;
+use super::reader::Section;
 use crate::model::shorten;
 use crate::proxy::table::Maintenance;
-use crate::proxy::{Balance, PathPrefix};
+use crate::proxy::{Balance, Limits, PathPrefix};
 
 const FORM: &str = "write route = { path = \"/api\" }";
 
 /// In bytes.
 const LARGEST_PAGE: usize = 64 << 10;
+/// Clients rarely wait for longer.
+const LONGEST_WAITS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
 /// A route, and where its parts are written.
 pub(super) struct Read {
@@ -35,6 +39,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Read> {
         strip: section.take("strip").and_then(|field| field.boolean()).unwrap_or(false),
         balance: section.take("balance").and_then(|field| field.word(&BALANCES)).unwrap_or_default(),
         sticky: section.take("sticky").and_then(|field| field.boolean()).unwrap_or(false),
+        limits: limits(&section),
     };
     if route.strip && route.path.is_root() && !unclear {
         section.problem(format!("{}: strip has no path to take off", section.path), "set path, or remove strip");
@@ -66,6 +71,24 @@ fn page(field: &Field<'_>) -> Option<String> {
             bad(format!("has {} bytes", bytes.len()), "write at most 65536 bytes; it is part of the route table")
         }
         Ok(bytes) => String::from_utf8(bytes).ok().or_else(|| bad("is not UTF-8".to_owned(), "save it as UTF-8")),
+    }
+}
+
+/// How many requests an instance is given at a time, and how many may wait for how long.
+fn limits(section: &Section<'_>) -> Limits {
+    let number = |key: &'static str, least| {
+        section.take(key).and_then(|field| field.number(least..=100_000, &format!("a number from {least} to 100000")))
+    };
+    let (most, queue) = (number("max_requests", 1), number("queue", 0));
+    let wait = section.take("queue_wait");
+    if let Some(field) = wait.as_ref().filter(|_| queue.unwrap_or(0) == 0) {
+        field.problem(" is of no use without a queue", "add queue = 100, or remove it");
+    }
+    let usual = Limits::default();
+    Limits {
+        max_requests: most.map(u64::from),
+        queue: queue.and_then(|queue| usize::try_from(queue).ok()).unwrap_or(usual.queue),
+        queue_wait: wait.and_then(|field| field.duration(LONGEST_WAITS)).unwrap_or(usual.queue_wait),
     }
 }
 

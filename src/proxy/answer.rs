@@ -26,6 +26,8 @@ pub enum Own {
     Maintenance(Option<String>),
     /// The host is an app's, and no instance of it runs.
     NothingRuns(String),
+    /// Every instance has as many requests as it may, and so has the queue.
+    Busy(String),
     /// No instance took the request, or it broke off before answering.
     BadGateway,
     /// No answer in time.
@@ -41,7 +43,7 @@ impl Own {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost(_) | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
-            Self::Maintenance(_) | Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Maintenance(_) | Self::NothingRuns(_) | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ByHttps(_) => StatusCode::PERMANENT_REDIRECT,
@@ -58,6 +60,9 @@ impl Own {
             Self::Maintenance(_) => "this site is being worked on; it is back soon".to_owned(),
             Self::NothingRuns(host) => {
                 format!("nothing runs behind {} at the moment; try again later", shorten(host, 100))
+            }
+            Self::Busy(host) => {
+                format!("{} has as many requests as it can take; try again later", shorten(host, 100))
             }
             Self::BadGateway => "no instance answered".to_owned(),
             Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
@@ -80,7 +85,7 @@ impl Own {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         match self {
-            Self::NothingRuns(_) => {
+            Self::NothingRuns(_) | Self::Busy(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Maintenance(_) => {

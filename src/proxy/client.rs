@@ -15,7 +15,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::control::{AppCounts, InstanceCounts, LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
+use super::control::{
+    AppCounts, InstanceCounts, LineBuffer, Order, QueueCount, Report, SOCKET_NAME, read_message, write_message,
+};
 use super::table::{DrainLimits, Route, Table};
 use crate::model::{AppName, InstanceId};
 
@@ -74,6 +76,8 @@ pub struct Counts {
     pub in_flight: BTreeMap<InstanceId, u64>,
     /// What each instance of the table has answered, in that process alone.
     pub instances: BTreeMap<InstanceId, InstanceCounts>,
+    /// Where requests wait for an instance with room.
+    pub queues: Vec<QueueCount>,
     /// Which process counted; another one starts from zero.
     pub boot: String,
 }
@@ -455,9 +459,9 @@ impl Keeper {
                 }
             }
             Report::UpstreamFailed { instance, why } => tracing::warn!(%instance, why, "instance failed a request"),
-            Report::Counts { apps, in_flight, instances } => {
+            Report::Counts { apps, in_flight, instances, queues } => {
                 let boot = self.status.borrow().boot.clone();
-                let counts = Counts { apps, in_flight, instances, boot };
+                let counts = Counts { apps, in_flight, instances, queues, boot };
                 self.last_counts.send_replace(Some(counts.clone()));
                 self.asked_counts = self.asked_counts.saturating_sub(1);
                 if let Some(reply) = self.counts.pop_front() {

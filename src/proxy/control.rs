@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWr
 
 use super::table::{DrainLimits, Table};
 use crate::histogram::Histogram;
-use crate::model::{AppName, InstanceId};
+use crate::model::{AppName, InstanceId, ServiceName};
 
 /// The longest line.
 pub const LINE_LIMIT: usize = 16 << 20;
@@ -130,7 +130,21 @@ pub enum Report {
         /// What each instance of the table has answered, in this process alone.
         #[serde(default)]
         instances: BTreeMap<InstanceId, InstanceCounts>,
+        /// Where requests wait for an instance with room.
+        #[serde(default)]
+        queues: Vec<QueueCount>,
     },
+}
+
+/// Requests that wait for an instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueCount {
+    /// Whose.
+    pub app: AppName,
+    /// Which service.
+    pub service: ServiceName,
+    /// How many.
+    pub waiting: usize,
 }
 
 /// Totals of one app since the proxy started.

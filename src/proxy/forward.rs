@@ -92,8 +92,8 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     }
 
     let asked = request.uri().clone();
-    let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[] };
-    let (claim, way) = proxy.routing.claim(seeker).map_err(|none| {
+    let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[], waited: false };
+    let (claim, way) = proxy.routing.admit(seeker).await.map_err(|none| {
         none.count();
         let host = host.clone().into_owned();
         match none {
@@ -101,6 +101,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
             NoClaim::UnknownPath => Own::UnknownPath(host),
             NoClaim::Maintenance(way) => Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())),
             NoClaim::NoMember(_) => Own::NothingRuns(host),
+            NoClaim::Busy(_) => Own::Busy(host),
         }
     })?;
     let is_secure = origin.is_secure(request.headers());
@@ -130,7 +131,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         is_secure,
         claim,
         arrived,
-        claimed: arrived,
+        claimed: Instant::now(),
         tally: Tally::new(&way.counters),
         way,
         tried: Vec::new(),
@@ -318,7 +319,8 @@ impl Attempt<'_> {
         self.take_try()?;
         self.tried.push(Arc::clone(self.claim.instance()));
         // Without a cookie: the instance that it names has just been tried.
-        let seeker = Seeker { host: self.host, path: self.path, headers: &HeaderMap::new(), tried: &self.tried };
+        let seeker =
+            Seeker { host: self.host, path: self.path, headers: &HeaderMap::new(), tried: &self.tried, waited: false };
         let (claim, _) = self.proxy.routing.claim(seeker).map_err(|_| NoAnswer::Unreachable)?;
         self.stays = false;
         self.tally.retried();

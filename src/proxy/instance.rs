@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::InstanceCounts;
 use super::counts::Latencies;
 use super::pool::Pool;
+use super::queue::Queue;
 use crate::model::InstanceId;
 
 /// How long an instance that refused a connection is passed over while others remain.
@@ -211,13 +212,15 @@ pub struct Claim {
     instance: Arc<Instance>,
     /// The key among the open streams, once the request has become one.
     stream: Option<u64>,
+    /// Who waits for its end.
+    queue: Option<Arc<Queue>>,
 }
 
 impl Claim {
-    /// Counts in.
-    pub fn new(instance: &Arc<Instance>) -> Self {
+    /// Counts in. Its end makes room for the next one of the queue.
+    pub fn new(instance: &Arc<Instance>, queue: Option<&Arc<Queue>>) -> Self {
         instance.requests.fetch_add(1, SeqCst);
-        Self { instance: Arc::clone(instance), stream: None }
+        Self { instance: Arc::clone(instance), stream: None, queue: queue.cloned() }
     }
 
     /// On whom.
@@ -235,16 +238,23 @@ impl Claim {
         drop(streams);
         // Counted in before it is counted out: the sum must not pass through zero.
         self.instance.streams.fetch_add(1, SeqCst);
-        self.instance.release(&self.instance.requests);
+        self.end_request();
         self.stream = Some(key);
         (self, token)
+    }
+
+    fn end_request(&self) {
+        self.instance.release(&self.instance.requests);
+        if let Some(queue) = &self.queue {
+            queue.make_room();
+        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         match self.stream {
-            None => self.instance.release(&self.instance.requests),
+            None => self.end_request(),
             Some(key) => {
                 lock(&self.instance.open_streams).cuts.remove(&key);
                 self.instance.release(&self.instance.streams);
@@ -264,8 +274,8 @@ mod tests {
     #[test]
     fn a_claim_is_counted_once_whatever_it_becomes() {
         let instance = instance();
-        let request = Claim::new(&instance);
-        let (stream, token) = Claim::new(&instance).into_stream();
+        let request = Claim::new(&instance, None);
+        let (stream, token) = Claim::new(&instance, None).into_stream();
         assert_eq!((instance.requests(), instance.streams(), instance.load()), (1, 1, 2));
         assert_eq!(instance.cut_streams(5), 1);
         assert!(token.is_cancelled());
@@ -277,7 +287,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_sees_the_last_claim_end() {
         let instance = instance();
-        let claims: Vec<Claim> = (0..50).map(|_| Claim::new(&instance)).collect();
+        let claims: Vec<Claim> = (0..50).map(|_| Claim::new(&instance, None)).collect();
         let idle = tokio::spawn({
             let instance = Arc::clone(&instance);
             async move { instance.until(|i| i.load() == 0).await }

@@ -222,7 +222,8 @@ impl Conversation {
             Order::Count => {
                 let (apps, in_flight) = self.proxy.count().await;
                 let instances = self.proxy.routing.instance_counts();
-                Some(Report::Counts { apps, in_flight, instances })
+                let queues = self.proxy.routing.queues();
+                Some(Report::Counts { apps, in_flight, instances, queues })
             }
             Order::Apply(table) => {
                 let generation = table.generation;

@@ -66,7 +66,8 @@ pub(super) async fn retire(proxy: &Arc<Proxy>, successor: Successor, shutdown: &
         let (apps, in_flight) = proxy.count().await;
         let instances = proxy.routing.instance_counts();
         // The successor answers for these counts from now on; without them it does by the ones before.
-        let _ = conversation.say(&Report::Counts { apps, in_flight, instances }).await;
+        let counts = Report::Counts { apps, in_flight, instances, queues: Vec::new() };
+        let _ = conversation.say(&counts).await;
         tracing::info!("everything has ended here");
     } else {
         wind_down(proxy).await;

@@ -10,16 +10,17 @@ use std::sync::{Arc, Mutex};
 
 use hyper::HeaderMap;
 
-use super::control::{AppCounts, InstanceCounts};
+use super::control::{AppCounts, InstanceCounts, QueueCount};
 use super::counts::Counters;
 use super::instance::{Claim, Instance, lock};
 use super::lookup::{Lookup, NoRoute};
 use super::path_prefix::PathPrefix;
 use super::pick::Picker;
 use super::pool::Pool;
+use super::queue::{Limits, Queue};
 use super::sticky::StickyCookie;
 use super::table::{Maintenance, Table};
-use crate::model::{AppName, InstanceId};
+use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
 #[derive(Debug, Default)]
@@ -36,8 +37,15 @@ struct State {
     /// Those of the table, and those that left it with something under way. An instance that came back elsewhere
     /// while its former self was still busy is here twice.
     instances: Vec<Arc<Instance>>,
-    /// Totals outlive routes: they count from the start of the process.
+    lasting: Lasting,
+}
+
+/// What outlives tables.
+#[derive(Debug, Clone, Default)]
+struct Lasting {
+    /// Totals count from the start of the process.
     apps: BTreeMap<AppName, Arc<Counters>>,
+    queues: BTreeMap<(AppName, ServiceName), Arc<Queue>>,
 }
 
 #[derive(Debug)]
@@ -56,6 +64,10 @@ pub struct Way {
     pub strip: Option<PathPrefix>,
     /// Where clients stay with an instance.
     pub sticky: Option<StickyCookie>,
+    /// How many requests its instances are given.
+    pub limits: Limits,
+    /// Where others wait meanwhile.
+    pub queue: Arc<Queue>,
     /// In place of all instances.
     pub maintenance: Option<Maintenance>,
 }
@@ -71,6 +83,15 @@ pub struct Seeker<'a> {
     pub headers: &'a HeaderMap,
     /// Instances that did not take it.
     pub tried: &'a [Arc<Instance>],
+    /// Whether it has waited for its turn.
+    pub waited: bool,
+}
+
+impl Seeker<'_> {
+    /// It has neither waited nor been anywhere.
+    fn is_new(&self) -> bool {
+        !self.waited && self.tried.is_empty()
+    }
 }
 
 /// Why a request has no instance.
@@ -84,9 +105,27 @@ pub enum NoClaim {
     Maintenance(Arc<Way>),
     /// The route has no instance left to try.
     NoMember(Arc<Way>),
+    /// Every instance has as many requests as it may.
+    Busy(Arc<Way>),
 }
 
 impl Routing {
+    /// Picks an instance, and counts the request in; where there is none with room, it waits in the queue of the route.
+    pub async fn admit(&self, seeker: Seeker<'_>) -> Result<(Claim, Arc<Way>), NoClaim> {
+        let (none, way) = match self.claim(seeker) {
+            Err(NoClaim::NoMember(way)) => (NoClaim::NoMember(Arc::clone(&way)), way),
+            Err(NoClaim::Busy(way)) => (NoClaim::Busy(Arc::clone(&way)), way),
+            done => return done,
+        };
+        match way.queue.enter(way.limits.queue) {
+            None => Err(none),
+            Some(place) => {
+                let seeker = Seeker { waited: true, ..seeker };
+                place.wait(way.limits, || self.claim(seeker)).await
+            }
+        }
+    }
+
     /// Picks an instance that was not tried, and counts the request in.
     pub fn claim(&self, seeker: Seeker<'_>) -> Result<(Claim, Arc<Way>), NoClaim> {
         let mut state = lock(&self.state);
@@ -101,8 +140,15 @@ impl Routing {
         if way.maintenance.is_some() {
             return Err(NoClaim::Maintenance(Arc::clone(way)));
         }
+        // Nobody passes those who wait.
+        if seeker.is_new() && way.queue.waiting() > 0 {
+            return Err(NoClaim::Busy(Arc::clone(way)));
+        }
+        // One that another instance did not take is not turned away for want of room.
+        let has_room = |member: usize| !seeker.tried.is_empty() || way.limits.leave_room(members[member].requests());
         let untried = |member: usize| !seeker.tried.iter().any(|gone| Arc::ptr_eq(gone, &members[member]));
-        let sound = |member: usize| !members[member].is_ejected() && untried(member);
+        let free = |member: usize| untried(member) && has_room(member);
+        let sound = |member: usize| !members[member].is_ejected() && free(member);
         let load = |member: usize| members[member].load();
         let same_as_before = || {
             let id = way.sticky.as_ref()?.read(seeker.headers)?;
@@ -111,9 +157,11 @@ impl Routing {
         let chosen = same_as_before()
             .or_else(|| picker.choose(load, sound))
             // All of them failed a moment ago: trying one is better than none.
-            .or_else(|| picker.choose(load, untried));
+            .or_else(|| picker.choose(load, free));
+        let queue = way.limits.max_requests.map(|_| &way.queue);
         match chosen {
-            Some(member) => Ok((Claim::new(&members[member]), Arc::clone(way))),
+            Some(member) => Ok((Claim::new(&members[member], queue), Arc::clone(way))),
+            None if (0..members.len()).any(untried) => Err(NoClaim::Busy(Arc::clone(way))),
             None => Err(NoClaim::NoMember(Arc::clone(way))),
         }
     }
@@ -131,11 +179,11 @@ impl Routing {
     /// Puts a valid table in force. When this returns, nothing outside it is chosen any more. One at a time.
     pub fn replace(&self, table: &Table) {
         // Everything is made ready before the lock is taken, which every request waits for.
-        let (before, apps) = {
+        let (before, lasting) = {
             let state = lock(&self.state);
-            (state.instances.clone(), state.apps.clone())
+            (state.instances.clone(), state.lasting.clone())
         };
-        let next = Next::of(table, &before, apps);
+        let next = Next::of(table, &before, lasting);
         let is_kept = |instance: &&Arc<Instance>| next.kept.contains(&Arc::as_ptr(instance));
         let left: Vec<Arc<Instance>> = before.iter().filter(|instance| !is_kept(instance)).cloned().collect();
         // Before anything can look: what is not routed is forgotten once it has nothing under way.
@@ -144,11 +192,13 @@ impl Routing {
         let mut state = lock(&self.state);
         state.instances = instances;
         state.generation = table.generation;
-        state.apps = next.apps;
+        state.lasting = next.lasting;
+        let queues: Vec<Arc<Queue>> = state.lasting.queues.values().cloned().collect();
         let replaced =
             (std::mem::replace(&mut state.lookup, next.lookup), std::mem::replace(&mut state.routes, next.routes));
         drop(state);
         drop(replaced);
+        queues.iter().for_each(|queue| queue.look_again());
         // Closing sockets takes its time too.
         left.iter().filter(|instance| instance.is_routed()).for_each(|instance| instance.set_routed(false));
         lock(&self.state).forget_done();
@@ -166,7 +216,18 @@ impl Routing {
 
     /// Totals per app.
     pub fn counts(&self) -> BTreeMap<AppName, AppCounts> {
-        lock(&self.state).apps.iter().map(|(app, counters)| (app.clone(), counters.read())).collect()
+        lock(&self.state).lasting.apps.iter().map(|(app, counters)| (app.clone(), counters.read())).collect()
+    }
+
+    /// Requests that wait, where there are any.
+    pub fn queues(&self) -> Vec<QueueCount> {
+        let state = lock(&self.state);
+        let counts = state.lasting.queues.iter().map(|((app, service), queue)| QueueCount {
+            app: app.clone(),
+            service: service.clone(),
+            waiting: queue.waiting(),
+        });
+        counts.filter(|count| count.waiting > 0).collect()
     }
 
     /// Requests and streams under way, where there are any.
@@ -213,12 +274,12 @@ struct Next {
     members: Vec<Arc<Instance>>,
     /// The same, to be asked for.
     kept: HashSet<*const Instance>,
-    apps: BTreeMap<AppName, Arc<Counters>>,
+    lasting: Lasting,
 }
 
 impl Next {
     /// Instances that are known go on as they are.
-    fn of(table: &Table, before: &[Arc<Instance>], mut apps: BTreeMap<AppName, Arc<Counters>>) -> Self {
+    fn of(table: &Table, before: &[Arc<Instance>], mut lasting: Lasting) -> Self {
         // An instance whose requests were cut is beyond return; should its id come back, it starts anew.
         let sound = before.iter().filter(|instance| !instance.requests_cut().is_cancelled());
         let known: HashMap<(&InstanceId, SocketAddr), &Arc<Instance>> =
@@ -236,7 +297,9 @@ impl Next {
                 .collect();
             members.extend(of_route.iter().cloned());
             let way = Way {
-                counters: Arc::clone(apps.entry(route.app.clone()).or_default()),
+                counters: Arc::clone(lasting.apps.entry(route.app.clone()).or_default()),
+                limits: route.limits,
+                queue: Arc::clone(lasting.queues.entry((route.app.clone(), route.service.clone())).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
                 maintenance: route.maintenance.clone(),
                 sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
@@ -245,14 +308,14 @@ impl Next {
             routes.push(ActiveRoute { way: Arc::new(way), members: of_route, picker });
         }
         let kept = members.iter().map(Arc::as_ptr).collect();
-        Self { lookup: Lookup::new(&table.routes), routes, members, kept, apps }
+        Self { lookup: Lookup::new(&table.routes), routes, members, kept, lasting }
     }
 }
 
 impl NoClaim {
     /// Counts the request as failed where it belongs to an app.
     pub fn count(&self) {
-        if let Self::NoMember(way) = self {
+        if let Self::NoMember(way) | Self::Busy(way) = self {
             way.counters.failed();
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::path_prefix::PathPrefix;
 use super::pick::Balance;
+use super::queue::Limits;
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Everything the proxy routes by. The agent numbers each table it sends; the proxy keeps the newest on disk.
@@ -37,6 +38,9 @@ pub struct Route {
     /// Whether a client stays with the instance that answered it first, by a cookie.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sticky: bool,
+    /// How many requests its instances are given, and how many may wait.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
     /// While it is there no instance is asked: every request gets a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
@@ -57,12 +61,17 @@ impl Route {
             strip: false,
             balance: Balance::default(),
             sticky: false,
+            limits: Limits::default(),
             maintenance: None,
             app,
             service,
             members,
         }
     }
+}
+
+fn is_default(limits: &Limits) -> bool {
+    *limits == Limits::default()
 }
 
 /// What is answered in place of an app that is being worked on: always with 503.

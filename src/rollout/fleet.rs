@@ -344,6 +344,7 @@ impl Way {
             strip: self.route.strip,
             balance: self.route.balance,
             sticky: self.route.sticky,
+            limits: self.route.limits,
             maintenance: entrance.maintenance.clone(),
             app: app.clone(),
             service,

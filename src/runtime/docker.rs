@@ -355,8 +355,17 @@ impl Runtime for Docker {
     fn stop<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>> {
         async move {
             let Some(container) = within(CALL, self.find(id)).await? else { return Ok(()) };
-            self.stop_container(&container, grace).await?;
-            self.remove(&container).await
+            match self.stop_container(&container, grace).await {
+                // Removing by force takes another way, which may be open: an engine that was killed while it restarted a
+                // container may wait for the end of a process that there is not.
+                Err(RuntimeError::Refused(why)) => {
+                    self.remove(&container).await.map_err(|_| RuntimeError::Refused(why))
+                }
+                stopped => {
+                    stopped?;
+                    self.remove(&container).await
+                }
+            }
         }
         .boxed()
     }

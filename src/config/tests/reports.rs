@@ -465,6 +465,11 @@ port = 4
 route = { path = "api", strip = true, balance = "fair", stiky = true }
 [apps.shop.services.worker]
 route = { path = "/jobs" }
+[apps.full]
+repo = "https://h/w"
+port = 1
+domains = ["full.example"]
+route = { max_requests = 0, queue_wait = "1h" }
 [apps.other]
 repo = "https://h/y"
 [apps.other.services.web]
@@ -483,12 +488,18 @@ route = { sticky = true }
     deploy.toml:15:49: apps.shop.services.bad.route.balance must be "least_connections" or "round_robin", got "fair"
         write "least_connections" or "round_robin"
     deploy.toml:15:57: unknown key "stiky", did you mean "sticky"?
-        apps.shop.services.bad.route takes: domains, path, strip, balance, sticky
+        apps.shop.services.bad.route takes: domains, path, strip, balance, sticky, max_requests, queue, queue_wait
     deploy.toml:17:1: apps.shop.services.worker.route leads to a service without a port
         set port, or remove route
-    deploy.toml:22:22: shop and other both claim old.example (lines 12 and 22)
+    deploy.toml:22:26: apps.full.route.max_requests must be a number from 1 to 100000, got 0
+        write max_requests = 1 or another number in that range
+    deploy.toml:22:42: apps.full.route.queue_wait is of no use without a queue
+        add queue = 100, or remove it
+    deploy.toml:22:42: apps.full.route.queue_wait must be 100ms to 5m, got "1h"
+        write a duration in that range
+    deploy.toml:27:22: shop and other both claim old.example (lines 12 and 27)
         a domain leads to one app; remove it from one of them
-    deploy.toml:26:1: apps.bare has no domains for this route
+    deploy.toml:31:1: apps.bare has no domains for this route
         write domains = ["shop.example.com"] for the app or in the route
     "#);
 }

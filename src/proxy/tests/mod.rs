@@ -3,6 +3,7 @@
 mod agents;
 mod handover;
 mod http2;
+mod queueing;
 mod streams;
 mod support;
 mod tls;
