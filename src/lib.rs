@@ -17,6 +17,7 @@ pub mod histogram;
 pub mod model;
 pub mod text;
 
+pub mod acme;
 pub mod agent;
 pub mod api;
 pub mod cli;

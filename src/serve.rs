@@ -28,7 +28,7 @@ use crate::rollout::routes::Routes;
 use crate::runtime::docker::Docker;
 use crate::runtime::{Happened, RuntimeError};
 use crate::store::Store;
-use crate::{agent, api, data_dir, notify, trigger};
+use crate::{acme, agent, api, data_dir, notify, trigger};
 
 /// Builds at a time, over all apps.
 const BUILDS: usize = 2;
@@ -137,13 +137,18 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
+    let certificates = {
+        let (standing, config) = (agent.certificates.clone(), agent.watch_config());
+        let ordering = acme::keep(data_dir, proxy, config, standing, shutdown.clone());
+        tokio::spawn(ordering)
+    };
 
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
     let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
     tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
 
-    Ok(Serving { agent, tasks: vec![tcp, unix, notices, look_out, keeper], endless: work, _alone: alone })
+    Ok(Serving { agent, tasks: vec![tcp, unix, notices, look_out, keeper, certificates], endless: work, _alone: alone })
 }
 
 /// A connection to the engine, in a moment or not at all.

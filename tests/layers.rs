@@ -42,19 +42,26 @@ const BOUNDARIES: &[Boundary] = &[
         invariant: "clients' TLS ends in the proxy; behind it there are requests",
     },
     Boundary {
+        library: "instant_acme",
+        only_in: &["acme/"],
+        invariant: "the agent orders certificates; all others see files and answers",
+    },
+    Boundary {
         library: "rcgen",
-        only_in: &["proxy/certificates.rs"],
+        only_in: &["proxy/certificate.rs"],
         invariant: "what a certificate is made of is known in one file",
     },
     Boundary {
         library: "x509_parser",
-        only_in: &["proxy/certificates.rs"],
+        only_in: &["proxy/certificate.rs"],
         invariant: "certificates are read in one file; all others see names and an end",
     },
 ];
 
 /// Files that decide and do nothing else: the same input gives the same answer, and a test is a literal.
 const PURE: &[&str] = &[
+    "acme/names.rs",
+    "acme/plan.rs",
     "histogram.rs",
     "rollout/judge.rs",
     "rollout/judge/evidence.rs",

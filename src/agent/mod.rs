@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::acme::Standing;
 use crate::config::{self, Config, Problems};
 use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
@@ -46,6 +47,8 @@ pub struct Agent {
     pub id: String,
     /// Whether the engine answers.
     pub presence: Presence,
+    /// What is wrong with the certificates that it orders.
+    pub certificates: Standing,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
@@ -62,6 +65,8 @@ pub struct Agent {
 pub struct Readiness {
     /// What is in the way, one sentence each; empty = ready.
     pub problems: Vec<String>,
+    /// What is not, but wants a look.
+    pub warnings: Vec<String>,
 }
 
 /// Why an app's deployments wait.
@@ -81,6 +86,7 @@ impl Agent {
             store,
             id,
             presence: Presence::new(),
+            certificates: Standing::default(),
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
@@ -383,6 +389,6 @@ impl Agent {
         } else if let Err(err) = self.store.refuse_while_scarce().await {
             problems.push(format!("nothing new is taken: {err}"));
         }
-        Readiness { problems }
+        Readiness { problems, warnings: self.certificates.warnings() }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::ApiState;
 use super::problem::Problem;
+use crate::agent::Readiness;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -17,11 +18,14 @@ pub(super) async fn live() -> Json<Value> {
 
 /// Whether it can do its job, and what is in the way.
 pub(super) async fn ready(State(api): State<ApiState>) -> Result<(StatusCode, Json<Value>), Problem> {
-    let problems = api.agent.readiness().await.problems;
+    let Readiness { problems, warnings } = api.agent.readiness().await;
     let agent = api.agent.id.clone();
     let (status, word) = match problems.is_empty() {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
     };
-    Ok((status, Json(json!({ "status": word, "agent": agent, "version": VERSION, "problems": problems }))))
+    let said = json!({
+        "status": word, "agent": agent, "version": VERSION, "problems": problems, "warnings": warnings,
+    });
+    Ok((status, Json(said)))
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::acme;
 use crate::config::{Config, Problems, load};
 
 /// Prints a summary and the warnings, or every problem to stderr. Exit code 0, or 2 for a bad configuration.
@@ -28,6 +29,11 @@ fn accepted(file: &str, config: &Config) -> String {
     for warning in &config.warnings {
         text.push_str(&warning.render(file, "warning: "));
         text.push('\n');
+    }
+    if config.proxy.acme.is_some() {
+        for (host, why) in acme::names(config).skipped {
+            text.push_str(&format!("{file}: warning: no certificate is ordered for {host}: {why}\n"));
+        }
     }
     text
 }
@@ -63,6 +69,21 @@ mod tests {
         deploy.toml:1:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m
             write webhook = { provider = "github", secret = { env = "NAME" } }
         "#);
+    }
+
+    #[test]
+    fn it_is_said_for_which_hosts_no_certificate_can_be_ordered() {
+        let proxy = "[proxy]\nhttps = \"0.0.0.0:443\"\n";
+        let app = "[apps.shop]\nrepo = \"https://h/x\"\nport = 8000\nhealth = { path = \"/\" }\n\
+                   domains = [\"shop.test\", \"*.shop.test\", \"localhost\"]\n";
+        let with_acme = check(&format!("{proxy}acme = {{ email = \"ops@example.com\" }}\n{app}"));
+        insta::assert_snapshot!(with_acme, @r#"
+    deploy.toml: ok (1 app, 1 service)
+    deploy.toml:4:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m
+        write webhook = { provider = "github", secret = { env = "NAME" } }
+    deploy.toml: warning: no certificate is ordered for *.shop.test: a wildcard takes the challenge dns-01, which longshore does not know; name its files in proxy.certificates, or write every host by its whole name
+    deploy.toml: warning: no certificate is ordered for localhost: a name without a dot is known on this network alone
+    "#);
     }
 
     #[test]

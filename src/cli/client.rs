@@ -77,6 +77,15 @@ struct ProblemBody {
     detail: String,
 }
 
+/// The answer of `/readyz`, as far as it is shown.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Readiness {
+    pub problems: Vec<String>,
+    /// Not known to earlier versions.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
 impl Client {
     /// Nothing is sent before the first question.
     pub fn new(target: Target) -> Result<Self, CliError> {
@@ -115,16 +124,12 @@ impl Client {
         }
     }
 
-    /// What keeps the agent from doing its job. Nothing where that cannot be told: the question that matters was
-    /// another one.
-    pub async fn problems(&self) -> Vec<String> {
-        #[derive(Deserialize)]
-        struct Readiness {
-            problems: Vec<String>,
-        }
-        let Ok(answer) = self.answer(Method::GET, "/readyz", None, None).await else { return Vec::new() };
-        let Ok(bytes) = collect(answer.body).await else { return Vec::new() };
-        serde_json::from_slice::<Readiness>(&bytes).map(|readiness| readiness.problems).unwrap_or_default()
+    /// What keeps the agent from doing its job, and what wants a look. Nothing where that cannot be told: the question that
+    /// matters was another one.
+    pub async fn readiness(&self) -> Readiness {
+        let Ok(answer) = self.answer(Method::GET, "/readyz", None, None).await else { return Readiness::default() };
+        let Ok(bytes) = collect(answer.body).await else { return Readiness::default() };
+        serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
     /// Any call whose answer is a file.

@@ -78,6 +78,9 @@ fn template(args: &InitArgs, secret_path: &Path) -> String {
          \n\
          [proxy]\n\
          http = \"0.0.0.0:80\"\n\
+         # With certificates of Let's Encrypt, to whose terms you agree by it:\n\
+         # https = \"0.0.0.0:443\"\n\
+         # acme  = {{ email = \"ops@example.com\" }}\n\
          \n\
          [apps.{app}]\n\
          repo     = {repo:?}\n\

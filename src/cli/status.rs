@@ -9,7 +9,7 @@ use futures_util::stream::BoxStream;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::client::{AskError, Client};
+use super::client::{AskError, Client, Readiness};
 use super::error::CliError;
 use super::progress::{Progress, canary, headline, rest_of_reason, services, title};
 use super::sse::Event;
@@ -64,9 +64,10 @@ pub(super) async fn run(client: &Client, term: &mut Term, args: StatusArgs) -> R
         (seen, false) => {
             let mut lines = seen.lines(Timestamp::now(), term.paint());
             let said = |problem: &&String| seen.apps().iter().any(|app| tells(app, problem));
-            let problems = client.problems().await;
+            let Readiness { problems, warnings } = client.readiness().await;
             let unsaid = problems.iter().filter(|problem| !said(problem));
             lines.extend(unsaid.map(|problem| format!("not ready: {}", clean(problem))));
+            lines.extend(warnings.iter().map(|warning| format!("warning: {}", clean(warning))));
             lines.join("\n")
         }
     };

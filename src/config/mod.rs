@@ -17,6 +17,7 @@ use crate::model::{AppName, ServiceName};
 use crate::proxy::table::Maintenance;
 use crate::proxy::{Balance, Limits, PathPrefix};
 
+mod acme;
 mod app;
 mod build;
 mod credential;
@@ -89,6 +90,8 @@ pub struct ProxyConfig {
     pub https: Option<SocketAddr>,
     /// Certificates on disk; each is used for the names that are in it.
     pub certificates: Vec<CertificateFiles>,
+    /// Who issues certificates for the hosts that none of these files has one for; `None` = nobody.
+    pub acme: Option<AcmeConfig>,
     /// Plain requests to a host that has a certificate are sent to https. Default on.
     pub redirect_http: bool,
     /// How long browsers are told to use https alone (`Strict-Transport-Security`); `None` = they are told nothing.
@@ -106,6 +109,7 @@ impl ProxyConfig {
             http,
             https: None,
             certificates: Vec::new(),
+            acme: None,
             redirect_http: true,
             hsts: None,
             self_signed: false,
@@ -121,6 +125,41 @@ pub struct CertificateFiles {
     pub cert: PathBuf,
     /// The private key: not readable by other users.
     pub key: PathBuf,
+}
+
+/// `acme` of `[proxy]`: a certificate authority that is asked by RFC 8555. To write it is to agree to its terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeConfig {
+    /// Of the account, for the authority to write to.
+    pub email: String,
+    /// Where the authority is. Default: Let's Encrypt.
+    pub directory_url: String,
+    /// How hosts are proven to be ours.
+    pub challenge: Challenge,
+    /// Roots (PEM) for the connection to the authority, in place of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `challenge`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Challenge {
+    /// The authority asks for a page by plain HTTP on port 80 (RFC 8555, section 8.3).
+    #[default]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// It begins a TLS connection of a kind of its own on port 443 (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+impl Challenge {
+    /// As it is written, here and in the protocol.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
 }
 
 /// `[runtime]`

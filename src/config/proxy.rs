@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::field::Field;
 use super::problem::Fault;
 use super::validate::socket_address;
-use super::{CertificateFiles, ProxyConfig};
+use super::{CertificateFiles, ProxyConfig, acme};
 use crate::model::shorten;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -31,26 +31,24 @@ pub(super) fn read(field: Option<Field<'_>>) -> (ProxyConfig, Places) {
     config.http = http.as_ref().and_then(socket_address).unwrap_or(config.http);
     config.https = https.as_ref().and_then(socket_address);
     let certificates = section.take("certificates");
+    let acme = section.take("acme");
     let (redirect, hsts, self_signed) =
         (section.take("redirect_http"), section.take("hsts"), section.take("self_signed"));
     if https.is_none() {
-        for field in [&certificates, &redirect, &hsts, &self_signed].into_iter().flatten() {
+        for field in [&certificates, &acme, &redirect, &hsts, &self_signed].into_iter().flatten() {
             field.problem(" is of no use without proxy.https", "add https = \"0.0.0.0:443\", or remove it");
         }
     }
     if let Some(list) = certificates.and_then(|field| field.list("write [{ cert = \"PATH\", key = \"PATH\" }]")) {
         config.certificates = list.iter().filter_map(certificate).collect();
     }
+    config.acme = acme.and_then(|field| acme::read(&field));
     config.redirect_http = redirect.and_then(|field| field.boolean()).unwrap_or(config.redirect_http);
     config.hsts = hsts.and_then(|field| field.duration_or_zero(DAY..=DAY * 730)).filter(|hsts| !hsts.is_zero());
     config.self_signed = self_signed.and_then(|field| field.boolean()).unwrap_or(config.self_signed);
     if let Some(list) = section.take("trusted_proxies").and_then(|field| field.list("write [\"10.0.0.0/8\"]")) {
         config.trusted_proxies = list.iter().filter_map(|field| field.parsed(network)).collect();
     }
-    section.unsupported(
-        "acme",
-        "remove it; get certificates with a program such as certbot, and name them in certificates",
-    );
     section.finish();
     (config, Places { http: http.map(|field| field.span()), https: https.map(|field| field.span()) })
 }

@@ -111,7 +111,18 @@ fn the_example_names_every_default_as_it_is() {
     let [written, unwritten] = [&example, &with_defaults].map(|config| &config.apps[&"shop".parse().unwrap()]);
     assert_eq!(with_defaults.agent, AgentConfig { public_url: None, ..example.agent.clone() });
     let front = example.proxy.clone();
-    let plain = ProxyConfig { https: None, certificates: Vec::new(), hsts: None, trusted_proxies: Vec::new(), ..front };
+    let directory = front.acme.as_ref().map(|acme| acme.directory_url.as_str());
+    let by_default = config("[proxy]\nhttps = \"[::]:443\"\nacme = { email = \"ops@example.com\" }\n").proxy.acme;
+    assert_eq!(directory, by_default.as_ref().map(|acme| acme.directory_url.as_str()));
+    assert_eq!(front.acme, by_default);
+    let plain = ProxyConfig {
+        https: None,
+        certificates: Vec::new(),
+        acme: None,
+        hsts: None,
+        trusted_proxies: Vec::new(),
+        ..front
+    };
     assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&plain, &example.runtime));
     assert_eq!((&written.branch, written.submodules), (&unwritten.branch, unwritten.submodules));
     assert_eq!((written.keep_releases, written.deadline), (unwritten.keep_releases, unwritten.deadline));

@@ -34,6 +34,8 @@ pub enum Own {
     GatewayTimeout,
     /// The same is to be asked for here, by https.
     ByHttps(HeaderValue),
+    /// What a certificate authority is to be told (RFC 8555, section 8.3).
+    Challenge(String),
 }
 
 impl Own {
@@ -47,6 +49,7 @@ impl Own {
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ByHttps(_) => StatusCode::PERMANENT_REDIRECT,
+            Self::Challenge(_) => StatusCode::OK,
         }
     }
 
@@ -67,6 +70,7 @@ impl Own {
             Self::BadGateway => "no instance answered".to_owned(),
             Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
             Self::ByHttps(_) => "this host is served by https".to_owned(),
+            Self::Challenge(answer) => answer.clone(),
         }
     }
 
@@ -74,6 +78,7 @@ impl Own {
     pub fn response(&self, json: bool) -> Response<Answer> {
         let status = self.status();
         let (content_type, text) = match (json, self) {
+            (_, Self::Challenge(answer)) => ("application/octet-stream", answer.clone()),
             (true, _) => ("application/problem+json", problem(status, &self.detail())),
             (false, Self::Maintenance(Some(page))) => ("text/html; charset=utf-8", page.clone()),
             (false, _) => ("text/html; charset=utf-8", page(status, &self.detail())),
@@ -101,7 +106,11 @@ impl Own {
             Self::ByHttps(location) => {
                 headers.insert(LOCATION, location.clone());
             }
-            Self::UnknownHost(_) | Self::UnknownPath(_) | Self::BadGateway | Self::GatewayTimeout => {}
+            Self::UnknownHost(_)
+            | Self::UnknownPath(_)
+            | Self::BadGateway
+            | Self::GatewayTimeout
+            | Self::Challenge(_) => {}
         }
         response
     }

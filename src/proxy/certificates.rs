@@ -1,149 +1,15 @@
 //! Certificates with their keys, read from files, and found by the name that a client asks for.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::{self, Metadata};
-use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio_rustls::rustls;
+use tokio_rustls::rustls::server::ProducesTickets;
 
-use rustls::ServerConfig;
-use rustls::crypto::ring;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::ProducesTickets;
-use x509_parser::extensions::GeneralName;
-use x509_parser::parse_x509_certificate;
-
+use super::certificate::Certificate;
 use crate::config::CertificateFiles;
-
-/// What is agreed on inside the handshake, the better first (RFC 7301).
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-
-/// A certificate that can be served with. Its key is nowhere to be seen.
-pub struct Certificate {
-    /// In lower case; `*.` at the beginning stands for one label.
-    pub names: Vec<String>,
-    /// From then on clients refuse it.
-    pub not_after: Timestamp,
-    /// How a handshake with it is done.
-    pub tls: Arc<ServerConfig>,
-}
-
-impl fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("names", &self.names).field("not_after", &self.not_after).finish()
-    }
-}
-
-/// Why there is no certificate in files.
-#[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// A file has not what is looked for.
-    #[error("{} holds no {what} in PEM form: {error}", path.display())]
-    Pem {
-        /// Which.
-        path: PathBuf,
-        /// A certificate or a private key.
-        what: &'static str,
-        /// Why.
-        error: pem::Error,
-    },
-    /// The certificate says nothing that can be used.
-    #[error("the certificate in {} {why}", path.display())]
-    Unusable {
-        /// Where it is.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// The two do not belong together, or are of an unknown kind.
-    #[error("the certificate in {} cannot be served with the key in {}: {error}", files.cert.display(), files.key.display())]
-    Mismatch {
-        /// Both.
-        files: CertificateFiles,
-        /// Why.
-        error: rustls::Error,
-    },
-}
-
-impl Certificate {
-    /// Reads both files.
-    pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
-        let (cert, key) = (text(&files.cert)?, text(&files.key)?);
-        let no_certificate = |error| CertificateError::Pem { path: files.cert.clone(), what: "certificate", error };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert).collect();
-        let chain = chain.map_err(no_certificate)?;
-        let first = chain.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| CertificateError::Pem {
-            path: files.key.clone(),
-            what: "private key",
-            error,
-        })?;
-        let said = facts(first).map_err(|why| CertificateError::Unusable { path: files.cert.clone(), why })?;
-        let tls =
-            server(chain, key, tickets).map_err(|error| CertificateError::Mismatch { files: files.clone(), error })?;
-        Ok(Self { names: said.0, not_after: said.1, tls: Arc::new(tls) })
-    }
-
-    /// One for this name that nobody has signed.
-    pub fn self_signed(name: &str, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, String> {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
-        let cert = made.cert.der().clone();
-        let (names, not_after) = facts(&cert)?;
-        let tls = server(vec![cert], key, tickets).map_err(|error| error.to_string())?;
-        Ok(Self { names, not_after, tls: Arc::new(tls) })
-    }
-}
-
-fn text(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    fs::read(path).map_err(|error| CertificateError::File { path: path.to_owned(), error })
-}
-
-fn server(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    tickets: &Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, rustls::Error> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let mut config =
-        builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, key)?;
-    config.ticketer = Arc::clone(tickets);
-    config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-    Ok(config)
-}
-
-/// Names and end of a certificate.
-fn facts(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, Timestamp), String> {
-    let (_, parsed) = parse_x509_certificate(certificate).map_err(|error| format!("cannot be understood: {error}"))?;
-    let names = parsed.subject_alternative_name().map_err(|error| format!("has malformed names: {error}"))?;
-    let names: Vec<String> = names.iter().flat_map(|names| &names.value.general_names).filter_map(dns_name).collect();
-    if names.is_empty() {
-        return Err("names no host (subjectAltName)".to_owned());
-    }
-    let not_after = Timestamp::from_second(parsed.validity().not_after.timestamp());
-    Ok((names, not_after.map_err(|error| format!("has an impossible end: {error}"))?))
-}
-
-fn dns_name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        _ => None,
-    }
-}
 
 /// A file's identity and age: another one is to be read anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,6 +113,10 @@ fn read_or_keep(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tokio_rustls::rustls::crypto::ring;
+
     use super::*;
 
     fn tickets() -> Arc<dyn ProducesTickets> {

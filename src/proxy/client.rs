@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::control::{
-    AppCounts, InstanceCounts, LineBuffer, Order, QueueCount, Report, SOCKET_NAME, read_message, write_message,
+    AppCounts, ChallengeAnswer, InstanceCounts, LineBuffer, Order, QueueCount, Report, SOCKET_NAME, read_message,
+    write_message,
 };
 use super::table::{DrainLimits, Route, Table};
 use crate::model::{AppName, InstanceId};
@@ -65,6 +66,8 @@ pub struct ProxyStatus {
     pub generation: u64,
     /// Whether a service manager gave it its listeners.
     pub activated: bool,
+    /// Whether it can answer certificate authorities.
+    pub answers: bool,
 }
 
 /// Totals, and what is under way.
@@ -112,6 +115,7 @@ enum Ask {
     Apply { routes: Vec<Route>, reply: oneshot::Sender<Result<u64, ApplyError>> },
     Drain { instance: InstanceId, limits: DrainLimits, reply: oneshot::Sender<Drained> },
     Count { reply: oneshot::Sender<Counts> },
+    Answer { answers: Vec<ChallengeAnswer>, reply: oneshot::Sender<()> },
     Reload,
 }
 
@@ -157,6 +161,7 @@ impl ProxyClient {
             counts: VecDeque::new(),
             asked_counts: 0,
             last_counts: counts_sender,
+            answers: Answers::default(),
             is_to_reload: false,
         };
         (Self { asks, status, last_counts }, keeper)
@@ -200,6 +205,14 @@ impl ProxyClient {
     pub fn reload(&self) {
         // Without a task there is no connection.
         let _ = self.asks.send(Ask::Reload);
+    }
+
+    /// Has certificate authorities answered so, and no longer as before; also by a process that takes the place of this one.
+    /// Whether they are, now.
+    pub async fn answer(&self, answers: Vec<ChallengeAnswer>) -> bool {
+        let (reply, answering) = oneshot::channel();
+        let asked = self.asks.send(Ask::Answer { answers, reply });
+        asked.is_ok() && matches!(timeout(APPLY_LIMIT, answering).await, Ok(Ok(())))
     }
 
     /// The totals that were heard last.
@@ -257,7 +270,19 @@ struct Keeper {
     /// How many of these the proxy was asked on this connection.
     asked_counts: usize,
     last_counts: watch::Sender<Option<Counts>>,
+    answers: Answers,
     is_to_reload: bool,
+}
+
+/// What certificate authorities are to be answered.
+#[derive(Default)]
+struct Answers {
+    all: Vec<ChallengeAnswer>,
+    /// Of the newest set.
+    number: u64,
+    /// Whether the proxy of this connection was told.
+    sent: bool,
+    reply: Option<oneshot::Sender<()>>,
 }
 
 struct WaitedDrain {
@@ -321,6 +346,10 @@ impl Keeper {
         match ask {
             Ask::Apply { routes, reply } => self.tables.push_back(Wanted { routes, reply: Some(reply) }),
             Ask::Count { reply } => self.counts.push_back(reply),
+            Ask::Answer { answers, reply } => {
+                let number = self.answers.number + 1;
+                self.answers = Answers { all: answers, number, sent: false, reply: Some(reply) };
+            }
             Ask::Reload => self.is_to_reload = true,
             Ask::Drain { instance, limits, reply } => {
                 let since = Instant::now();
@@ -337,8 +366,18 @@ impl Keeper {
         let mut read = BufReader::new(read);
         let mut line = LineBuffer::default();
         let hello = match timeout(HELLO_LIMIT, read_message(&mut read, &mut line)).await {
-            Ok(Ok(Some(Report::Hello { version, pid, boot, generation, listeners, activated }))) => {
-                ProxyStatus { connected: true, absent: false, pid, version, boot, listeners, generation, activated }
+            Ok(Ok(Some(Report::Hello { version, pid, boot, generation, listeners, activated, answers }))) => {
+                ProxyStatus {
+                    connected: true,
+                    absent: false,
+                    pid,
+                    version,
+                    boot,
+                    listeners,
+                    generation,
+                    activated,
+                    answers,
+                }
             }
             Ok(Ok(_)) => return Ended::Lost(io::Error::other("the proxy did not say hello")),
             Ok(Err(error)) => return Ended::Lost(error),
@@ -412,6 +451,8 @@ impl Keeper {
         {
             self.tables.push_front(Wanted { routes: routes.clone(), reply: None });
         }
+        // Nobody has told this process yet; without any there is nothing to tell.
+        self.answers.sent = self.answers.all.is_empty() && self.answers.reply.is_none();
         tracing::info!(pid = status.pid, version = status.version, generation, "connected to the proxy");
         self.status.send_replace(status);
     }
@@ -436,6 +477,12 @@ impl Keeper {
                 write_message(write, &Order::Drain { instance: instance.clone(), limits }).await?;
             }
         }
+        // A proxy of an earlier version would take it for no message, and close the connection.
+        if !self.answers.sent && self.status.borrow().answers {
+            self.answers.sent = true;
+            let Answers { all, number, .. } = &self.answers;
+            write_message(write, &Order::Answer { number: *number, answers: all.clone() }).await?;
+        }
         if std::mem::take(&mut self.is_to_reload) {
             write_message(write, &Order::Reload).await?;
         }
@@ -452,6 +499,13 @@ impl Keeper {
             Report::Hello { .. } | Report::HandOver { .. } | Report::HandOverRefused { .. } | Report::HandedOver => {}
             Report::Applied { generation } => self.answered(generation, Ok(generation)),
             Report::Refused { generation, why } => self.answered(generation, Err(ApplyError::Refused(why))),
+            Report::Answering { number } => {
+                if number == self.answers.number
+                    && let Some(reply) = self.answers.reply.take()
+                {
+                    let _ = reply.send(());
+                }
+            }
             Report::Drained { instance, cut_requests, cut_streams, took_ms } => {
                 if let Some(mut drain) = self.drains.remove(&instance) {
                     let took = Duration::from_millis(took_ms);

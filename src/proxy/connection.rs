@@ -50,7 +50,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     let opened = async {
         match secure {
             true => {
-                let tls = proxy.handshakes.accept(&proxy.fronts, &proxy.routing, socket).await?;
+                let tls = proxy.handshakes.accept(proxy, socket).await?;
                 Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::Tls(Box::new(tls))))
             }
             false => {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::table::{DrainLimits, Table};
+use crate::config::Challenge;
 use crate::histogram::Histogram;
 use crate::model::{AppName, InstanceId, ServiceName};
 
@@ -48,11 +49,32 @@ pub enum Order {
     },
     /// Read `[proxy]` of the configuration again, and the certificates.
     Reload,
+    /// Answer certificate authorities so, and no longer as before. Answered by [`Report::Answering`]. Only for a proxy whose
+    /// [`Report::Hello`] says that it knows this order.
+    Answer {
+        /// Comes back in the report.
+        number: u64,
+        /// All of them.
+        answers: Vec<ChallengeAnswer>,
+    },
     /// Finish what is under way (at most this long) and end.
     Shutdown {
         /// Milliseconds.
         grace_ms: u64,
     },
+}
+
+/// What proves to a certificate authority that a host is served here. No secret: whoever asks is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChallengeAnswer {
+    /// Asked for how.
+    pub challenge: Challenge,
+    /// In lower case.
+    pub host: String,
+    /// What is asked for.
+    pub token: String,
+    /// What is to be answered (RFC 8555, section 8.1).
+    pub key_authorization: String,
 }
 
 /// From the proxy.
@@ -75,6 +97,9 @@ pub enum Report {
         /// Whether a service manager gave it these, so that starting it anew is that one's business.
         #[serde(default)]
         activated: bool,
+        /// Whether it knows [`Order::Answer`].
+        #[serde(default)]
+        answers: bool,
     },
     /// Attached: the control socket, the lock of the data directory, then the listeners.
     HandOver {
@@ -102,6 +127,11 @@ pub enum Report {
         generation: u64,
         /// Why.
         why: String,
+    },
+    /// From now on certificate authorities are answered so.
+    Answering {
+        /// The order's.
+        number: u64,
     },
     /// An instance has nothing under way any more.
     Drained {

@@ -21,6 +21,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::answer::Own;
 use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
+use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
 use super::headers::{self, Origin};
 use super::instance::{Claim, Instance};
@@ -65,7 +66,7 @@ fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<Client
     let https = front.settings.https.filter(|_| front.settings.redirect_http)?;
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     // What proves to a certificate authority whose host it is must be answered as it was asked (RFC 8555 §8.3).
-    if path.starts_with("/.well-known/acme-challenge/") || origin.is_secure(request.headers()) {
+    if path.starts_with(CHALLENGE_PATH) || origin.is_secure(request.headers()) {
         return None;
     }
     let port = if https.port() == 443 { String::new() } else { format!(":{}", https.port()) };
@@ -85,6 +86,11 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
+    if let Some(token) = request.uri().path().strip_prefix(CHALLENGE_PATH)
+        && let Some(answer) = proxy.challenges.page(&host, token)
+    {
+        return Err(Own::Challenge(answer));
+    }
     if origin.leads_to_https
         && let Some(location) = by_https(proxy, origin, &host, &request)
     {

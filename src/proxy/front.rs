@@ -1,7 +1,9 @@
 //! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes. Read from the
 //! configuration at the start and again when it is told to; certificates also when their files change.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -13,13 +15,16 @@ use tokio_rustls::rustls;
 use rustls::crypto::ring;
 use rustls::server::ProducesTickets;
 
-use super::certificates::{Certificate, Certificates};
+use super::certificate::Certificate;
+use super::certificates::Certificates;
 use super::instance::lock;
 use super::routing::Routing;
-use crate::config::{self, ProxyConfig};
+use crate::config::{self, CertificateFiles, ProxyConfig};
 
 /// How often the certificates' files are looked at: they may be links to links, whose changes no event tells.
 const LOOK: Duration = Duration::from_secs(2);
+/// Where the agent puts the certificates that were issued to it, in the data directory.
+pub const ISSUED: &str = "acme/certificates";
 
 /// The settings in force.
 #[derive(Debug)]
@@ -29,12 +34,28 @@ pub struct Front {
     /// `Strict-Transport-Security`
     pub hsts: Option<HeaderValue>,
     certificates: Certificates,
+    issued: Certificates,
 }
 
 impl Front {
+    fn new(settings: ProxyConfig, certificates: Certificates, issued: Certificates) -> Self {
+        let hsts = settings.hsts.and_then(|hsts| HeaderValue::from_str(&format!("max-age={}", hsts.as_secs())).ok());
+        Self { settings, hsts, certificates, issued }
+    }
+
     /// Whether clients can reach this host by https.
     pub fn has_certificate(&self, host: &str) -> bool {
-        self.certificates.find(host).is_some()
+        self.find(host).is_some()
+    }
+
+    /// A person's choice comes before what was ordered.
+    fn find(&self, host: &str) -> Option<&Arc<Certificate>> {
+        self.certificates.find(host).or_else(|| self.issued.find(host))
+    }
+
+    /// Whether there are files that may change.
+    fn has_files(&self) -> bool {
+        !self.settings.certificates.is_empty() || self.settings.acme.is_some()
     }
 }
 
@@ -43,6 +64,8 @@ pub struct Fronts {
     current: RwLock<Arc<Front>>,
     /// `deploy.toml`, when there is one.
     config: Option<PathBuf>,
+    /// The directory of certificates that were issued to the agent.
+    issued: PathBuf,
     tickets: Arc<dyn ProducesTickets>,
     self_signed: Mutex<Vec<Arc<Certificate>>>,
     read_again: Arc<Notify>,
@@ -57,11 +80,17 @@ impl std::fmt::Debug for Fronts {
 impl Fronts {
     /// Reads the certificates. What is wrong with one is in the log: the others are served. Whenever `read_again` is notified,
     /// `config` is read again. Blocks.
-    pub fn new(settings: ProxyConfig, config: Option<PathBuf>, read_again: Arc<Notify>) -> Result<Self, rustls::Error> {
+    pub fn new(
+        settings: ProxyConfig,
+        config: Option<PathBuf>,
+        issued: PathBuf,
+        read_again: Arc<Notify>,
+    ) -> Result<Self, rustls::Error> {
         let tickets = ring::Ticketer::new()?;
         let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
-        let current = RwLock::new(Arc::new(front(settings, certificates)));
-        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again })
+        let found = Certificates::default().renewed(&issued_files(&settings, &issued), &tickets).unwrap_or_default();
+        let current = RwLock::new(Arc::new(Front::new(settings, certificates, found)));
+        Ok(Self { current, config, issued, tickets, self_signed: Mutex::default(), read_again })
     }
 
     /// Those of now.
@@ -78,12 +107,12 @@ impl Fronts {
     pub async fn follow(self: &Arc<Self>) {
         loop {
             let asked = self.read_again.notified();
-            let is_asked = match self.current().settings.certificates.is_empty() {
-                true => {
+            let is_asked = match self.current().has_files() {
+                true => timeout(LOOK, asked).await.is_ok(),
+                false => {
                     asked.await;
                     true
                 }
-                false => timeout(LOOK, asked).await.is_ok(),
             };
             let fronts = Arc::clone(self);
             let _ = tokio::task::spawn_blocking(move || fronts.look(is_asked)).await;
@@ -101,18 +130,21 @@ impl Fronts {
             }
         }
         let renewed = before.certificates.renewed(&settings.certificates, &self.tickets);
-        if renewed.is_none() && settings == before.settings {
+        let issued = before.issued.renewed(&issued_files(&settings, &self.issued), &self.tickets);
+        if renewed.is_none() && issued.is_none() && settings == before.settings {
             return;
         }
         let certificates = renewed.unwrap_or_else(|| before.certificates.clone());
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(front(settings, certificates));
+        let issued = issued.unwrap_or_else(|| before.issued.clone());
+        let front = Arc::new(Front::new(settings, certificates, issued));
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = front;
         tracing::info!("[proxy] is in force as it is now");
     }
 
     /// What to serve a host with; `None`: nothing.
     pub fn certificate(&self, host: &str, routing: &Routing) -> Option<Arc<Certificate>> {
         let front = self.current();
-        if let Some(found) = front.certificates.find(host) {
+        if let Some(found) = front.find(host) {
             return Some(Arc::clone(found));
         }
         if !front.settings.self_signed {
@@ -138,7 +170,23 @@ impl Fronts {
     }
 }
 
-fn front(settings: ProxyConfig, certificates: Certificates) -> Front {
-    let hsts = settings.hsts.and_then(|hsts| HeaderValue::from_str(&format!("max-age={}", hsts.as_secs())).ok());
-    Front { settings, hsts, certificates }
+/// Chain and key of each are in one file, so that both are replaced at once. None is served when none is wanted.
+fn issued_files(settings: &ProxyConfig, issued: &Path) -> Vec<CertificateFiles> {
+    if settings.acme.is_none() {
+        return Vec::new();
+    }
+    let entries = match fs::read_dir(issued) {
+        Ok(entries) => entries,
+        // Before the first one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            tracing::error!(%error, directory = %issued.display(), "issued certificates cannot be looked for");
+            return Vec::new();
+        }
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    // One that is being written has another ending.
+    let mut whole: Vec<_> = paths.filter(|path| path.extension().is_some_and(|ending| ending == "pem")).collect();
+    whole.sort();
+    whole.into_iter().map(|path| CertificateFiles { cert: path.clone(), key: path }).collect()
 }

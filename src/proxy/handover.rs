@@ -139,9 +139,17 @@ pub(super) fn ask(data_dir: &Path) -> anyhow::Result<Offer> {
     link.set_write_timeout(Some(ANSWER_LIMIT))?;
     let mut heard = Heard::default();
     let before = match heard.next(&link).context("it said no word")? {
-        Report::Hello { version, pid, boot, generation, listeners, activated } => {
-            ProxyStatus { connected: true, absent: false, pid, version, boot, listeners, generation, activated }
-        }
+        Report::Hello { version, pid, boot, generation, listeners, activated, answers } => ProxyStatus {
+            connected: true,
+            absent: false,
+            pid,
+            version,
+            boot,
+            listeners,
+            generation,
+            activated,
+            answers,
+        },
         other => bail!("it began with {other:?}"),
     };
     let about = format!("proxy {} (pid {})", before.version, before.pid);

@@ -7,6 +7,7 @@
 //! swapped table; `drain` sees off what left it. [`client`] is the agent's side of the socket, and [`supervise`] its care
 //! for the process. A new process takes over by `handover`, and speaks for its `predecessor` while that one `retire`s.
 
+pub mod certificate;
 pub mod client;
 pub mod control;
 pub mod log;
@@ -19,6 +20,7 @@ mod alive;
 mod answer;
 mod body;
 mod certificates;
+mod challenges;
 mod connection;
 mod counts;
 mod drain;
@@ -47,6 +49,7 @@ mod tunnel;
 mod tests;
 
 pub use client::{ApplyError, Counts, Drained, ProxyClient, ProxyStatus};
+pub use front::ISSUED;
 pub use listen::Inherited;
 pub use path_prefix::{InvalidPath, PathPrefix};
 pub use pick::Balance;

@@ -209,6 +209,7 @@ impl Conversation {
             generation: self.proxy.routing.generation(),
             listeners: self.proxy.listeners.clone(),
             activated: self.proxy.activated,
+            answers: true,
         }
     }
 
@@ -239,13 +240,17 @@ impl Conversation {
                     }
                 })
             }
-            Order::Drain { .. } | Order::Shutdown { .. } if self.is_outdated() => {
+            Order::Drain { .. } | Order::Answer { .. } | Order::Shutdown { .. } if self.is_outdated() => {
                 tracing::warn!(agent = self.number, "order of an outdated agent ignored");
                 None
             }
             Order::Drain { instance, limits } => {
                 drain::begin(&self.proxy, &instance, limits);
                 None
+            }
+            Order::Answer { number, answers } => {
+                self.proxy.challenges.replace(answers);
+                Some(Report::Answering { number })
             }
             Order::Reload => {
                 self.proxy.fronts.read_again();

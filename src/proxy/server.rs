@@ -20,10 +20,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::challenges::Challenges;
 use super::client::ProxyStatus;
 use super::control::{AppCounts, Report};
 use super::drain::Drains;
-use super::front::Fronts;
+use super::front::{Fronts, ISSUED};
 use super::handover::{Estate, Offer};
 use super::instance::{Instance, lock};
 use super::listen::{Inherited, Listener, Wanted};
@@ -97,6 +98,8 @@ pub struct Proxy {
     pub(super) drains: Drains,
     /// What clients are shown besides.
     pub(super) fronts: Arc<Fronts>,
+    /// What certificate authorities are answered.
+    pub(super) challenges: Challenges,
     /// TLS connections that begin.
     pub(super) handshakes: Handshakes,
     /// Where the table is kept.
@@ -151,6 +154,7 @@ impl Proxy {
             routing: Routing::default(),
             drains: Drains::default(),
             fronts,
+            challenges: Challenges::default(),
             handshakes: Handshakes::default(),
             saved,
             tables: Arc::default(),
@@ -289,7 +293,8 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     let saved = Saved::in_dir(&data_dir);
     let activated = !inherited.is_empty();
     let wanted = Wanted { http: front.http, https: front.https };
-    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config, reload)).await?;
+    let issued = data_dir.join(ISSUED);
+    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config, issued, reload)).await?;
     let fronts = Arc::new(fronts.context("cannot set up TLS")?);
     let ground = match lock_data_dir(&data_dir)? {
         Held::Here(lock) => start_alone(lock, wanted, inherited, &data_dir, &saved)?,

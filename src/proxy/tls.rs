@@ -11,8 +11,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::front::Fronts;
-use super::routing::Routing;
+use super::certificate::ACME_TLS;
+use super::server::Proxy;
 
 /// For the whole handshake.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,18 +33,20 @@ impl Default for Handshakes {
 
 impl Handshakes {
     /// Does the handshake, with the certificate for the name that the client asks for. A client that asks for none that
-    /// there is a certificate for, or that is too slow, is an error.
-    pub async fn accept(
-        &self,
-        fronts: &Fronts,
-        routing: &Routing,
-        socket: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    /// there is a certificate for, or that is too slow, is an error. So is a certificate authority that has seen what it
+    /// came for: with that its connection ends (RFC 8737, section 3).
+    pub async fn accept(&self, proxy: &Proxy, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let handshake = async {
             let mut start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
-            let host = start.client_hello().server_name().map(str::to_ascii_lowercase).unwrap_or_default();
+            let hello = start.client_hello();
+            let host = hello.server_name().map(str::to_ascii_lowercase).unwrap_or_default();
+            let validates = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
             let _place = self.0.acquire().await.map_err(io::Error::other)?;
-            let Some(certificate) = fronts.certificate(&host, routing) else {
+            if let Some(validation) = proxy.challenges.handshake(&host).filter(|_| validates) {
+                start.into_stream(validation).await?.shutdown().await?;
+                return Err(io::Error::other(format!("a certificate authority has validated {host:?}")));
+            }
+            let Some(certificate) = proxy.fronts.certificate(&host, &proxy.routing) else {
                 // A client that has left already does not need it.
                 let _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
                 let _ = start.io.shutdown().await;

@@ -11,6 +11,7 @@ mod git_server;
 #[path = "../support/sshd.rs"]
 mod sshd;
 
+mod acme;
 mod api;
 mod backups;
 mod bad_versions;

@@ -22,7 +22,8 @@ pub const SECRET: &str = "a secret of enough bytes";
 pub const HOST: &str = "shop.test";
 
 /// All that an agent keeps in its data directory.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
+    "acme",
     "agent-id",
     "agent.lock",
     "journal.ballast",

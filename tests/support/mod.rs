@@ -14,6 +14,7 @@
 //! | [`engine`] | looks at the Docker engine by label |
 //! | [`spawned`] | reads what a program prints, line by line with the time |
 //! | [`private_engine`] | runs an engine of the test's own, to be killed |
+//! | [`pebble`] | runs a certificate authority of the test's own |
 //! | [`relay`] | has one request to the engine go wrong |
 //! | [`http`], [`ports`], [`wait`] | small tools of the others |
 //!
@@ -26,6 +27,8 @@ pub mod engine;
 pub mod github;
 pub mod http;
 pub mod load;
+#[allow(dead_code, reason = "not for the benchmarks")]
+pub mod pebble;
 pub mod ports;
 pub mod private_engine;
 #[cfg(feature = "fail-points")]

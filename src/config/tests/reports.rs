@@ -12,7 +12,7 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
         agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
-        proxy takes: http, https, certificates, redirect_http, hsts, self_signed, trusted_proxies
+        proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
         apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
@@ -24,8 +24,6 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
 fn what_a_later_version_may_know_is_told_apart_from_the_unknown() {
     insta::assert_snapshot!(report(&format!(
         r#"
-[proxy]
-acme = {{ email = "ops@example.com" }}
 [runtime]
 kind = "swarm"
 [[notify]]
@@ -44,21 +42,19 @@ image = "postgres"
 "#,
         app("")
     )), @r#"
-    deploy.toml:3:1: proxy.acme is not supported by this version
-        remove it; get certificates with a program such as certbot, and name them in certificates
-    deploy.toml:5:8: runtime.kind = "swarm" is not supported by this version
+    deploy.toml:3:8: runtime.kind = "swarm" is not supported by this version
         write kind = "docker" or leave it out
-    deploy.toml:7:8: notify[0].kind = "slack" is not supported by this version
+    deploy.toml:5:8: notify[0].kind = "slack" is not supported by this version
         write kind = "discord" or remove this [[notify]]
-    deploy.toml:12:11: notify[1].events[0] = "instance_down" is not supported by this version
+    deploy.toml:10:11: notify[1].events[0] = "instance_down" is not supported by this version
         remove it from the list
-    deploy.toml:17:1: apps.shop.compose is not supported by this version
+    deploy.toml:15:1: apps.shop.compose is not supported by this version
         remove it, and describe the services under [apps.NAME.services]
-    deploy.toml:18:15: apps.shop.env.A.secret is not supported by this version
+    deploy.toml:16:15: apps.shop.env.A.secret is not supported by this version
         write { env = "NAME" } or { file = "PATH" }
-    deploy.toml:19:1: apps.shop.autoscale is not supported by this version
+    deploy.toml:17:1: apps.shop.autoscale is not supported by this version
         remove it and set instances
-    deploy.toml:20:12: apps.shop.accessories is not supported by this version
+    deploy.toml:18:12: apps.shop.accessories is not supported by this version
         run databases beside longshore, and name their address in env
     "#);
 }
@@ -385,6 +381,38 @@ fn what_tls_needs() {
         write { cert = "PATH", key = "PATH" }
     deploy.toml:5:33: proxy.certificates[1] must be a table, got text
         write { cert = "PATH", key = "PATH" }
+    "#);
+}
+
+#[test]
+fn what_ordering_certificates_needs() {
+    let acme = |keys: &str| report(&format!("[proxy]\nhttps = \"0.0.0.0:443\"\nacme = {keys}\n"));
+    insta::assert_snapshot!(acme("true"), @r#"
+    deploy.toml:3:8: proxy.acme must be a table, got true or false
+        write acme = { email = "ops@example.com" }
+    "#);
+    insta::assert_snapshot!(acme("{ directory_url = \"http://ca.example/dir\", challenge = \"dns-01\", mail = 1 }"), @r#"
+    deploy.toml:3:1: proxy.acme needs email
+        write acme = { email = "ops@example.com" }
+    deploy.toml:3:26: proxy.acme.directory_url must be an https address, got "http://ca.example/dir"
+        write https://HOST/PATH as the certificate authority says it, or leave it out for Let's Encrypt
+    deploy.toml:3:63: proxy.acme.challenge must be "http-01" or "tls-alpn-01", got "dns-01"
+        write "http-01" or "tls-alpn-01"
+    deploy.toml:3:73: unknown key "mail", did you mean "email"?
+        proxy.acme takes: email, directory_url, challenge, ca_file
+    "#);
+    insta::assert_snapshot!(
+        acme("{ email = \"mailto:ops\", directory_url = \"https://me:pw@ca.example\", ca_file = \"~/ca.pem\" }"), @r#"
+    deploy.toml:3:18: proxy.acme.email must be an e-mail address, got "mailto:ops"
+        write the address that the certificate authority may write to, such as "ops@example.com"
+    deploy.toml:3:48: proxy.acme.directory_url holds credentials
+        write https://HOST/PATH as the certificate authority says it, or leave it out for Let's Encrypt
+    deploy.toml:3:86: proxy.acme.ca_file: ~ is not expanded
+        write the absolute path
+    "#);
+    insta::assert_snapshot!(report("[proxy]\nacme = { email = \"ops@example.com\" }\n"), @r#"
+    deploy.toml:2:1: proxy.acme is of no use without proxy.https
+        add https = "0.0.0.0:443", or remove it
     "#);
 }
 

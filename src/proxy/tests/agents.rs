@@ -196,7 +196,8 @@ impl Scripted {
     async fn accept(listener: &UnixListener, generation: u64) -> Self {
         let mut stream = BufReader::new(listener.accept().await.unwrap().0);
         let (version, boot) = ("1".to_owned(), "same".to_owned());
-        let hello = Report::Hello { version, pid: 1, boot, generation, listeners: Vec::new(), activated: false };
+        let listeners = Vec::new();
+        let hello = Report::Hello { version, pid: 1, boot, generation, listeners, activated: false, answers: false };
         write_message(&mut stream, &hello).await.unwrap();
         Self { stream, line: LineBuffer::default() }
     }

@@ -1,6 +1,7 @@
 //! The proxy with real clients and real servers, all on loopback.
 
 mod agents;
+mod challenges;
 mod handover;
 mod http2;
 mod queueing;

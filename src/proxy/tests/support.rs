@@ -82,7 +82,10 @@ impl TestProxy {
 
 /// What a proxy without an operator shows.
 pub fn fronts() -> Arc<Fronts> {
-    Arc::new(Fronts::new(ProxyConfig::plain(([127, 0, 0, 1], 0).into()), None, Arc::default()).unwrap())
+    Arc::new(
+        Fronts::new(ProxyConfig::plain(([127, 0, 0, 1], 0).into()), None, std::path::PathBuf::new(), Arc::default())
+            .unwrap(),
+    )
 }
 
 pub fn route(app: &str, host: &str, backends: &[&Backend]) -> Route {

@@ -24,7 +24,7 @@ use crate::config::{CertificateFiles, ProxyConfig};
 use crate::proxy::{ProxyOptions, run};
 
 /// A new certificate for these hosts, which signs itself, in files of this name.
-fn certificate(dir: &Path, name: &str, hosts: &[&str]) -> CertificateFiles {
+pub(super) fn certificate(dir: &Path, name: &str, hosts: &[&str]) -> CertificateFiles {
     let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
     let made = rcgen::generate_simple_self_signed(hosts).unwrap();
     let files = CertificateFiles { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) };
@@ -50,17 +50,21 @@ fn client_of(
     TlsConnector::from(Arc::new(config))
 }
 
-fn client(files: &[&CertificateFiles]) -> TlsConnector {
+pub(super) fn client(files: &[&CertificateFiles]) -> TlsConnector {
     client_of(files, &["http/1.1"], &[&version::TLS13])
 }
 
-async fn connect(client: &TlsConnector, address: SocketAddr, host: &str) -> std::io::Result<TlsStream<TcpStream>> {
+pub(super) async fn connect(
+    client: &TlsConnector,
+    address: SocketAddr,
+    host: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let socket = TcpStream::connect(address).await?;
     client.connect(ServerName::try_from(host.to_owned()).unwrap(), socket).await
 }
 
 /// One request of HTTP/1.1, and the whole answer with its head.
-async fn ask(stream: &mut TlsStream<TcpStream>, host: &str, path: &str) -> String {
+pub(super) async fn ask(stream: &mut TlsStream<TcpStream>, host: &str, path: &str) -> String {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     loop {
@@ -78,7 +82,10 @@ async fn ask(stream: &mut TlsStream<TcpStream>, host: &str, path: &str) -> Strin
 }
 
 /// A proxy with a backend behind `shop.test`, and where it serves TLS.
-async fn start(dir: &Arc<TempDir>, adapt: impl FnOnce(&mut ProxyConfig)) -> (TestProxy, Backend, SocketAddr) {
+pub(super) async fn start(
+    dir: &Arc<TempDir>,
+    adapt: impl FnOnce(&mut ProxyConfig),
+) -> (TestProxy, Backend, SocketAddr) {
     let proxy = TestProxy::start_with(Arc::clone(dir), |options| {
         options.front.https = Some(([127, 0, 0, 1], 0).into());
         adapt(&mut options.front);
@@ -90,7 +97,7 @@ async fn start(dir: &Arc<TempDir>, adapt: impl FnOnce(&mut ProxyConfig)) -> (Tes
     (proxy, backend, https)
 }
 
-fn dirs() -> (Arc<TempDir>, TempDir) {
+pub(super) fn dirs() -> (Arc<TempDir>, TempDir) {
     (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap())
 }
 

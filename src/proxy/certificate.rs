@@ -1,0 +1,228 @@
+//! One certificate with its key: read from files, or made here; and what it says of itself.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use sha2::{Digest, Sha256};
+use tokio_rustls::rustls;
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ProducesTickets, WantsServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ConfigBuilder, ServerConfig};
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+
+use crate::config::CertificateFiles;
+
+/// What is agreed on inside the handshake, the better first (RFC 7301).
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// What a certificate authority that validates a host offers, and nothing else (RFC 8737, section 6.2).
+pub const ACME_TLS: &[u8] = b"acme-tls/1";
+
+/// A certificate that can be served with. Its key is nowhere to be seen.
+pub struct Certificate {
+    /// In lower case; `*.` at the beginning stands for one label.
+    pub names: Vec<String>,
+    /// From then on clients refuse it.
+    pub not_after: Timestamp,
+    /// How a handshake with it is done.
+    pub tls: Arc<ServerConfig>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("names", &self.names).field("not_after", &self.not_after).finish()
+    }
+}
+
+/// Why there is no certificate in files.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file has not what is looked for.
+    #[error("{} holds no {what} in PEM form: {error}", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// A certificate or a private key.
+        what: &'static str,
+        /// Why.
+        error: pem::Error,
+    },
+    /// The certificate says nothing that can be used.
+    #[error("the certificate in {} {why}", path.display())]
+    Unusable {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The two do not belong together, or are of an unknown kind.
+    #[error("the certificate in {} cannot be served with the key in {}: {error}", files.cert.display(), files.key.display())]
+    Mismatch {
+        /// Both.
+        files: CertificateFiles,
+        /// Why.
+        error: rustls::Error,
+    },
+}
+
+/// What a certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// In lower case; `*.` at the beginning stands for one label.
+    pub names: Vec<String>,
+    /// Before it clients refuse it.
+    pub not_before: Timestamp,
+    /// From then on clients refuse it.
+    pub not_after: Timestamp,
+}
+
+impl Facts {
+    /// Of the first certificate in a file.
+    pub fn read(path: &Path) -> Result<Self, CertificateError> {
+        Self::of(path, &text(path)?)
+    }
+
+    /// Of the first certificate in text that is, or is to be, in this file.
+    pub fn of(path: &Path, pem: &[u8]) -> Result<Self, CertificateError> {
+        let no_certificate = |error| CertificateError::Pem { path: path.to_owned(), what: "certificate", error };
+        let first = CertificateDer::from_pem_slice(pem).map_err(no_certificate)?;
+        facts(&first).map_err(|why| CertificateError::Unusable { path: path.to_owned(), why })
+    }
+
+    /// Whether a client that asks for this host, in lower case, is content with it (RFC 6125 §6.4.3: a wildcard stands
+    /// for one label).
+    pub fn cover(&self, host: &str) -> bool {
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|name| name == host || (parent.is_some() && name.strip_prefix("*.") == parent))
+    }
+}
+
+impl Certificate {
+    /// Reads both files.
+    pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
+        let (cert, key) = (text(&files.cert)?, text(&files.key)?);
+        let no_certificate = |error| CertificateError::Pem { path: files.cert.clone(), what: "certificate", error };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert).collect();
+        let chain = chain.map_err(no_certificate)?;
+        let first = chain.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| CertificateError::Pem {
+            path: files.key.clone(),
+            what: "private key",
+            error,
+        })?;
+        let said = facts(first).map_err(|why| CertificateError::Unusable { path: files.cert.clone(), why })?;
+        let tls =
+            server(chain, key, tickets).map_err(|error| CertificateError::Mismatch { files: files.clone(), error })?;
+        Ok(Self { names: said.names, not_after: said.not_after, tls: Arc::new(tls) })
+    }
+
+    /// One for this name that nobody has signed.
+    pub fn self_signed(name: &str, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, String> {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
+        let cert = made.cert.der().clone();
+        let Facts { names, not_after, .. } = facts(&cert)?;
+        let tls = server(vec![cert], key, tickets).map_err(|error| error.to_string())?;
+        Ok(Self { names, not_after, tls: Arc::new(tls) })
+    }
+}
+
+/// How the handshake is done by which a certificate authority finds out whether it speaks with this host's server: with a
+/// certificate that holds the digest of what only the one who ordered can know (RFC 8737, section 3).
+pub fn validation(host: &str, key_authorization: &str) -> Result<ServerConfig, String> {
+    let made = || {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new([host.to_owned()])?;
+        let digest = Sha256::digest(key_authorization.as_bytes());
+        params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
+        Ok((params.self_signed(&key)?.der().clone(), key.serialize_der()))
+    };
+    let (cert, key) = made().map_err(|error: rcgen::Error| error.to_string())?;
+    let key = PrivateKeyDer::try_from(key)?;
+    let key = ring::sign::any_supported_type(&key).map_err(|error| error.to_string())?;
+    // Not as others are served: that the two belong together is only ever checked of what a client would take, and no
+    // client takes a critical extension that it does not know.
+    let certified = SingleCertAndKey::from(CertifiedKey::new(vec![cert], key));
+    let builder = server_builder().map_err(|error| error.to_string())?;
+    let mut config = builder.with_cert_resolver(Arc::new(certified));
+    config.alpn_protocols = vec![ACME_TLS.to_vec()];
+    Ok(config)
+}
+
+fn text(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(path).map_err(|error| CertificateError::File { path: path.to_owned(), error })
+}
+
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    tickets: &Arc<dyn ProducesTickets>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = server_builder()?.with_single_cert(chain, key)?;
+    config.ticketer = Arc::clone(tickets);
+    config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn server_builder() -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_no_client_auth())
+}
+
+fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, String> {
+    let (_, parsed) = parse_x509_certificate(certificate).map_err(|error| format!("cannot be understood: {error}"))?;
+    let names = parsed.subject_alternative_name().map_err(|error| format!("has malformed names: {error}"))?;
+    let names: Vec<String> = names.iter().flat_map(|names| &names.value.general_names).filter_map(dns_name).collect();
+    if names.is_empty() {
+        return Err("names no host (subjectAltName)".to_owned());
+    }
+    let validity = parsed.validity();
+    let [not_before, not_after] = [validity.not_before, validity.not_after].map(|time| {
+        Timestamp::from_second(time.timestamp()).map_err(|error| format!("has an impossible beginning or end: {error}"))
+    });
+    Ok(Facts { names, not_before: not_before?, not_after: not_after? })
+}
+
+fn dns_name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_validation_has_a_certificate_for_one_host_and_one_protocol() {
+        let config = validation("new.test", "c.thumb").unwrap();
+        assert_eq!(config.alpn_protocols, [ACME_TLS]);
+    }
+
+    #[test]
+    fn a_certificate_covers_its_names_and_one_label_before_a_wildcard() {
+        let names = ["shop.test", "*.wild.test"].map(str::to_owned).to_vec();
+        let facts = Facts { names, not_before: Timestamp::MIN, not_after: Timestamp::MAX };
+        let covered = |host: &str| facts.cover(host);
+        assert!(["shop.test", "a.wild.test", "*.wild.test"].into_iter().all(covered));
+        assert!(!["www.shop.test", "wild.test", "a.b.wild.test", "test", ""].into_iter().any(covered));
+    }
+}
