@@ -66,6 +66,7 @@ const PURE: &[&str] = &[
     "rollout/upkeep.rs",
     "rollout/watch.rs",
     "health/gate.rs",
+    "proxy/access_log/line.rs",
     "proxy/lookup.rs",
     "proxy/path_prefix.rs",
     "proxy/pick.rs",

@@ -97,6 +97,8 @@ pub struct ProxyConfig {
     pub self_signed: bool,
     /// Peers whose word about where a request came from is passed on.
     pub trusted_proxies: Vec<IpNet>,
+    /// A line for each request; `None` = none.
+    pub access_log: Option<AccessLogConfig>,
 }
 
 impl ProxyConfig {
@@ -110,8 +112,20 @@ impl ProxyConfig {
             hsts: None,
             self_signed: false,
             trusted_proxies: Vec::new(),
+            access_log: None,
         }
     }
+}
+
+/// `access_log`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// Default: `access.log` in the data directory.
+    pub path: Option<PathBuf>,
+    /// Bytes until the file is set aside. Default 100 MiB.
+    pub max_size: u64,
+    /// How many of those are kept. Default 5.
+    pub keep: u32,
 }
 
 /// A certificate with its chain, and its private key, each in a PEM file; both may be in one.

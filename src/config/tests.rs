@@ -111,7 +111,14 @@ fn the_example_names_every_default_as_it_is() {
     let [written, unwritten] = [&example, &with_defaults].map(|config| &config.apps[&"shop".parse().unwrap()]);
     assert_eq!(with_defaults.agent, AgentConfig { public_url: None, ..example.agent.clone() });
     let front = example.proxy.clone();
-    let plain = ProxyConfig { https: None, certificates: Vec::new(), hsts: None, trusted_proxies: Vec::new(), ..front };
+    let plain = ProxyConfig {
+        https: None,
+        certificates: Vec::new(),
+        hsts: None,
+        trusted_proxies: Vec::new(),
+        access_log: None,
+        ..front
+    };
     assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&plain, &example.runtime));
     assert_eq!((&written.branch, written.submodules), (&unwritten.branch, unwritten.submodules));
     assert_eq!((written.keep_releases, written.deadline), (unwritten.keep_releases, unwritten.deadline));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::access_log::PassedBytes;
 use super::counts::Tally;
 use super::instance::Claim;
 use super::pool::Link;
@@ -32,12 +33,14 @@ pub struct ClientBody {
     incoming: Option<Incoming>,
     /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
     is_held_back: bool,
+    /// Where its bytes are counted, if they are.
+    passed: Option<Arc<PassedBytes>>,
 }
 
 impl ClientBody {
     /// As it comes from the client's connection.
-    pub fn new(incoming: Incoming, is_held_back: bool) -> Self {
-        Self { incoming: Some(incoming), is_held_back }
+    pub fn new(incoming: Incoming, is_held_back: bool, passed: Option<Arc<PassedBytes>>) -> Self {
+        Self { incoming: Some(incoming), is_held_back, passed }
     }
 }
 
@@ -47,7 +50,11 @@ impl Body for ClientBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         self.is_held_back = false;
-        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+        let polled = self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx));
+        if let (Some(passed), Poll::Ready(Some(Ok(frame)))) = (&self.passed, &polled) {
+            passed.add_received(frame.data_ref().map_or(0, Bytes::len));
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

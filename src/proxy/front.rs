@@ -1,5 +1,6 @@
-//! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes. Read from the
-//! configuration at the start and again when it is told to; certificates also when their files change.
+//! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes; and whether it
+//! keeps a log of them. Read from the configuration at the start and again when it is told to; certificates also when their
+//! files change.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -13,6 +14,7 @@ use tokio_rustls::rustls;
 use rustls::crypto::ring;
 use rustls::server::ProducesTickets;
 
+use super::access_log::AccessLog;
 use super::certificates::{Certificate, Certificates};
 use super::instance::lock;
 use super::routing::Routing;
@@ -46,6 +48,7 @@ pub struct Fronts {
     tickets: Arc<dyn ProducesTickets>,
     self_signed: Mutex<Vec<Arc<Certificate>>>,
     read_again: Arc<Notify>,
+    access_log: Arc<AccessLog>,
 }
 
 impl std::fmt::Debug for Fronts {
@@ -57,16 +60,27 @@ impl std::fmt::Debug for Fronts {
 impl Fronts {
     /// Reads the certificates. What is wrong with one is in the log: the others are served. Whenever `read_again` is notified,
     /// `config` is read again. Blocks.
-    pub fn new(settings: ProxyConfig, config: Option<PathBuf>, read_again: Arc<Notify>) -> Result<Self, rustls::Error> {
+    pub fn new(
+        settings: ProxyConfig,
+        config: Option<PathBuf>,
+        read_again: Arc<Notify>,
+        access_log: Arc<AccessLog>,
+    ) -> Result<Self, rustls::Error> {
+        access_log.set(settings.access_log.as_ref());
         let tickets = ring::Ticketer::new()?;
         let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
         let current = RwLock::new(Arc::new(front(settings, certificates)));
-        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again })
+        Ok(Self { current, config, tickets, self_signed: Mutex::default(), read_again, access_log })
     }
 
     /// Those of now.
     pub fn current(&self) -> Arc<Front> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where requests are told.
+    pub fn access_log(&self) -> &Arc<AccessLog> {
+        &self.access_log
     }
 
     /// Has the configuration read again, soon.
@@ -100,6 +114,7 @@ impl Fronts {
                 Err(problems) => tracing::error!("[proxy] is not read again, the old one stays in force:\n{problems}"),
             }
         }
+        self.access_log.set(settings.access_log.as_ref());
         let renewed = before.certificates.renewed(&settings.certificates, &self.tickets);
         if renewed.is_none() && settings == before.settings {
             return;

@@ -19,7 +19,7 @@ use super::pick::Picker;
 use super::pool::Pool;
 use super::sticky::StickyCookie;
 use super::table::{Maintenance, Table};
-use crate::model::{AppName, InstanceId};
+use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
 #[derive(Debug, Default)]
@@ -50,6 +50,10 @@ struct ActiveRoute {
 /// What the requests of a route have in common.
 #[derive(Debug)]
 pub struct Way {
+    /// Whose it is.
+    pub app: AppName,
+    /// Which service's.
+    pub service: ServiceName,
     /// The app's totals.
     pub counters: Arc<Counters>,
     /// Taken off the target before an instance sees it.
@@ -236,6 +240,8 @@ impl Next {
                 .collect();
             members.extend(of_route.iter().cloned());
             let way = Way {
+                app: route.app.clone(),
+                service: route.service.clone(),
                 counters: Arc::clone(apps.entry(route.app.clone()).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
                 maintenance: route.maintenance.clone(),

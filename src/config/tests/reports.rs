@@ -12,7 +12,7 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
         agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
-        proxy takes: http, https, certificates, redirect_http, hsts, self_signed, trusted_proxies
+        proxy takes: http, https, certificates, redirect_http, hsts, self_signed, trusted_proxies, access_log
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
         apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
@@ -361,7 +361,8 @@ credential = { username = "a" }
 
 #[test]
 fn what_tls_needs() {
-    let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n";
+    let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n\
+                access_log = { path = \"\", max_size = \"1KiB\", keep = 0 }\n";
     insta::assert_snapshot!(report(text), @r#"
     deploy.toml:2:8: proxy.hsts is of no use without proxy.https
         add https = "0.0.0.0:443", or remove it
@@ -373,6 +374,12 @@ fn what_tls_needs() {
         write an address and the length of its prefix, such as "10.0.0.0/8", or one address
     deploy.toml:5:28: proxy.trusted_proxies[1] must be text in quotes, got 3
         put quotes around it
+    deploy.toml:6:23: proxy.access_log.path is empty
+        write the file's path
+    deploy.toml:6:38: proxy.access_log.max_size must be at least 64KiB, got "1KiB"
+        write a larger size
+    deploy.toml:6:53: proxy.access_log.keep must be 1 to 100, got 0
+        write keep = 1 or another number in that range
     "#);
     let text = "[proxy]\nhttp = \"0.0.0.0:80\"\nhttps = \"127.0.0.1:80\"\nhsts = \"1h\"\n\
                 certificates = [{ cert = \"a\" }, \"b\"]\n";

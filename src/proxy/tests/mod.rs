@@ -1,5 +1,6 @@
 //! The proxy with real clients and real servers, all on loopback.
 
+mod access_log;
 mod agents;
 mod handover;
 mod http2;
