@@ -67,6 +67,8 @@ const PURE: &[&str] = &[
     "rollout/watch.rs",
     "health/gate.rs",
     "proxy/access_log/line.rs",
+    "proxy/files/conditions.rs",
+    "proxy/files/name.rs",
     "proxy/lookup.rs",
     "proxy/path_prefix.rs",
     "proxy/pick.rs",

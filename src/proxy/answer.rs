@@ -26,6 +26,12 @@ pub enum Own {
     Maintenance(Option<String>),
     /// The host is an app's, and no instance of it runs.
     NothingRuns(String),
+    /// A static file is not there, or its name is none.
+    UnknownFile,
+    /// A static file is there and cannot be read.
+    UnreadableFile,
+    /// Static files are only read.
+    FilesAreRead,
     /// No instance took the request, or it broke off before answering.
     BadGateway,
     /// No answer in time.
@@ -38,10 +44,11 @@ impl Own {
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed | Self::FilesAreRead => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::UnknownHost(_) | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
+            Self::UnknownHost(_) | Self::UnknownPath(_) | Self::UnknownFile => StatusCode::NOT_FOUND,
             Self::Maintenance(_) | Self::NothingRuns(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UnreadableFile => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ByHttps(_) => StatusCode::PERMANENT_REDIRECT,
@@ -59,6 +66,9 @@ impl Own {
             Self::NothingRuns(host) => {
                 format!("nothing runs behind {} at the moment; try again later", shorten(host, 100))
             }
+            Self::UnknownFile => "there is no such file".to_owned(),
+            Self::UnreadableFile => "this file cannot be read at the moment".to_owned(),
+            Self::FilesAreRead => "files are read, with GET or HEAD".to_owned(),
             Self::BadGateway => "no instance answered".to_owned(),
             Self::GatewayTimeout => "the instance did not answer in time".to_owned(),
             Self::ByHttps(_) => "this host is served by https".to_owned(),
@@ -96,7 +106,15 @@ impl Own {
             Self::ByHttps(location) => {
                 headers.insert(LOCATION, location.clone());
             }
-            Self::UnknownHost(_) | Self::UnknownPath(_) | Self::BadGateway | Self::GatewayTimeout => {}
+            Self::FilesAreRead => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Self::UnknownHost(_)
+            | Self::UnknownPath(_)
+            | Self::UnknownFile
+            | Self::UnreadableFile
+            | Self::BadGateway
+            | Self::GatewayTimeout => {}
         }
         response
     }

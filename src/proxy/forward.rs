@@ -23,6 +23,7 @@ use super::access_log::{Maker, Sending, Visit};
 use super::answer::Own;
 use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
 use super::counts::Tally;
+use super::files;
 use super::headers::{self, Origin};
 use super::instance::{Claim, Instance};
 use super::path_prefix::PathPrefix;
@@ -52,7 +53,7 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     };
     visit.answered(response.status(), by);
     // A body that was never asked for leaves no way to tell where the next request begins.
-    let is_own = matches!(response.body(), Answer::Own(_));
+    let is_own = !matches!(response.body(), Answer::Relayed(_));
     if is_http2 {
         // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
         response.headers_mut().remove(CONNECTION);
@@ -107,19 +108,10 @@ async fn forward(
 
     let asked = request.uri().clone();
     let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[] };
-    let (claim, way) = proxy.routing.claim(seeker).map_err(|none| {
-        none.count();
-        if let NoClaim::Maintenance(way) | NoClaim::NoMember(way) = &none {
-            visit.found(way);
-        }
-        let host = host.clone().into_owned();
-        match none {
-            NoClaim::UnknownHost => Own::UnknownHost(host),
-            NoClaim::UnknownPath => Own::UnknownPath(host),
-            NoClaim::Maintenance(way) => Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())),
-            NoClaim::NoMember(_) => Own::NothingRuns(host),
-        }
-    })?;
+    let (claim, way) = match proxy.routing.claim(seeker) {
+        Ok(claimed) => claimed,
+        Err(none) => return without_instance(none, &host, &request, visit).await,
+    };
     visit.found(&way);
     visit.given_to(claim.instance());
     let is_secure = origin.is_secure(request.headers());
@@ -174,6 +166,34 @@ async fn forward(
         Err(NoAnswer::TooLate) => {
             attempt.tally.failed();
             Err(Own::GatewayTimeout)
+        }
+    }
+}
+
+/// What is answered where no instance is asked.
+async fn without_instance(
+    none: NoClaim,
+    host: &str,
+    request: &Request<ClientBody>,
+    visit: &mut Visit,
+) -> Result<Response<Answer>, Own> {
+    none.count();
+    match none {
+        NoClaim::UnknownHost => Err(Own::UnknownHost(host.to_owned())),
+        NoClaim::UnknownPath => Err(Own::UnknownPath(host.to_owned())),
+        NoClaim::Maintenance(way) => {
+            visit.found(&way);
+            Err(Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())))
+        }
+        NoClaim::NoMember(way) => {
+            visit.found(&way);
+            Err(Own::NothingRuns(host.to_owned()))
+        }
+        NoClaim::Files(way, place) => {
+            visit.found(&way);
+            visit.is_for_a_file();
+            let files = way.files.get(place).ok_or(Own::UnknownFile)?;
+            files::answer(files, request.method(), request.uri().path(), request.headers()).await
         }
     }
 }

@@ -18,7 +18,7 @@ use super::path_prefix::PathPrefix;
 use super::pick::Picker;
 use super::pool::Pool;
 use super::sticky::StickyCookie;
-use super::table::{Maintenance, Table};
+use super::table::{Maintenance, StaticFiles, Table};
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
@@ -62,6 +62,8 @@ pub struct Way {
     pub sticky: Option<StickyCookie>,
     /// In place of all instances.
     pub maintenance: Option<Maintenance>,
+    /// In place of an instance for some paths; the longest prefix first.
+    pub files: Vec<StaticFiles>,
 }
 
 /// A request in search of an instance.
@@ -86,6 +88,8 @@ pub enum NoClaim {
     UnknownPath,
     /// The app is being worked on.
     Maintenance(Arc<Way>),
+    /// It is answered with a file of these: the position among those of the way.
+    Files(Arc<Way>, usize),
     /// The route has no instance left to try.
     NoMember(Arc<Way>),
 }
@@ -104,6 +108,9 @@ impl Routing {
         };
         if way.maintenance.is_some() {
             return Err(NoClaim::Maintenance(Arc::clone(way)));
+        }
+        if let Some(place) = way.files.iter().position(|files| files.prefix.covers(seeker.path)) {
+            return Err(NoClaim::Files(Arc::clone(way), place));
         }
         let untried = |member: usize| !seeker.tried.iter().any(|gone| Arc::ptr_eq(gone, &members[member]));
         let sound = |member: usize| !members[member].is_ejected() && untried(member);
@@ -230,6 +237,8 @@ impl Next {
         let mut members = Vec::new();
         let mut routes = Vec::with_capacity(table.routes.len());
         for route in &table.routes {
+            let mut files = route.files.clone();
+            files.sort_by_key(|files| std::cmp::Reverse(files.prefix.as_str().len()));
             let of_route: Vec<Arc<Instance>> = route
                 .members
                 .iter()
@@ -245,6 +254,7 @@ impl Next {
                 counters: Arc::clone(apps.entry(route.app.clone()).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
                 maintenance: route.maintenance.clone(),
+                files,
                 sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
             };
             let picker = Picker::new(route.balance, route.members.iter().map(|member| (member.group, member.weight)));
@@ -256,10 +266,12 @@ impl Next {
 }
 
 impl NoClaim {
-    /// Counts the request as failed where it belongs to an app.
+    /// Counts the request where it belongs to an app: as failed, or as one that no instance was needed for.
     pub fn count(&self) {
-        if let Self::NoMember(way) = self {
-            way.counters.failed();
+        match self {
+            Self::NoMember(way) => way.counters.failed(),
+            Self::Files(way, _) => way.counters.file(),
+            Self::UnknownHost | Self::UnknownPath | Self::Maintenance(_) => {}
         }
     }
 }

@@ -345,6 +345,7 @@ impl Way {
             balance: self.route.balance,
             sticky: self.route.sticky,
             maintenance: entrance.maintenance.clone(),
+            files: Vec::new(),
             app: app.clone(),
             service,
             members: chosen.into_iter().filter_map(member).collect(),

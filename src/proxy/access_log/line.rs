@@ -70,6 +70,8 @@ pub enum Maker {
     App,
     /// The proxy: an error, a redirect, a page in place of the app.
     Proxy,
+    /// The proxy, with a static file of the app or with there being none.
+    Static,
 }
 
 /// How a request ended.
@@ -84,7 +86,7 @@ pub enum End {
     InstanceBroke,
     /// The instance left, and its time to finish was over.
     TimeOver,
-    /// A tunnel broke, on whichever side.
+    /// A tunnel broke, on whichever side; or a static file could not be read to its end.
     Broken,
 }
 

@@ -179,6 +179,11 @@ impl Visit {
         });
     }
 
+    /// It is answered with a static file, or with there being none.
+    pub fn is_for_a_file(&mut self) {
+        self.note(|entry| entry.by = Some(Maker::Static));
+    }
+
     /// It is given to this instance.
     pub fn given_to(&mut self, instance: &Instance) {
         self.note(|entry| entry.instance = Some(instance.id.to_string()));
@@ -189,12 +194,12 @@ impl Visit {
         self.note(|entry| entry.retries += 1);
     }
 
-    /// The answer is about to begin.
+    /// The answer is about to begin; who made it, where nobody has been named.
     pub fn answered(&mut self, status: StatusCode, by: Maker) {
         if let Some(open) = &mut self.0 {
             open.entry.first_byte_ms = Some(milliseconds(open.began.elapsed()));
             open.entry.status = Some(status.as_u16());
-            open.entry.by = Some(by);
+            open.entry.by.get_or_insert(by);
         }
     }
 

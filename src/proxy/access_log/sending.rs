@@ -52,6 +52,7 @@ impl Body for Sending {
             Poll::Ready(None) => visit.ends(End::Complete),
             Poll::Ready(Some(Err(BrokenAnswer::Upstream(_)))) => visit.ends(End::InstanceBroke),
             Poll::Ready(Some(Err(BrokenAnswer::DrainLimit))) => visit.ends(End::TimeOver),
+            Poll::Ready(Some(Err(BrokenAnswer::File(_)))) => visit.ends(End::Broken),
             Poll::Pending => {}
         }
         polled

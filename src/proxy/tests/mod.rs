@@ -2,6 +2,7 @@
 
 mod access_log;
 mod agents;
+mod files;
 mod handover;
 mod http2;
 mod streams;
