@@ -33,6 +33,7 @@ mod route;
 mod secret_ref;
 mod service;
 mod source_url;
+mod static_files;
 mod suggest;
 mod syntax;
 mod units;
@@ -324,6 +325,9 @@ pub struct Service {
     pub volumes: Vec<Mount>,
     /// The app's environment with the service's own on top.
     pub env: BTreeMap<String, EnvValue>,
+    /// Files that the proxy answers with in its place, by the prefix of their paths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub static_files: BTreeMap<PathPrefix, FilesSource>,
     /// Which requests reach it, where that is written; see [`routed_service`] for where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<ServiceRoute>,
@@ -342,6 +346,21 @@ pub struct ServiceRoute {
     pub balance: Balance,
     /// A client stays with the instance that answered it first. Default off.
     pub sticky: bool,
+}
+
+/// `static`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilesSource {
+    /// A directory of the service's image: absolute, or relative to the image's working directory.
+    Image(String),
+    /// A volume of the app.
+    Volume {
+        /// Which: one that the service mounts.
+        name: String,
+        /// A directory in it; empty for all of it.
+        path: String,
+    },
 }
 
 /// `build`

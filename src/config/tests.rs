@@ -151,6 +151,22 @@ fn the_proxys_settings_are_read_without_the_rest_of_the_file() {
 }
 
 #[test]
+fn static_files_are_read_and_kept_with_a_release() {
+    let text = "domains = [\"x.test\"]\nport = 80\nvolumes = [\"media:/media\"]\n\
+                static = { \"/static/\" = \"./staticfiles\", \"/media\" = { volume = \"media\", path = \"/pub/\" } }\n";
+    let config = config(&app(text));
+    let web = service(&config, "shop", "web");
+    let expected = [
+        ("/media", FilesSource::Volume { name: "media".to_owned(), path: "pub".to_owned() }),
+        ("/static", FilesSource::Image("staticfiles".to_owned())),
+    ];
+    let read: Vec<_> = web.static_files.iter().map(|(prefix, source)| (prefix.as_str(), source.clone())).collect();
+    assert_eq!(read, expected);
+    let kept: super::Service = serde_json::from_str(&serde_json::to_string(web).unwrap()).unwrap();
+    assert_eq!(kept.static_files, web.static_files);
+}
+
+#[test]
 fn an_empty_file_is_an_agent_without_apps() {
     let config = config("");
     assert_eq!(config.agent.listen.to_string(), "127.0.0.1:9000");
