@@ -86,6 +86,17 @@ pub struct StaticFiles {
     pub roots: Vec<FileRoot>,
 }
 
+impl StaticFiles {
+    /// Adds directories that are not among these yet, behind them.
+    pub fn add_roots(&mut self, more: &[FileRoot]) {
+        for root in more {
+            if !self.roots.contains(root) {
+                self.roots.push(root.clone());
+            }
+        }
+    }
+}
+
 /// A directory with files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRoot {

@@ -22,7 +22,7 @@ pub const SECRET: &str = "a secret of enough bytes";
 pub const HOST: &str = "shop.test";
 
 /// All that an agent keeps in its data directory.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "agent-id",
     "agent.lock",
     "journal.ballast",
@@ -35,6 +35,7 @@ const FILES: [&str; 12] = [
     "proxy.log",
     "proxy.sock",
     "routes.json",
+    "static",
 ];
 
 /// What belongs together.
