@@ -43,13 +43,13 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
     let method = request.method().clone();
-    let wants_json = headers::accepts_json(request.headers());
+    let form = headers::form_of_errors(request.headers());
     let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
     let request = request.map(|body| ClientBody::new(body, is_held_back, visit.bytes()));
-    let (mut response, by) = match forward(&proxy, &origin, request, id, &mut visit).await {
+    let (mut response, by) = match forward(&proxy, &origin, request, id.clone(), &mut visit).await {
         Ok(response) => (response, Maker::App),
-        Err(own) => (own.response(wants_json), Maker::Proxy),
+        Err(own) => (own.response(form, &id), Maker::Proxy),
     };
     visit.answered(response.status(), by);
     // A body that was never asked for leaves no way to tell where the next request begins.
