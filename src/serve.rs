@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::data_dir::lock::{Lock, LockError};
 use crate::deploy::build::Builder;
 use crate::deploy::source::{Mirrors, Timeouts};
+use crate::deploy::static_files::StaticStore;
 use crate::proxy::client::ProxyClient;
 use crate::proxy::supervise::Supervisor;
 use crate::rollout::routes::Routes;
@@ -112,6 +113,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let mirrors =
         Mirrors::new(data_dir.join("mirrors"), Timeouts::default()).context("cannot create the mirrors' directory")?;
     let routes = Arc::new(Routes::new(proxy.clone(), kept));
+    let static_files = StaticStore::new(&data_dir);
     let with_engine = {
         let proxy = proxy.clone();
         move |docker: Docker| Shared {
@@ -122,6 +124,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
             routes,
             proxy,
             build_slots: Arc::new(Semaphore::new(BUILDS)),
+            static_files,
             settings_key,
         }
     };

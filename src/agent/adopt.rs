@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use crate::deploy::spec;
+use crate::deploy::static_files::StaticStore;
 use crate::model::{AppName, DeploymentId, Duty, InstanceId};
 use crate::proxy::table::DrainLimits;
 use crate::rollout::driver::canary;
@@ -113,7 +114,7 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     let mut adopted = Vec::new();
     for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
-        let Some(spec) = spec_of(agent, app, &instance).await? else {
+        let Some(spec) = spec_of(agent, &shared.static_files, app, &instance).await? else {
             tracing::warn!(%app, instance = %instance.id, "its release is not on record; it is left alone");
             continue;
         };
@@ -159,9 +160,14 @@ fn current(observed: &Observed) -> Current {
     }
 }
 
-async fn spec_of(agent: &Agent, app: &AppName, instance: &Observed) -> Result<Option<Arc<ServiceSpec>>> {
+async fn spec_of(
+    agent: &Agent,
+    files: &StaticStore,
+    app: &AppName,
+    instance: &Observed,
+) -> Result<Option<Arc<ServiceSpec>>> {
     let release = agent.store.release(app, instance.release).await?;
-    Ok(release.and_then(|release| spec::of_running(&release, &instance.service)).map(Arc::new))
+    Ok(release.and_then(|release| spec::of_running(&release, &instance.service, files)).map(Arc::new))
 }
 
 /// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.

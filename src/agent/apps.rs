@@ -12,6 +12,7 @@ use crate::config::App;
 use crate::deploy::Deployer;
 use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
+use crate::deploy::static_files::StaticStore;
 use crate::proxy::client::ProxyClient;
 use crate::rollout::driver::Parts;
 use crate::rollout::routes::Routes;
@@ -36,6 +37,8 @@ pub struct Shared {
     pub routes: Arc<Routes>,
     /// Builds at a time, over all apps.
     pub build_slots: Arc<Semaphore>,
+    /// Where static files are for the proxy.
+    pub static_files: StaticStore,
     /// Keys the digests of settings.
     pub settings_key: String,
 }
@@ -78,6 +81,7 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         presence: agent.presence.clone(),
         driver: driver.clone(),
         proxy: shared.proxy.clone(),
+        static_files: shared.static_files.clone(),
         settings_key: shared.settings_key.clone(),
         running: Arc::new(Mutex::new(None)),
         shutdown: end.clone(),

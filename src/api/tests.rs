@@ -155,6 +155,7 @@ fn service(name: &str, port: Option<u16>, instances: u32) -> Service {
         stop_grace: Duration::from_secs(10),
         drain: Drain { requests: Duration::from_secs(30), streams: Duration::from_secs(60) },
         volumes: Vec::new(),
+        static_files: std::collections::BTreeMap::new(),
         env: Default::default(),
         route: None,
     }

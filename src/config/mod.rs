@@ -34,6 +34,7 @@ mod route;
 mod secret_ref;
 mod service;
 mod source_url;
+mod static_files;
 mod suggest;
 mod syntax;
 mod units;
@@ -100,6 +101,8 @@ pub struct ProxyConfig {
     pub self_signed: bool,
     /// Peers whose word about where a request came from is passed on.
     pub trusted_proxies: Vec<IpNet>,
+    /// A line for each request; `None` = none.
+    pub access_log: Option<AccessLogConfig>,
 }
 
 impl ProxyConfig {
@@ -114,8 +117,20 @@ impl ProxyConfig {
             hsts: None,
             self_signed: false,
             trusted_proxies: Vec::new(),
+            access_log: None,
         }
     }
+}
+
+/// `access_log`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// Default: `access.log` in the data directory.
+    pub path: Option<PathBuf>,
+    /// Bytes until the file is set aside. Default 100 MiB.
+    pub max_size: u64,
+    /// How many of those are kept. Default 5.
+    pub keep: u32,
 }
 
 /// A certificate with its chain, and its private key, each in a PEM file; both may be in one.
@@ -349,6 +364,9 @@ pub struct Service {
     pub volumes: Vec<Mount>,
     /// The app's environment with the service's own on top.
     pub env: BTreeMap<String, EnvValue>,
+    /// Files that the proxy answers with in its place, by the prefix of their paths.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub static_files: BTreeMap<PathPrefix, FilesSource>,
     /// Which requests reach it, where that is written; see [`routed_service`] for where it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<ServiceRoute>,
@@ -369,6 +387,21 @@ pub struct ServiceRoute {
     pub sticky: bool,
     /// How many requests an instance is given at a time, and how many may wait. Default: without a limit, and none.
     pub limits: Limits,
+}
+
+/// `static`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilesSource {
+    /// A directory of the service's image: absolute, or relative to the image's working directory.
+    Image(String),
+    /// A volume of the app.
+    Volume {
+        /// Which: one that the service mounts.
+        name: String,
+        /// A directory in it; empty for all of it.
+        path: String,
+    },
 }
 
 /// `build`

@@ -1,4 +1,4 @@
-//! `[proxy]`: where it listens, with which certificates, and whom it believes.
+//! `[proxy]`: where it listens, with which certificates, whom it believes, and what it keeps on record.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::field::Field;
 use super::problem::Fault;
 use super::validate::socket_address;
-use super::{CertificateFiles, ProxyConfig, acme};
+use super::{AccessLogConfig, CertificateFiles, ProxyConfig, acme};
 use crate::model::shorten;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -49,6 +49,7 @@ pub(super) fn read(field: Option<Field<'_>>) -> (ProxyConfig, Places) {
     if let Some(list) = section.take("trusted_proxies").and_then(|field| field.list("write [\"10.0.0.0/8\"]")) {
         config.trusted_proxies = list.iter().filter_map(|field| field.parsed(network)).collect();
     }
+    config.access_log = section.take("access_log").and_then(|field| access_log(&field));
     section.finish();
     (config, Places { http: http.map(|field| field.span()), https: https.map(|field| field.span()) })
 }
@@ -60,6 +61,22 @@ fn certificate(field: &Field<'_>) -> Option<CertificateFiles> {
     section.finish();
     let (cert, key) = (cert?.file_path(), key?.file_path());
     Some(CertificateFiles { cert: cert?, key: key? })
+}
+
+/// `access_log = true`, or with settings of its own.
+fn access_log(field: &Field<'_>) -> Option<AccessLogConfig> {
+    let mut config = AccessLogConfig { path: None, max_size: 100 << 20, keep: 5 };
+    if !field.is_table() {
+        return field.boolean().filter(|&on| on).map(|_| config);
+    }
+    let section =
+        field.section("write access_log = true or access_log = { path = \"/var/log/longshore/access.log\" }")?;
+    config.path = section.take("path").and_then(|field| field.file_path());
+    let max_size = section.take("max_size").and_then(|field| field.size(64 << 10, "64KiB"));
+    config.max_size = max_size.unwrap_or(config.max_size);
+    config.keep = section.take("keep").and_then(|field| field.number(1..=100, "1 to 100")).unwrap_or(config.keep);
+    section.finish();
+    Some(config)
 }
 
 /// A network, or one address.

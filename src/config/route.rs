@@ -100,7 +100,7 @@ pub(super) fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
     elements.iter().filter_map(|element| Some((element.parsed(domain::read)?, element.span()))).collect()
 }
 
-fn path(text: &str) -> Result<PathPrefix, Fault> {
+pub(super) fn path(text: &str) -> Result<PathPrefix, Fault> {
     PathPrefix::parse(text).map_err(|why| {
         let hint = "write the beginning of a path as it is sent, such as \"/api\"";
         Fault::new(format!(": {:?} {why}", shorten(text, 80)), hint)

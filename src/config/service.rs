@@ -7,11 +7,11 @@ use super::build::BuildKeys;
 use super::field::Field;
 use super::reader::Section;
 use super::volumes::Forbidden;
-use super::{Drain, EnvValue, HealthCheck, Service, build, environment, health, route, volumes};
+use super::{Drain, EnvValue, HealthCheck, Service, build, environment, health, route, static_files, volumes};
 use crate::model::ServiceName;
 
 /// Keys of a service that a one-service app may put straight under `[apps.NAME]`.
-pub(super) const SHORTHAND: [&str; 11] = [
+pub(super) const SHORTHAND: [&str; 12] = [
     "command",
     "port",
     "instances",
@@ -23,6 +23,7 @@ pub(super) const SHORTHAND: [&str; 11] = [
     "autoscale",
     "volumes",
     "route",
+    "static",
 ];
 
 /// The smallest memory limit that container engines take.
@@ -106,7 +107,7 @@ fn settings(
     if let (Some(field), None) = (&route_field, port) {
         field.problem(" leads to a service without a port", "set port, or remove route");
     }
-    let service = Service {
+    let mut service = Service {
         name,
         build: build.finish(),
         command: section.take("command").and_then(|field| field.argv()),
@@ -119,8 +120,19 @@ fn settings(
         drain: drain(section.take("drain")),
         volumes: section.take("volumes").and_then(|field| volumes::read(&field, forbidden)).unwrap_or_default(),
         env,
+        static_files: BTreeMap::new(),
         route: route.as_ref().map(|read| read.route.clone()),
     };
+    if let Some(field) = section.take("static") {
+        if port.is_none() {
+            field.problem(
+                " belongs to a service without a port, to which no request leads",
+                "set port, or remove static",
+            );
+        }
+        let within = route.as_ref().map(|read| read.route.path.clone()).unwrap_or_default();
+        service.static_files = static_files::read(&field, &within, &service.volumes);
+    }
     (service, route)
 }
 

@@ -121,6 +121,7 @@ fn the_example_names_every_default_as_it_is() {
         acme: None,
         hsts: None,
         trusted_proxies: Vec::new(),
+        access_log: None,
         ..front
     };
     assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&plain, &example.runtime));
@@ -152,6 +153,22 @@ fn the_proxys_settings_are_read_without_the_rest_of_the_file() {
     assert_eq!(proxy.trusted_proxies.len(), 2);
     std::fs::write(&path, "[proxy]\nhsts = 3\n").unwrap();
     assert_eq!(super::load_proxy(&path).unwrap_err().problems.len(), 2);
+}
+
+#[test]
+fn static_files_are_read_and_kept_with_a_release() {
+    let text = "domains = [\"x.test\"]\nport = 80\nvolumes = [\"media:/media\"]\n\
+                static = { \"/static/\" = \"./staticfiles\", \"/media\" = { volume = \"media\", path = \"/pub/\" } }\n";
+    let config = config(&app(text));
+    let web = service(&config, "shop", "web");
+    let expected = [
+        ("/media", FilesSource::Volume { name: "media".to_owned(), path: "pub".to_owned() }),
+        ("/static", FilesSource::Image("staticfiles".to_owned())),
+    ];
+    let read: Vec<_> = web.static_files.iter().map(|(prefix, source)| (prefix.as_str(), source.clone())).collect();
+    assert_eq!(read, expected);
+    let kept: super::Service = serde_json::from_str(&serde_json::to_string(web).unwrap()).unwrap();
+    assert_eq!(kept.static_files, web.static_files);
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! When the engine goes away in the middle, `outage` breaks the deployment off, and it is told again like that.
 //!
 //! `worker` takes the next deployment, `running` is the one under way and how it is stopped; `prepare` makes or finds its
-//! release, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images that nobody needs.
+//! release, `static_files` has
+//! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,7 @@ mod roll_out;
 mod running;
 pub mod source;
 pub mod spec;
+pub mod static_files;
 pub mod worker;
 
 use build::Builder;
@@ -42,6 +44,7 @@ use outage::Losses;
 use redact::Redactor;
 pub use running::Running;
 use source::Mirrors;
+use static_files::StaticStore;
 
 /// What deployments of one app need.
 #[derive(Clone)]
@@ -68,6 +71,8 @@ pub struct Deployer {
     pub driver: Driver,
     /// The data plane.
     pub proxy: crate::proxy::client::ProxyClient,
+    /// Where static files are for the proxy.
+    pub static_files: StaticStore,
     /// Keys the digests of settings.
     pub settings_key: String,
     /// The deployment under way.
@@ -182,7 +187,7 @@ impl Deployer {
         let live = self.store.live_release(&self.app).await.map_err(|err| err.to_string())?;
         let instances = self.store.live_instances(&self.app).await.map_err(|err| err.to_string())?;
         let (Some(live), Some((deployment, instances))) = (live, instances) else { return Ok(Vec::new()) };
-        let specs = spec::service_specs(&live, &self.settings_key)?;
+        let specs = spec::service_specs(&live, &self.settings_key, &self.static_files)?;
         let places = specs.into_iter().flat_map(|(service, spec)| {
             let count = instances.get(&service).copied().unwrap_or(0);
             (1..=count).map(move |slot| LivePlace { spec: spec.clone(), slot, deployment })
@@ -220,6 +225,7 @@ impl Story<'_> {
         let target = if in_rollout { self.target_under_way().await? } else { self.target(live.as_ref()).await? };
         if !in_rollout {
             self.check_cancelled()?;
+            self.static_files(&target).await?;
             self.release_command(&target, live.as_ref()).await?;
         }
         self.roll_out(&target, live.as_ref(), at_start).await
@@ -257,6 +263,7 @@ impl Story<'_> {
     }
 
     fn specs(&self, release: &Release) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, Halt> {
-        spec::service_specs(release, &self.deployer.settings_key).map_err(|why| failed(why, false))
+        let Deployer { settings_key, static_files, .. } = self.deployer;
+        spec::service_specs(release, settings_key, static_files).map_err(|why| failed(why, false))
     }
 }

@@ -164,7 +164,7 @@ async fn same_settings(
             *candidate = ReleasedService { service: service.clone(), ..released.clone() };
         }
     }
-    let wanted = spec::service_specs(&next, &deployer.settings_key)?;
+    let wanted = spec::service_specs(&next, &deployer.settings_key, &deployer.static_files)?;
     let wanted = wanted.get(&service.name).map(|spec| spec.settings.clone()).unwrap_or_default();
     let of_service = |state: &crate::rollout::InstanceState| state.service == service.name;
     let settings = deployer.driver.settings().await;

@@ -1,4 +1,4 @@
-//! What goes when a deployment has ended, and which images stay.
+//! What goes when a deployment has ended, and which images and static files stay.
 
 use anyhow::{Context, Result};
 
@@ -14,7 +14,7 @@ const LOOKED_AT: u32 = 1000;
 const LEAST_KEPT: u32 = 2;
 
 impl Deployer {
-    /// Removes what is left of release commands and images that no kept release needs. Only between deployments.
+    /// Removes what is left of release commands, and images and static files that no kept release needs. Only between deployments.
     pub(super) async fn clear_up(&self) -> Result<()> {
         let app = self.config.borrow().apps.get(&self.app).cloned();
         let Some(app) = app else { return Ok(()) };
@@ -23,21 +23,27 @@ impl Deployer {
         if left > 0 {
             tracing::info!(app = %self.app, containers = left, "removed what was left of release commands");
         }
-        let keep = self.images_to_keep(&app).await.context("images are not pruned")?;
-        let images = self.builder.prune(&self.app, &keep).await.context("images are not pruned")?;
+        let keep = self.releases_to_keep(&app).await.context("images are not pruned")?;
+        let bodies = keep.iter().flat_map(|release| &release.body.services);
+        let images: Vec<ImageId> = bodies.map(|released| released.image.clone()).collect();
+        let images = self.builder.prune(&self.app, &images).await.context("images are not pruned")?;
         if images > 0 {
             tracing::info!(app = %self.app, images, "removed images of old releases");
+        }
+        let (files, name) = (self.static_files.clone(), self.app.clone());
+        let pruned = tokio::task::spawn_blocking(move || files.prune(&name, keep.iter())).await?;
+        let directories = pruned.context("static files are not pruned")?;
+        if directories > 0 {
+            tracing::info!(app = %self.app, directories, "removed static files of old releases");
         }
         Ok(())
     }
 
-    async fn images_to_keep(&self, app: &App) -> Result<Vec<ImageId>, StoreError> {
+    async fn releases_to_keep(&self, app: &App) -> Result<Vec<Release>, StoreError> {
         let releases = self.store.releases(&self.app, LOOKED_AT).await?;
         let live = self.store.live_release(&self.app).await?.map(|release| release.number);
         let waiting = self.store.waiting(&self.app).await?;
-        let kept = kept(&releases, live, &waiting, app.keep_releases);
-        let images = kept.into_iter().flat_map(|release| &release.body.services).map(|released| released.image.clone());
-        Ok(images.collect())
+        Ok(kept(&releases, live, &waiting, app.keep_releases).into_iter().cloned().collect())
     }
 }
 

@@ -7,17 +7,22 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
+use super::static_files::StaticStore;
 use crate::config::{EnvValue, routed_service};
 use crate::model::ServiceName;
 use crate::rollout::ServiceSpec;
 use crate::store::{Release, ReleasedService};
 
 /// Every service of a release, ready to be started. The error names a secret that cannot be read.
-pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
+pub fn service_specs(
+    release: &Release,
+    settings_key: &str,
+    files: &StaticStore,
+) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
     let specs = release.body.services.iter().map(|released| {
         let env = resolve_env(released)?;
         let settings = settings_digest(released, &env, settings_key);
-        let spec = ServiceSpec { env, settings, ..without_env(release, released) };
+        let spec = ServiceSpec { env, settings, ..without_env(release, released, files) };
         Ok((released.service.name.clone(), Arc::new(spec)))
     });
     specs.collect()
@@ -25,15 +30,16 @@ pub fn service_specs(release: &Release, settings_key: &str) -> Result<BTreeMap<S
 
 /// A service as an instance of it runs already. Its environment is not looked at: a secret that has gone since must not
 /// keep the agent from knowing the instance.
-pub fn of_running(release: &Release, service: &ServiceName) -> Option<ServiceSpec> {
-    release.body.service(service).map(|released| without_env(release, released))
+pub fn of_running(release: &Release, service: &ServiceName, files: &StaticStore) -> Option<ServiceSpec> {
+    release.body.service(service).map(|released| without_env(release, released, files))
 }
 
-fn without_env(release: &Release, released: &ReleasedService) -> ServiceSpec {
+fn without_env(release: &Release, released: &ReleasedService, files: &StaticStore) -> ServiceSpec {
     let routed = routed_service(release.body.services.iter().map(|released| &released.service));
     let by_default = routed.is_some_and(|routed| routed.name == released.service.name);
     ServiceSpec {
         routed: by_default || released.service.route.is_some(),
+        files: files.files(&release.app, released),
         service: released.service.clone(),
         image: released.image.clone(),
         env: BTreeMap::new(),
@@ -78,6 +84,10 @@ fn settings_digest(released: &ReleasedService, env: &BTreeMap<String, SecretStri
     // Which requests it gets may change while it runs; that it gets any is what its rollout goes by.
     if service.route.is_some() {
         plain["routed"] = true.into();
+    }
+    // They are switched with the instances.
+    if !service.static_files.is_empty() {
+        plain["static"] = serde_json::json!(service.static_files);
     }
     // HMAC takes keys of any length.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.as_bytes()) else { return String::new() };

@@ -130,6 +130,7 @@ impl World {
             stop_grace: Duration::from_secs(10),
             drain: Drain { requests: Duration::from_secs(30), streams: Duration::from_secs(60) },
             volumes: Vec::new(),
+            static_files: BTreeMap::new(),
             env: BTreeMap::new(),
             route: None,
         };

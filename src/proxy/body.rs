@@ -10,7 +10,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::access_log::PassedBytes;
 use super::counts::Tally;
+use super::files::FileBody;
 use super::instance::Claim;
 use super::pool::Link;
 use crate::discard::discard;
@@ -32,12 +34,14 @@ pub struct ClientBody {
     incoming: Option<Incoming>,
     /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
     is_held_back: bool,
+    /// Where its bytes are counted, if they are.
+    passed: Option<Arc<PassedBytes>>,
 }
 
 impl ClientBody {
     /// As it comes from the client's connection.
-    pub fn new(incoming: Incoming, is_held_back: bool) -> Self {
-        Self { incoming: Some(incoming), is_held_back }
+    pub fn new(incoming: Incoming, is_held_back: bool, passed: Option<Arc<PassedBytes>>) -> Self {
+        Self { incoming: Some(incoming), is_held_back, passed }
     }
 }
 
@@ -47,7 +51,11 @@ impl Body for ClientBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         self.is_held_back = false;
-        self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx))
+        let polled = self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx));
+        if let (Some(passed), Poll::Ready(Some(Ok(frame)))) = (&self.passed, &polled) {
+            passed.add_received(frame.data_ref().map_or(0, Bytes::len));
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -146,6 +154,8 @@ pub enum Answer {
     Own(Option<Bytes>),
     /// From an instance.
     Relayed(Relay),
+    /// A large static file.
+    File(FileBody),
 }
 
 /// An instance's answer on its way. Holds the claim until its last frame is handed over, it breaks, or the client
@@ -266,6 +276,9 @@ pub enum BrokenAnswer {
     /// The instance left, and its budget for requests is over.
     #[error("the instance's time to finish is over")]
     DrainLimit,
+    /// A static file could not be read to its end.
+    #[error("the file cannot be read: {0}")]
+    File(std::io::Error),
 }
 
 impl Body for Answer {
@@ -276,6 +289,9 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Relayed(relay) => relay.poll_frame(cx),
+            Self::File(file) => {
+                file.poll_piece(cx).map(|piece| Some(piece?.map(Frame::data).map_err(BrokenAnswer::File)))
+            }
         }
     }
 
@@ -284,6 +300,7 @@ impl Body for Answer {
             Self::Own(text) => text.as_ref().is_none_or(Bytes::is_empty),
             // Its claim goes with its last frame.
             Self::Relayed(relay) => relay.claim.is_none(),
+            Self::File(file) => file.left() == 0,
         }
     }
 
@@ -291,6 +308,7 @@ impl Body for Answer {
         match self {
             Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Relayed(relay) => relay.incoming.size_hint(),
+            Self::File(file) => SizeHint::with_exact(file.left()),
         }
     }
 }

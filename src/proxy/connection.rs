@@ -18,7 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, timeout};
 
-use super::body::{Answer, BrokenAnswer};
+use super::access_log::Sending;
+use super::body::BrokenAnswer;
 use super::forward;
 use super::headers::Origin;
 use super::server::{HEAD_LIMIT, Proxy};
@@ -175,7 +176,7 @@ impl Idleness {
 
 /// An answer that keeps its connection from being taken for an idle one.
 struct StreamAnswer {
-    answer: Answer,
+    answer: Sending,
     _open: Arc<Streams>,
 }
 

@@ -191,6 +191,9 @@ pub struct AppCounts {
     /// Requests whose client went away before the answer was complete: neither served nor failed.
     #[serde(default)]
     pub client_aborted: u64,
+    /// Requests below a prefix of static files, for which no instance was asked: none of the above.
+    #[serde(default)]
+    pub files: u64,
     /// From the request's head to the head of an instance's answer, for each that began. Empty when an earlier version
     /// counted.
     #[serde(default)]
@@ -199,12 +202,13 @@ pub struct AppCounts {
 
 impl AddAssign for AppCounts {
     fn add_assign(&mut self, more: Self) {
-        let Self { served, failed, server_errors, retried, client_aborted, latency } = more;
+        let Self { served, failed, server_errors, retried, client_aborted, files, latency } = more;
         self.served += served;
         self.failed += failed;
         self.server_errors += server_errors;
         self.retried += retried;
         self.client_aborted += client_aborted;
+        self.files += files;
         self.latency += latency;
     }
 }

@@ -1,5 +1,5 @@
-//! What became of each request, per app, and how long its answer took to begin. Every request that found a route ends in
-//! exactly one of served, failed and client_aborted.
+//! What became of each request, per app, and how long its answer took to begin. Every request that found a route to instances
+//! ends in exactly one of served, failed and client_aborted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -34,6 +34,7 @@ pub struct Counters {
     server_errors: AtomicU64,
     retried: AtomicU64,
     client_aborted: AtomicU64,
+    files: AtomicU64,
     latency: Latencies,
 }
 
@@ -46,8 +47,14 @@ impl Counters {
             server_errors: self.server_errors.load(Relaxed),
             retried: self.retried.load(Relaxed),
             client_aborted: self.client_aborted.load(Relaxed),
+            files: self.files.load(Relaxed),
             latency: self.latency.read(),
         }
+    }
+
+    /// A request that is answered with a static file, or with there being none.
+    pub fn file(&self) {
+        self.files.fetch_add(1, Relaxed);
     }
 
     /// A request that no instance could be found for.

@@ -19,10 +19,12 @@ use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue, SET_COOKIE, STRI
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
+use super::access_log::{Maker, Sending, Visit};
 use super::answer::Own;
 use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
 use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
+use super::files;
 use super::headers::{self, Origin};
 use super::instance::{Claim, Instance};
 use super::path_prefix::PathPrefix;
@@ -38,16 +40,21 @@ const EXTRA_TRIES: u32 = 2;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Answers one request of a client.
-pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Answer> {
-    let wants_json = headers::accepts_json(request.headers());
+pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
+    let id = proxy.next_request_id();
+    let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
+    let method = request.method().clone();
+    let form = headers::form_of_errors(request.headers());
     let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
-    let mut response = match forward(&proxy, &origin, request.map(|body| ClientBody::new(body, is_held_back))).await {
-        Ok(response) => response,
-        Err(own) => own.response(wants_json),
+    let request = request.map(|body| ClientBody::new(body, is_held_back, visit.bytes()));
+    let (mut response, by) = match forward(&proxy, &origin, request, id.clone(), &mut visit).await {
+        Ok(response) => (response, Maker::App),
+        Err(own) => (own.response(form, &id), Maker::Proxy),
     };
+    visit.answered(response.status(), by);
     // A body that was never asked for leaves no way to tell where the next request begins.
-    let is_own = matches!(response.body(), Answer::Own(_));
+    let is_own = !matches!(response.body(), Answer::Relayed(_));
     if is_http2 {
         // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
         response.headers_mut().remove(CONNECTION);
@@ -57,7 +64,8 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     if let Some(hsts) = &origin.hsts {
         response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
     }
-    response
+    let status = response.status();
+    response.map(|answer| Sending::new(answer, visit, &method, status))
 }
 
 /// Where a plain request is to go instead, if its host can be reached by https.
@@ -74,7 +82,13 @@ fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<Client
     front.has_certificate(host).then(|| HeaderValue::from_str(&format!("https://{host}{port}{path}")).ok())?
 }
 
-async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody>) -> Result<Response<Answer>, Own> {
+async fn forward(
+    proxy: &Proxy,
+    origin: &Origin,
+    mut request: Request<ClientBody>,
+    id: HeaderValue,
+    visit: &mut Visit,
+) -> Result<Response<Answer>, Own> {
     let arrived = Instant::now();
     if request.method() == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
@@ -86,6 +100,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
     }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
+    visit.asks_for(&host);
     if let Some(token) = request.uri().path().strip_prefix(CHALLENGE_PATH)
         && let Some(answer) = proxy.challenges.page(&host, token)
     {
@@ -99,24 +114,19 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
 
     let asked = request.uri().clone();
     let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[], waited: false };
-    let (claim, way) = proxy.routing.admit(seeker).await.map_err(|none| {
-        none.count();
-        let host = host.clone().into_owned();
-        match none {
-            NoClaim::UnknownHost => Own::UnknownHost(host),
-            NoClaim::UnknownPath => Own::UnknownPath(host),
-            NoClaim::Maintenance(way) => Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())),
-            NoClaim::NoMember(_) => Own::NothingRuns(host),
-            NoClaim::Busy(_) => Own::Busy(host),
-        }
-    })?;
+    let (claim, way) = match proxy.routing.admit(seeker).await {
+        Ok(claimed) => claimed,
+        Err(none) => return without_instance(none, &host, &request, visit).await,
+    };
+    visit.found(&way);
+    visit.given_to(claim.instance());
     let is_secure = origin.is_secure(request.headers());
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
     let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, origin, authority.clone(), proxy.next_request_id(), upgrade);
+    headers::prepare_request(&mut head.headers, origin, authority.clone(), id, upgrade);
     let uri = match &way.strip {
         None => origin_form(head.uri),
         Some(prefix) => {
@@ -145,6 +155,7 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         may_reuse: replayable,
         replayable,
         progress,
+        visit,
     };
     let outgoing = match &attempt.progress {
         None => Outgoing::Empty,
@@ -161,6 +172,38 @@ async fn forward(proxy: &Proxy, origin: &Origin, mut request: Request<ClientBody
         Err(NoAnswer::TooLate) => {
             attempt.tally.failed();
             Err(Own::GatewayTimeout)
+        }
+    }
+}
+
+/// What is answered where no instance is asked.
+async fn without_instance(
+    none: NoClaim,
+    host: &str,
+    request: &Request<ClientBody>,
+    visit: &mut Visit,
+) -> Result<Response<Answer>, Own> {
+    none.count();
+    match none {
+        NoClaim::UnknownHost => Err(Own::UnknownHost(host.to_owned())),
+        NoClaim::UnknownPath => Err(Own::UnknownPath(host.to_owned())),
+        NoClaim::Maintenance(way) => {
+            visit.found(&way);
+            Err(Own::Maintenance(way.maintenance.as_ref().and_then(|it| it.page.clone())))
+        }
+        NoClaim::NoMember(way) => {
+            visit.found(&way);
+            Err(Own::NothingRuns(host.to_owned()))
+        }
+        NoClaim::Busy(way) => {
+            visit.found(&way);
+            Err(Own::Busy(host.to_owned()))
+        }
+        NoClaim::Files(way, place) => {
+            visit.found(&way);
+            visit.is_for_a_file();
+            let files = way.files.get(place).ok_or(Own::UnknownFile)?;
+            files::answer(files, request.method(), request.uri().path(), request.headers()).await
         }
     }
 }
@@ -225,6 +268,7 @@ struct Attempt<'a> {
     replayable: bool,
     /// Of its body, if it has one.
     progress: Option<Arc<Progress>>,
+    visit: &'a mut Visit,
 }
 
 /// Why a request ends without an instance's answer.
@@ -330,6 +374,7 @@ impl Attempt<'_> {
         let (claim, _) = self.proxy.routing.claim(seeker).map_err(|_| NoAnswer::Unreachable)?;
         self.stays = false;
         self.tally.retried();
+        self.visit.given_to(claim.instance());
         self.claim = claim;
         self.claimed = Instant::now();
         Ok(())
@@ -341,6 +386,7 @@ impl Attempt<'_> {
 
     fn take_try(&mut self) -> Result<(), NoAnswer> {
         self.tries_left = self.tries_left.checked_sub(1).ok_or(NoAnswer::Unreachable)?;
+        self.visit.retried();
         Ok(())
     }
 
@@ -376,7 +422,8 @@ impl Attempt<'_> {
         }
         if let (true, Some(client)) = (switching, client) {
             self.tally.served();
-            self.proxy.spawn(tunnel::run(client, link, self.claim));
+            self.visit.answered(head.status, Maker::App);
+            self.proxy.spawn(tunnel::run(client, link, self.claim, std::mem::take(self.visit)));
             return Ok(Response::from_parts(head, Answer::Own(None)));
         }
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());

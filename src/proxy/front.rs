@@ -1,5 +1,6 @@
-//! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes. Read from the
-//! configuration at the start and again when it is told to; certificates also when their files change.
+//! What the proxy shows to clients beside the routes: certificates, the way to https, and whom it believes; and whether it
+//! keeps a log of them. Read from the configuration at the start and again when it is told to; certificates also when their
+//! files change.
 
 use std::fs;
 use std::io;
@@ -15,6 +16,7 @@ use tokio_rustls::rustls;
 use rustls::crypto::ring;
 use rustls::server::ProducesTickets;
 
+use super::access_log::AccessLog;
 use super::certificate::Certificate;
 use super::certificates::Certificates;
 use super::instance::lock;
@@ -69,6 +71,7 @@ pub struct Fronts {
     tickets: Arc<dyn ProducesTickets>,
     self_signed: Mutex<Vec<Arc<Certificate>>>,
     read_again: Arc<Notify>,
+    access_log: Arc<AccessLog>,
 }
 
 impl std::fmt::Debug for Fronts {
@@ -85,17 +88,24 @@ impl Fronts {
         config: Option<PathBuf>,
         issued: PathBuf,
         read_again: Arc<Notify>,
+        access_log: Arc<AccessLog>,
     ) -> Result<Self, rustls::Error> {
+        access_log.set(settings.access_log.as_ref());
         let tickets = ring::Ticketer::new()?;
         let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
         let found = Certificates::default().renewed(&issued_files(&settings, &issued), &tickets).unwrap_or_default();
         let current = RwLock::new(Arc::new(Front::new(settings, certificates, found)));
-        Ok(Self { current, config, issued, tickets, self_signed: Mutex::default(), read_again })
+        Ok(Self { current, config, issued, tickets, self_signed: Mutex::default(), read_again, access_log })
     }
 
     /// Those of now.
     pub fn current(&self) -> Arc<Front> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where requests are told.
+    pub fn access_log(&self) -> &Arc<AccessLog> {
+        &self.access_log
     }
 
     /// Has the configuration read again, soon.
@@ -129,6 +139,7 @@ impl Fronts {
                 Err(problems) => tracing::error!("[proxy] is not read again, the old one stays in force:\n{problems}"),
             }
         }
+        self.access_log.set(settings.access_log.as_ref());
         let renewed = before.certificates.renewed(&settings.certificates, &self.tickets);
         let issued = before.issued.renewed(&issued_files(&settings, &self.issued), &self.tickets);
         if renewed.is_none() && issued.is_none() && settings == before.settings {

@@ -14,11 +14,11 @@ use super::front::Front;
 
 use super::path_prefix::PathPrefix;
 
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
-static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -262,12 +262,38 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-/// Whether an error is better told in JSON.
-pub fn accepts_json(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT).iter().flat_map(tokens).any(|range| {
-        let media = range.split(|&b| b == b';').next().unwrap_or_default().trim_ascii();
-        media.eq_ignore_ascii_case(b"application/json") || media.eq_ignore_ascii_case(b"application/problem+json")
-    })
+/// How an error is best told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A page, for a person.
+    Html,
+    /// For a program that reads it.
+    Json,
+    /// For all that say nothing of either.
+    Plain,
+}
+
+/// The form that `Accept` prefers: of those that are named the one with the greatest weight, and of equals the first
+/// (RFC 9110 §12.5.1). Ranges such as `*/*` name none.
+pub fn form_of_errors(headers: &HeaderMap) -> Form {
+    let mut best = (0.0, Form::Plain);
+    for range in headers.get_all(ACCEPT).iter().flat_map(tokens) {
+        let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let form = match media.as_slice() {
+            b"text/html" | b"application/xhtml+xml" => Form::Html,
+            b"text/plain" => Form::Plain,
+            b"application/json" => Form::Json,
+            media if media.starts_with(b"application/") && media.ends_with(b"+json") => Form::Json,
+            _ => continue,
+        };
+        let weight = parts.find_map(|part| part.strip_prefix(b"q="));
+        let weight = weight.map_or(Some(1.0), |q| std::str::from_utf8(q).ok()?.parse::<f32>().ok()).unwrap_or(0.0);
+        if weight > best.0 {
+            best = (weight, form);
+        }
+    }
+    best.1
 }
 
 /// Whether an answer is a stream of events, which stays open by its nature.
@@ -453,8 +479,19 @@ mod tests {
 
     #[test]
     fn details_of_values() {
-        assert!(accepts_json(&map(&[("accept", "text/html;q=0.1, Application/JSON; q=1")])));
-        assert!(!accepts_json(&map(&[("accept", "*/*")])));
+        for (accept, form) in [
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Form::Html),
+            ("application/json, text/plain, */*", Form::Json),
+            ("text/html;q=0.1, Application/JSON; q=1", Form::Json),
+            ("application/vnd.api+json", Form::Json),
+            ("text/html;q=0, text/plain", Form::Plain),
+            ("text/html;q=x", Form::Plain),
+            ("*/*", Form::Plain),
+            ("", Form::Plain),
+        ] {
+            assert_eq!(form_of_errors(&map(&[("accept", accept)])), form, "{accept}");
+        }
+        assert_eq!(form_of_errors(&map(&[])), Form::Plain);
         assert!(is_event_stream(&map(&[("content-type", "text/event-stream; charset=utf-8")])));
         assert!(!is_event_stream(&map(&[("content-type", "text/html")])));
         assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "timeout=5, max=100")])), Some(Duration::from_secs(5)));

@@ -49,14 +49,7 @@ impl LogFile {
 
     /// Sets the file aside and begins a new one.
     fn turn(&mut self) -> io::Result<()> {
-        let aside = |number: u32| PathBuf::from(format!("{}.{number}", self.path.display()));
-        for number in (1..KEPT).rev() {
-            match fs::rename(aside(number), aside(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        fs::rename(&self.path, aside(1))?;
+        set_aside(&self.path, KEPT)?;
         self.file = append_to(&self.path)?;
         self.take_streams()
     }
@@ -80,6 +73,22 @@ impl Write for LogFile {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Renames a log to `PATH.1`, after what has that name, and so on; `kept` of them stay.
+pub(super) fn set_aside(path: &Path, kept: u32) -> io::Result<()> {
+    let aside = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    };
+    for number in (1..kept).rev() {
+        match fs::rename(aside(number), aside(number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::rename(path, aside(1))
 }
 
 /// Opens a log for writing at its end, made with mode 0600 when it is missing.

@@ -19,7 +19,7 @@ use super::pick::Picker;
 use super::pool::Pool;
 use super::queue::{Limits, Queue};
 use super::sticky::StickyCookie;
-use super::table::{Maintenance, Table};
+use super::table::{Maintenance, StaticFiles, Table};
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
@@ -58,6 +58,10 @@ struct ActiveRoute {
 /// What the requests of a route have in common.
 #[derive(Debug)]
 pub struct Way {
+    /// Whose it is.
+    pub app: AppName,
+    /// Which service's.
+    pub service: ServiceName,
     /// The app's totals.
     pub counters: Arc<Counters>,
     /// Taken off the target before an instance sees it.
@@ -70,6 +74,8 @@ pub struct Way {
     pub queue: Arc<Queue>,
     /// In place of all instances.
     pub maintenance: Option<Maintenance>,
+    /// In place of an instance for some paths; the longest prefix first.
+    pub files: Vec<StaticFiles>,
 }
 
 /// A request in search of an instance.
@@ -103,6 +109,8 @@ pub enum NoClaim {
     UnknownPath,
     /// The app is being worked on.
     Maintenance(Arc<Way>),
+    /// It is answered with a file of these: the position among those of the way.
+    Files(Arc<Way>, usize),
     /// The route has no instance left to try.
     NoMember(Arc<Way>),
     /// Every instance has as many requests as it may.
@@ -121,7 +129,11 @@ impl Routing {
             None => Err(none),
             Some(place) => {
                 let seeker = Seeker { waited: true, ..seeker };
-                place.wait(way.limits, || self.claim(seeker)).await
+                let attempt = || match self.claim(seeker) {
+                    Err(none @ (NoClaim::NoMember(_) | NoClaim::Busy(_))) => Err(none),
+                    decided => Ok(decided),
+                };
+                place.wait(way.limits, attempt).await.unwrap_or_else(Err)
             }
         }
     }
@@ -139,6 +151,9 @@ impl Routing {
         };
         if way.maintenance.is_some() {
             return Err(NoClaim::Maintenance(Arc::clone(way)));
+        }
+        if let Some(place) = way.files.iter().position(|files| files.prefix.covers(seeker.path)) {
+            return Err(NoClaim::Files(Arc::clone(way), place));
         }
         // Nobody passes those who wait.
         if seeker.is_new() && way.queue.waiting() > 0 {
@@ -287,6 +302,8 @@ impl Next {
         let mut members = Vec::new();
         let mut routes = Vec::with_capacity(table.routes.len());
         for route in &table.routes {
+            let mut files = route.files.clone();
+            files.sort_by_key(|files| std::cmp::Reverse(files.prefix.as_str().len()));
             let of_route: Vec<Arc<Instance>> = route
                 .members
                 .iter()
@@ -297,11 +314,14 @@ impl Next {
                 .collect();
             members.extend(of_route.iter().cloned());
             let way = Way {
+                app: route.app.clone(),
+                service: route.service.clone(),
                 counters: Arc::clone(lasting.apps.entry(route.app.clone()).or_default()),
                 limits: route.limits,
                 queue: Arc::clone(lasting.queues.entry((route.app.clone(), route.service.clone())).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),
                 maintenance: route.maintenance.clone(),
+                files,
                 sticky: route.sticky.then(|| StickyCookie::of(&route.service, &route.path)),
             };
             let picker = Picker::new(route.balance, route.members.iter().map(|member| (member.group, member.weight)));
@@ -313,10 +333,12 @@ impl Next {
 }
 
 impl NoClaim {
-    /// Counts the request as failed where it belongs to an app.
+    /// Counts the request where it belongs to an app: as failed, or as one that no instance was needed for.
     pub fn count(&self) {
-        if let Self::NoMember(way) | Self::Busy(way) = self {
-            way.counters.failed();
+        match self {
+            Self::NoMember(way) | Self::Busy(way) => way.counters.failed(),
+            Self::Files(way, _) => way.counters.file(),
+            Self::UnknownHost | Self::UnknownPath | Self::Maintenance(_) => {}
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access_log::AccessLog;
 use super::challenges::Challenges;
 use super::client::ProxyStatus;
 use super::control::{AppCounts, Report};
@@ -276,12 +277,14 @@ struct Ground {
     before: Option<(std::os::unix::net::UnixStream, ProxyStatus)>,
 }
 
-/// Closes what could be handed over, however the proxy ends: the port is free and the directory unlocked.
+/// Closes what could be handed over, however the proxy ends: the port is free and the directory unlocked. The last requests
+/// are told.
 struct Left<'a>(&'a Proxy);
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
         drop(lock(&self.0.estate).take());
+        self.0.fronts.access_log().set(None);
     }
 }
 
@@ -293,8 +296,8 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     let saved = Saved::in_dir(&data_dir);
     let activated = !inherited.is_empty();
     let wanted = Wanted { http: front.http, https: front.https };
-    let issued = data_dir.join(ISSUED);
-    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config, issued, reload)).await?;
+    let (issued, access_log) = (data_dir.join(ISSUED), AccessLog::off(&data_dir));
+    let fronts = tokio::task::spawn_blocking(move || Fronts::new(front, config, issued, reload, access_log)).await?;
     let fronts = Arc::new(fronts.context("cannot set up TLS")?);
     let ground = match lock_data_dir(&data_dir)? {
         Held::Here(lock) => start_alone(lock, wanted, inherited, &data_dir, &saved)?,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct Route {
     /// While it is there no instance is asked: every request gets a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
+    /// Requests below these prefixes are answered with files, whether an instance runs or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<StaticFiles>,
     /// Whose: requests are counted per app.
     pub app: AppName,
     /// Which service.
@@ -63,6 +67,7 @@ impl Route {
             sticky: false,
             limits: Limits::default(),
             maintenance: None,
+            files: Vec::new(),
             app,
             service,
             members,
@@ -79,6 +84,36 @@ fn is_default(limits: &Limits) -> bool {
 pub struct Maintenance {
     /// HTML; without any, a page of the proxy's own.
     pub page: Option<String>,
+}
+
+/// Files below a prefix of a host's paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticFiles {
+    /// Which paths, as they are sent; a file's name is what follows it.
+    pub prefix: PathPrefix,
+    /// Where they are. The first that has a file answers, so those of an earlier release stay behind those of the live one.
+    pub roots: Vec<FileRoot>,
+}
+
+impl StaticFiles {
+    /// Adds directories that are not among these yet, behind them.
+    pub fn add_roots(&mut self, more: &[FileRoot]) {
+        for root in more {
+            if !self.roots.contains(root) {
+                self.roots.push(root.clone());
+            }
+        }
+    }
+}
+
+/// A directory with files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRoot {
+    /// The agent's own; it may be a link.
+    pub dir: PathBuf,
+    /// A path below it, in which no link is followed: apps may write there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub below: String,
 }
 
 /// An instance that may be chosen.

@@ -16,7 +16,7 @@ use crate::config::{App, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
-use crate::proxy::table::{Maintenance, Member as RouteMember, Route};
+use crate::proxy::table::{Maintenance, Member as RouteMember, Route, StaticFiles};
 use crate::runtime::{Exited, InstanceSpec, Observed, RunState};
 
 /// One instance as others see it.
@@ -106,6 +106,8 @@ pub struct ServiceSpec {
     pub service: Service,
     /// Its image.
     pub image: ImageId,
+    /// Its files that the proxy serves.
+    pub files: Vec<StaticFiles>,
     /// Its environment.
     pub env: BTreeMap<String, SecretString>,
     /// Keyed digest of all that makes one instance differ from another.
@@ -294,6 +296,21 @@ fn elapsed_since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO)
 }
 
+/// The files of an app whose instances these are. While instances of two releases serve, those of the earlier deployment go
+/// first: the later one's take over with the last switch, and what only they have is found already.
+fn files<'a>(serving: impl Iterator<Item = &'a Member>) -> Vec<StaticFiles> {
+    let mut serving: Vec<&Member> = serving.collect();
+    serving.sort_by_key(|member| member.deployment);
+    let mut files: Vec<StaticFiles> = Vec::new();
+    for more in serving.iter().flat_map(|member| &member.spec.files) {
+        match files.iter_mut().find(|known| known.prefix == more.prefix) {
+            Some(known) => known.add_roots(&more.roots),
+            None => files.push(more.clone()),
+        }
+    }
+    files
+}
+
 /// The share of the requests that the instances of a canary get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -346,6 +363,7 @@ impl Way {
             sticky: self.route.sticky,
             limits: self.route.limits,
             maintenance: entrance.maintenance.clone(),
+            files: files(members.values().filter(|m| m.duty == Duty::Serving && m.spec.routed && leads_to(m))),
             app: app.clone(),
             service,
             members: chosen.into_iter().filter_map(member).collect(),

@@ -74,9 +74,11 @@ impl Routes {
     }
 
     /// Replaces an app's routes and returns once the proxy has acknowledged them.
-    pub async fn set(&self, app: &AppName, routes: Vec<Route>) -> Result<(), ApplyError> {
+    pub async fn set(&self, app: &AppName, mut routes: Vec<Route>) -> Result<(), ApplyError> {
         // Held until the answer: tables reach the proxy in the order of the changes.
         let mut parts = self.parts.lock().await;
+        let before = parts.set.get(app).or_else(|| parts.kept.get(app));
+        remember_files(&mut routes, before.map_or(&[], Vec::as_slice));
         parts.kept.remove(app);
         parts.set.insert(app.clone(), routes);
         self.proxy.apply(parts.joined()).await.map(drop)
@@ -104,6 +106,25 @@ impl Routes {
     /// The proxy itself.
     pub fn proxy(&self) -> &ProxyClient {
         &self.proxy
+    }
+}
+
+/// Static files outlive what brought them: those of the release before are still found behind those of the live one, as pages
+/// that were loaded before the switch ask for them; and where nothing serves, they stay as they were.
+fn remember_files(routes: &mut [Route], before: &[Route]) {
+    for route in routes {
+        let Some(before) = before.iter().find(|other| (&other.path, &other.hosts) == (&route.path, &route.hosts))
+        else {
+            continue;
+        };
+        if route.members.is_empty() && route.files.is_empty() {
+            route.files.clone_from(&before.files);
+        }
+        for files in &mut route.files {
+            let Some(known) = before.files.iter().find(|known| known.prefix == files.prefix) else { continue };
+            let earlier = known.roots.iter().find(|root| !files.roots.contains(root)).cloned();
+            files.roots.extend(earlier);
+        }
     }
 }
 
@@ -143,6 +164,41 @@ mod tests {
         assert_eq!(parts.take_out(&"shop".parse().unwrap(), &leaving), [leaving[0].clone()]);
         let left: Vec<_> = parts.joined().iter().map(|route| route.members.len()).collect();
         assert_eq!(left, [2, 2], "blog, shop");
+    }
+
+    #[test]
+    fn files_of_the_release_before_stay_behind_those_of_the_live_one() {
+        use crate::proxy::PathPrefix;
+        use crate::proxy::table::{FileRoot, StaticFiles};
+
+        let serving = |roots: &[&str], instances: u32| {
+            let roots = roots.iter().map(|dir| FileRoot { dir: dir.into(), below: String::new() }).collect();
+            let files = vec![StaticFiles { prefix: PathPrefix::parse("/static").unwrap(), roots }];
+            vec![Route { files, ..route("shop", &["shop.test"], instances) }]
+        };
+        let nothing = || vec![route("shop", &["shop.test"], 0)];
+        let mut table = nothing();
+        for (next, expected) in [
+            (serving(&["v1"], 1), &["v1"][..]),
+            (serving(&["v1", "v2"], 2), &["v1", "v2"]),
+            (serving(&["v2"], 1), &["v2", "v1"]),
+            (serving(&["v2"], 1), &["v2", "v1"]),
+            (serving(&["v2", "v3"], 2), &["v2", "v3", "v1"]),
+            // Undone: pages of the version that was tried are still open.
+            (serving(&["v2"], 1), &["v2", "v3"]),
+            (nothing(), &["v2", "v3"]),
+            (serving(&["v2", "v4"], 2), &["v2", "v4", "v3"]),
+            (serving(&["v4"], 1), &["v4", "v2"]),
+        ] {
+            let mut routes = next;
+            remember_files(&mut routes, &table);
+            let roots: Vec<_> = routes[0].files[0].roots.iter().map(|root| root.dir.to_str().unwrap()).collect();
+            assert_eq!(roots, expected);
+            table = routes;
+        }
+        let mut without = vec![route("shop", &["shop.test"], 1)];
+        remember_files(&mut without, &table);
+        assert_eq!(without[0].files, [], "the live release has none");
     }
 
     #[test]

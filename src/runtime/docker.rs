@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bollard::models::{ContainerInspectResponse, NetworkCreateRequest, VolumeCreateRequest};
+use bollard::models::{ContainerInspectResponse, NetworkCreateRequest};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
     RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
@@ -17,12 +17,13 @@ use tokio::sync::{Mutex, mpsc};
 use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, labels};
 use crate::config::MountSource;
 use crate::fail_point::hurried;
-use crate::model::{AppName, InstanceId};
+use crate::model::{AppName, ImageId, InstanceId};
 pub use host::EngineHost;
 use spec::Kind;
 
 mod exec;
 pub(crate) mod explain;
+mod files;
 pub(crate) mod host;
 mod observe;
 mod once;
@@ -198,15 +199,7 @@ impl Docker {
     async fn ensure_volumes(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
         for mount in &spec.volumes {
             let MountSource::Volume(volume) = &mount.source else { continue };
-            let name = labels::volume_name(&self.agent_id, &spec.app, volume);
-            let request = VolumeCreateRequest {
-                name: Some(name.clone()),
-                labels: Some(spec::volume_labels(&self.agent_id, spec)),
-                ..Default::default()
-            };
-            // Creating one that exists gives the existing one back, with its own labels.
-            let found = self.client.create_volume(request).await.map_err(explain::runtime_error)?;
-            self.refuse_strangers("volume", &name, Some(&found.labels))?;
+            self.ensure_volume(&spec.app, volume).await?;
         }
         Ok(())
     }
@@ -438,6 +431,24 @@ impl Runtime for Docker {
 
     fn remove_left_over<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<usize, RuntimeError>> {
         self.remove_orphans(Some(app), &|_| false).boxed()
+    }
+
+    fn copy_out<'a>(
+        &'a self,
+        app: &'a AppName,
+        image: &'a ImageId,
+        directory: &'a str,
+        into: mpsc::Sender<Bytes>,
+    ) -> BoxFuture<'a, Result<(), RuntimeError>> {
+        files::copy_out(self, app, image, directory, into).boxed()
+    }
+
+    fn volume_directory<'a>(
+        &'a self,
+        app: &'a AppName,
+        volume: &'a str,
+    ) -> BoxFuture<'a, Result<PathBuf, RuntimeError>> {
+        Docker::volume_directory(self, app, volume).boxed()
     }
 }
 

@@ -30,6 +30,8 @@ pub const ARTIFACT: &str = "longshore.artifact";
 pub const KIND_INSTANCE: &str = "instance";
 /// [`KIND`] of a container that runs a release command.
 pub const KIND_RELEASE_COMMAND: &str = "release-command";
+/// [`KIND`] of a container that is never started, and of whose image files are copied.
+pub const KIND_FILES: &str = "files";
 /// [`KIND`] of an image.
 pub const KIND_BUILD: &str = "build";
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::sync::mpsc;
 
 use crate::config::Mount;
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, ServiceName};
@@ -58,6 +60,21 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Exited, RuntimeError>>;
     /// Removes what is left of an app's one-off containers, when none of them is wanted any more; how many went.
     fn remove_left_over<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<usize, RuntimeError>>;
+    /// Sends a directory of an image as a tar archive, with that directory as its one top entry. Only when this succeeds was
+    /// the archive complete.
+    fn copy_out<'a>(
+        &'a self,
+        app: &'a AppName,
+        image: &'a ImageId,
+        directory: &'a str,
+        into: mpsc::Sender<Bytes>,
+    ) -> BoxFuture<'a, Result<(), RuntimeError>>;
+    /// Where an app's volume is on the machine where instances run. It is created when it is missing.
+    fn volume_directory<'a>(
+        &'a self,
+        app: &'a AppName,
+        volume: &'a str,
+    ) -> BoxFuture<'a, Result<PathBuf, RuntimeError>>;
 }
 
 /// All that is needed to start one instance.

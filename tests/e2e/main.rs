@@ -40,5 +40,6 @@ mod routes;
 mod secrets;
 mod shop;
 mod sources;
+mod static_files;
 mod support_selftest;
 mod upkeep;

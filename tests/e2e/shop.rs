@@ -22,7 +22,7 @@ pub const SECRET: &str = "a secret of enough bytes";
 pub const HOST: &str = "shop.test";
 
 /// All that an agent keeps in its data directory.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "acme",
     "agent-id",
     "agent.lock",
@@ -36,6 +36,7 @@ const FILES: [&str; 13] = [
     "proxy.log",
     "proxy.sock",
     "routes.json",
+    "static",
 ];
 
 /// What belongs together.

@@ -12,11 +12,11 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
         agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
-        proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies
+        proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies, access_log
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
     "#);
 }
 
@@ -357,7 +357,8 @@ credential = { username = "a" }
 
 #[test]
 fn what_tls_needs() {
-    let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n";
+    let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n\
+                access_log = { path = \"\", max_size = \"1KiB\", keep = 0 }\n";
     insta::assert_snapshot!(report(text), @r#"
     deploy.toml:2:8: proxy.hsts is of no use without proxy.https
         add https = "0.0.0.0:443", or remove it
@@ -369,6 +370,12 @@ fn what_tls_needs() {
         write an address and the length of its prefix, such as "10.0.0.0/8", or one address
     deploy.toml:5:28: proxy.trusted_proxies[1] must be text in quotes, got 3
         put quotes around it
+    deploy.toml:6:23: proxy.access_log.path is empty
+        write the file's path
+    deploy.toml:6:38: proxy.access_log.max_size must be at least 64KiB, got "1KiB"
+        write a larger size
+    deploy.toml:6:53: proxy.access_log.keep must be 1 to 100, got 0
+        write keep = 1 or another number in that range
     "#);
     let text = "[proxy]\nhttp = \"0.0.0.0:80\"\nhttps = \"127.0.0.1:80\"\nhsts = \"1h\"\n\
                 certificates = [{ cert = \"a\" }, \"b\"]\n";
@@ -529,6 +536,63 @@ route = { sticky = true }
         a domain leads to one app; remove it from one of them
     deploy.toml:31:1: apps.bare has no domains for this route
         write domains = ["shop.example.com"] for the app or in the route
+    "#);
+}
+
+#[test]
+fn static_files_that_cannot_be_served() {
+    insta::assert_snapshot!(report(
+        r#"
+[apps.shop]
+repo = "https://h/x"
+webhook = { secret = { env = "S" } }
+domains = ["shop.example"]
+[apps.shop.services.web]
+port = 1
+volumes = ["media:/media", "/srv/x:/x"]
+[apps.shop.services.web.static]
+"/" = "dist"
+"static" = "static"
+"/a" = "../etc"
+"/a/" = "."
+"/b" = { volume = "medai" }
+"/c" = { path = "../x" }
+"/d" = { volume = "media", sub = "x" }
+"/e" = 3
+"/f" = "f"
+"/f/" = "g"
+[apps.shop.services.api]
+port = 2
+route = { path = "/api" }
+static = { "/static" = "static", "/api/static" = "static" }
+[apps.shop.services.worker]
+static = { "/w" = "w" }
+"#
+    ), @r#"
+    deploy.toml:10:1: apps.shop.services.web.static."/": nothing would be left for the service: what is not among the files is not found
+        write a prefix, such as "/static"
+    deploy.toml:11:1: apps.shop.services.web.static.static: "static" does not begin with /
+        write the beginning of a path as it is sent, such as "/api"
+    deploy.toml:12:8: apps.shop.services.web.static."/a": "../etc" is no directory
+        write a directory of the image, such as "staticfiles" or "/app/staticfiles"
+    deploy.toml:13:9: apps.shop.services.web.static."/a/": "." would be everything that the image or its working directory has
+        write a directory of the image, such as "staticfiles" or "/app/staticfiles"
+    deploy.toml:14:19: apps.shop.services.web.static."/b".volume: the service mounts no volume "medai"
+        did you mean "media"?
+    deploy.toml:15:1: apps.shop.services.web.static."/c" needs volume
+        write volume = "NAME"
+    deploy.toml:15:17: apps.shop.services.web.static."/c".path: "../x" is no directory
+        write a directory of the volume, such as "public"
+    deploy.toml:16:28: unknown key "sub"
+        apps.shop.services.web.static."/d" takes: volume, path
+    deploy.toml:17:8: apps.shop.services.web.static."/e" must be a table, got a number
+        write a directory of the image in quotes, or { volume = "NAME" }
+    deploy.toml:19:1: apps.shop.services.web.static: /f is there twice
+        a slash at the end makes no difference; remove one
+    deploy.toml:23:12: apps.shop.services.api.static."/static": /static does not lie in /api, the path that leads to this service
+        write "/api/static", or move it to the service that answers /static
+    deploy.toml:25:1: apps.shop.services.worker.static belongs to a service without a port, to which no request leads
+        set port, or remove static
     "#);
 }
 

@@ -1,7 +1,9 @@
 //! The proxy with real clients and real servers, all on loopback.
 
+mod access_log;
 mod agents;
 mod challenges;
+mod files;
 mod handover;
 mod http2;
 mod queueing;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ProxyConfig;
 use crate::model::InstanceId;
+use crate::proxy::access_log::AccessLog;
 use crate::proxy::front::Fronts;
 use crate::proxy::table::{DrainLimits, Member, Route};
 use crate::proxy::{ProxyClient, ProxyOptions, run};
@@ -82,10 +84,8 @@ impl TestProxy {
 
 /// What a proxy without an operator shows.
 pub fn fronts() -> Arc<Fronts> {
-    Arc::new(
-        Fronts::new(ProxyConfig::plain(([127, 0, 0, 1], 0).into()), None, std::path::PathBuf::new(), Arc::default())
-            .unwrap(),
-    )
+    let (front, access_log) = (ProxyConfig::plain(([127, 0, 0, 1], 0).into()), AccessLog::off(Path::new("")));
+    Arc::new(Fronts::new(front, None, PathBuf::new(), Arc::default(), access_log).unwrap())
 }
 
 pub fn route(app: &str, host: &str, backends: &[&Backend]) -> Route {

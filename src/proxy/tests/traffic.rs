@@ -241,8 +241,10 @@ async fn an_instance_that_refuses_is_passed_over() {
     assert!(instance == dead.id && why.contains("refused"), "{instance}: {why}");
 
     alive.kill();
-    eventually("the other is gone too", || async { tokio::net::TcpStream::connect(alive.address).await.is_err() })
-        .await;
+    eventually("the other is gone too, with what it had open", || async {
+        alive.seen.open.load(SeqCst) == 0 && TcpStream::connect(alive.address).await.is_err()
+    })
+    .await;
     let reply = wire.get("/").await;
     assert_eq!((reply.status, proxy.counts().await.failed), (502, 1));
 }

@@ -9,6 +9,7 @@ use bollard::models::{
 use secrecy::ExposeSecret;
 
 use crate::config::MountSource;
+use crate::model::AppName;
 use crate::runtime::{InstanceSpec, labels};
 
 /// Processes and threads in one container.
@@ -122,7 +123,7 @@ fn mounts(agent: &str, spec: &InstanceSpec) -> Vec<EngineMount> {
                     typ: Some(MountType::VOLUME),
                     source: Some(labels::volume_name(agent, &spec.app, name)),
                     volume_options: Some(MountVolumeOptions {
-                        labels: Some(volume_labels(agent, spec)),
+                        labels: Some(volume_labels(agent, &spec.app)),
                         ..Default::default()
                     }),
                     ..base
@@ -136,8 +137,8 @@ fn mounts(agent: &str, spec: &InstanceSpec) -> Vec<EngineMount> {
 }
 
 /// A volume outlives every release, so it says only whose it is.
-pub(super) fn volume_labels(agent: &str, spec: &InstanceSpec) -> HashMap<String, String> {
-    [(labels::AGENT, agent.to_owned()), (labels::APP, spec.app.to_string())]
+pub(super) fn volume_labels(agent: &str, app: &AppName) -> HashMap<String, String> {
+    [(labels::AGENT, agent.to_owned()), (labels::APP, app.to_string())]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
 }

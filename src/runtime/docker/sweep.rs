@@ -16,21 +16,23 @@ use crate::runtime::{Observed, RuntimeError, labels};
 const EVERYTHING: Duration = Duration::from_secs(120);
 
 impl Docker {
-    /// Stops and removes what is left of release commands, of one app or of all, except those that `keep` wants.
-    /// Returns how many went.
+    /// Stops and removes what is left of release commands and of copying files, of one app or of all, except those that
+    /// `keep` wants. Returns how many went.
     pub async fn remove_orphans(
         &self,
         app: Option<&AppName>,
         keep: &(dyn Fn(&Observed) -> bool + Sync),
     ) -> Result<usize, RuntimeError> {
-        let mut filter = vec![(labels::AGENT, self.agent_id.as_str()), (labels::KIND, labels::KIND_RELEASE_COMMAND)];
-        filter.extend(app.map(|app| (labels::APP, app.as_str())));
         let mut removed = 0;
-        for container in self.list_labelled(&filter).await? {
-            let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
-            let Some(id) = container.id.filter(|_| !wanted) else { continue };
-            self.remove(&id).await?;
-            removed += 1;
+        for kind in [labels::KIND_RELEASE_COMMAND, labels::KIND_FILES] {
+            let mut filter = vec![(labels::AGENT, self.agent_id.as_str()), (labels::KIND, kind)];
+            filter.extend(app.map(|app| (labels::APP, app.as_str())));
+            for container in self.list_labelled(&filter).await? {
+                let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
+                let Some(id) = container.id.filter(|_| !wanted) else { continue };
+                self.remove(&id).await?;
+                removed += 1;
+            }
         }
         Ok(removed)
     }
