@@ -25,6 +25,7 @@ mod domain;
 mod environment;
 mod field;
 mod health;
+mod limits;
 mod notify;
 mod problem;
 mod proxy;
@@ -103,6 +104,39 @@ pub struct ProxyConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// A line for each request; `None` = none.
     pub access_log: Option<AccessLogConfig>,
+    /// What a client may ask for.
+    pub limits: ProxyLimits,
+}
+
+/// `[proxy.limits]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxyLimits {
+    /// Open at a time from one address (IPv6: one /64), unless it is a trusted proxy's. Default 1000. In all there are as
+    /// many as the process may have open files for.
+    pub connections_per_client: usize,
+    /// For the head of a request, from the beginning of the connection or the end of the answer before. Default 30 s.
+    pub header_timeout: Duration,
+    /// For the first byte of an answer, from the end of the request or the last sign of life of its body. Default 60 s.
+    pub answer_timeout: Duration,
+    /// A client that takes nothing of what is sent to it for so long is gone. Default 60 s.
+    pub send_timeout: Duration,
+    /// Of a request's head, in bytes. Default 64 KiB.
+    pub max_header_size: u32,
+    /// Of a request's body, in bytes. Default: without a limit.
+    pub max_body_size: Option<u64>,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self {
+            connections_per_client: 1000,
+            header_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(60),
+            send_timeout: Duration::from_secs(60),
+            max_header_size: 64 << 10,
+            max_body_size: None,
+        }
+    }
 }
 
 impl ProxyConfig {
@@ -118,6 +152,7 @@ impl ProxyConfig {
             self_signed: false,
             trusted_proxies: Vec::new(),
             access_log: None,
+            limits: ProxyLimits::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::field::Field;
 use super::problem::Fault;
 use super::validate::socket_address;
-use super::{AccessLogConfig, CertificateFiles, ProxyConfig, acme};
+use super::{AccessLogConfig, CertificateFiles, ProxyConfig, acme, limits};
 use crate::model::shorten;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -49,6 +49,7 @@ pub(super) fn read(field: Option<Field<'_>>) -> (ProxyConfig, Places) {
     if let Some(list) = section.take("trusted_proxies").and_then(|field| field.list("write [\"10.0.0.0/8\"]")) {
         config.trusted_proxies = list.iter().filter_map(|field| field.parsed(network)).collect();
     }
+    config.limits = section.take("limits").map(|field| limits::read(&field)).unwrap_or_default();
     config.access_log = section.take("access_log").and_then(|field| access_log(&field));
     section.finish();
     (config, Places { http: http.map(|field| field.span()), https: https.map(|field| field.span()) })

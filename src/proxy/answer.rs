@@ -16,6 +16,8 @@ use crate::model::shorten;
 pub enum Own {
     /// The request cannot be taken as it is; the connection is closed.
     BadRequest(&'static str),
+    /// The request's body has more bytes than it may; the connection is closed.
+    TooLarge,
     /// A method that makes no sense here.
     MethodNotAllowed,
     /// The client stopped in the middle of its body.
@@ -50,6 +52,7 @@ impl Own {
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MethodNotAllowed | Self::FilesAreRead => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost(_) | Self::UnknownPath(_) | Self::UnknownFile => StatusCode::NOT_FOUND,
@@ -65,6 +68,7 @@ impl Own {
     fn detail(&self) -> String {
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
+            Self::TooLarge => "the request's body is larger than is taken here".to_owned(),
             Self::MethodNotAllowed => "this is not a forward proxy".to_owned(),
             Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
             Self::UnknownHost(host) => format!("the host {} is not configured here", shorten(host, 100)),
@@ -116,7 +120,7 @@ impl Own {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::BadRequest(_) | Self::RequestTimeout => {
+            Self::BadRequest(_) | Self::TooLarge | Self::RequestTimeout => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::ByHttps(location) => {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::access_log::PassedBytes;
 use super::counts::Tally;
@@ -34,28 +35,47 @@ pub struct ClientBody {
     incoming: Option<Incoming>,
     /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
     is_held_back: bool,
+    /// So many more bytes may come.
+    left: Option<u64>,
     /// Where its bytes are counted, if they are.
     passed: Option<Arc<PassedBytes>>,
 }
 
+/// Why a client's body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenUpload {
+    /// It broke off, or is malformed.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// It has more bytes than it may.
+    #[error("the request's body is larger than max_body_size")]
+    TooLarge,
+}
+
 impl ClientBody {
     /// As it comes from the client's connection.
-    pub fn new(incoming: Incoming, is_held_back: bool, passed: Option<Arc<PassedBytes>>) -> Self {
-        Self { incoming: Some(incoming), is_held_back, passed }
+    pub fn new(incoming: Incoming, is_held_back: bool, most: Option<u64>, passed: Option<Arc<PassedBytes>>) -> Self {
+        Self { incoming: Some(incoming), is_held_back, left: most, passed }
     }
 }
 
 impl Body for ClientBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenUpload;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {
         self.is_held_back = false;
         let polled = self.incoming.as_mut().map_or(Poll::Ready(None), |incoming| Pin::new(incoming).poll_frame(cx));
         if let (Some(passed), Poll::Ready(Some(Ok(frame)))) = (&self.passed, &polled) {
             passed.add_received(frame.data_ref().map_or(0, Bytes::len));
         }
-        polled
+        if let (Some(left), Poll::Ready(Some(Ok(frame)))) = (self.left, &polled) {
+            match left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) {
+                None => return Poll::Ready(Some(Err(BrokenUpload::TooLarge))),
+                left => self.left = left,
+            }
+        }
+        polled.map_err(BrokenUpload::Client)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -84,6 +104,7 @@ pub struct Progress {
     waiting_for_client: AtomicBool,
     done: AtomicBool,
     broken: AtomicBool,
+    too_large: AtomicBool,
 }
 
 impl Progress {
@@ -102,6 +123,11 @@ impl Progress {
         self.done.load(Relaxed)
     }
 
+    /// The client's body has more bytes than it may.
+    pub fn is_too_large(&self) -> bool {
+        self.too_large.load(Relaxed)
+    }
+
     /// The client's body broke off or was malformed.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
@@ -110,9 +136,9 @@ impl Progress {
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenUpload;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {
         let Self::Upload(incoming, progress) = self.get_mut() else {
             return Poll::Ready(None);
         };
@@ -125,7 +151,10 @@ impl Body for Outgoing {
                     progress.done.store(true, Relaxed);
                 }
             }
-            Poll::Ready(Some(Err(_))) => progress.broken.store(true, Relaxed),
+            Poll::Ready(Some(Err(why))) => {
+                progress.too_large.store(matches!(why, BrokenUpload::TooLarge), Relaxed);
+                progress.broken.store(true, Relaxed);
+            }
             Poll::Ready(None) => progress.done.store(true, Relaxed),
             Poll::Pending => {}
         }
@@ -163,11 +192,19 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Relay {
     incoming: Incoming,
-    /// The connection it comes over, unless that goes on by itself.
-    link: Option<Box<Link>>,
+    link: Option<Carrier>,
     claim: Option<Claim>,
     tally: Tally,
     cut: Cut,
+}
+
+/// The connection that an answer comes over.
+#[derive(Debug)]
+pub enum Carrier {
+    /// Moved by whoever reads the answer.
+    Here(Box<Link>),
+    /// Moves by itself, because an upload is still under way. It ends with the answer, unless that is whole.
+    ByItself(AbortOnDropHandle<()>),
 }
 
 /// When an answer under way is to end early.
@@ -183,7 +220,7 @@ enum Cut {
 
 impl Relay {
     /// An answer whose body is still to come (or empty).
-    pub fn new(incoming: Incoming, link: Option<Box<Link>>, claim: Claim, tally: Tally, is_stream: bool) -> Self {
+    pub fn new(incoming: Incoming, link: Carrier, claim: Claim, tally: Tally, is_stream: bool) -> Self {
         let (claim, cut) = match is_stream {
             true => {
                 let (claim, token) = claim.into_stream();
@@ -191,7 +228,7 @@ impl Relay {
             }
             false => (claim, Cut::Request),
         };
-        let mut relay = Self { incoming, link, claim: Some(claim), tally, cut };
+        let mut relay = Self { incoming, link: Some(link), claim: Some(claim), tally, cut };
         if relay.incoming.is_end_stream() {
             relay.complete();
         }
@@ -200,10 +237,15 @@ impl Relay {
 
     fn complete(&mut self) {
         self.tally.served();
-        if let Some(claim) = self.claim.take()
-            && let Some(link) = self.link.take()
-        {
-            claim.instance().pool.put(link);
+        let claim = self.claim.take();
+        match self.link.take() {
+            Some(Carrier::Here(link)) => {
+                if let Some(claim) = claim {
+                    claim.instance().pool.put(link);
+                }
+            }
+            Some(Carrier::ByItself(upload)) => drop(upload.detach()),
+            None => {}
         }
     }
 
@@ -231,7 +273,7 @@ impl Relay {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        if let Some(link) = &mut self.link {
+        if let Some(Carrier::Here(link)) = &mut self.link {
             link.drive(cx);
         }
         match Pin::new(&mut self.incoming).poll_frame(cx) {

@@ -17,19 +17,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, timeout};
+use tokio_io_timeout::TimeoutWriter;
 
 use super::access_log::Sending;
 use super::body::BrokenAnswer;
 use super::forward;
 use super::headers::Origin;
-use super::server::{HEAD_LIMIT, Proxy};
+use super::server::Proxy;
 use super::stream::{ClientStream, PlainStream};
 use super::tls;
 
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
-/// What the headers of one HTTP/2 request may take in memory, unpacked.
-const HEADER_LIST: u32 = 32 << 10;
 /// What may be on its way to the proxy for one stream, and for all of a connection: this much is kept for an instance
 /// that does not read.
 const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
@@ -42,12 +41,23 @@ const MISTAKES: usize = 256;
 /// A silent HTTP/2 client is asked for a sign of life this often, and has this long to give one.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
 
+/// A client that takes nothing for too long ends it.
+type Patient = Pin<Box<TimeoutWriter<ClientStream>>>;
+
 /// Serves a connection that was accepted, until it ends or everything is closed.
 pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr, secure: bool) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "client is gone already");
         return;
     }
+    let front = proxy.fronts.current();
+    let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &front));
+    let limits = origin.limits;
+    let most = if origin.is_trusted { usize::MAX } else { limits.connections_per_client };
+    let Some(_place) = proxy.clients.admit(peer.ip(), most) else {
+        tracing::debug!(%peer, most, "refused a connection of a client that has too many");
+        return;
+    };
     let opened = async {
         match secure {
             true => {
@@ -56,7 +66,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
             }
             false => {
                 let mut plain = PlainStream::new(socket);
-                let seen = timeout(HEAD_LIMIT, plain.speaks_http2()).await;
+                let seen = timeout(limits.header_timeout, plain.speaks_http2()).await;
                 // It never said a word.
                 let is_http2 = seen.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 Ok((is_http2, ClientStream::Plain(plain)))
@@ -76,7 +86,9 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
             return;
         }
     };
-    let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &proxy.fronts.current()));
+    let mut stream = TimeoutWriter::new(stream);
+    stream.set_timeout(Some(limits.send_timeout));
+    let stream = Box::pin(stream);
     let ended = match is_http2 {
         true => serve_http2(proxy, stream, origin).await,
         false => serve_http1(proxy, stream, origin).await,
@@ -86,14 +98,16 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     }
 }
 
-async fn serve_http1(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origin>) -> hyper::Result<()> {
+async fn serve_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
+    let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(limits.max_header_size as usize)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
@@ -113,8 +127,9 @@ async fn serve_http1(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origi
 
 /// When the proxy goes, a client is told at once: with GOAWAY twice, so that what it sends before it has read of it is
 /// still answered (RFC 9113 §6.8).
-async fn serve_http2(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origin>) -> hyper::Result<()> {
+async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
     let streams = Arc::new(Streams::default());
+    let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         streams.begun.fetch_add(1, Relaxed);
@@ -129,7 +144,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origi
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(limits.max_header_size)
         .initial_stream_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .max_send_buf_size(SEND_BUFFER)
@@ -137,7 +152,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: ClientStream, origin: Arc<Origi
         .max_local_error_reset_streams(MISTAKES)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut look = interval_at(Instant::now() + HEAD_LIMIT, HEAD_LIMIT);
+    let mut look = interval_at(Instant::now() + limits.header_timeout, limits.header_timeout);
     let (mut told_to_close, mut idleness) = (false, Idleness::default());
     loop {
         let is_over = tokio::select! {

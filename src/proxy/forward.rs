@@ -21,7 +21,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::access_log::{Maker, Sending, Visit};
 use super::answer::Own;
-use super::body::{Answer, ClientBody, Outgoing, Progress, Relay};
+use super::body::{Answer, Carrier, ClientBody, Outgoing, Progress, Relay};
 use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
 use super::files;
@@ -36,8 +36,6 @@ use super::tunnel;
 
 /// Tries after the first.
 const EXTRA_TRIES: u32 = 2;
-/// How long an instance may take to begin its answer, counted from the last sign of life of an upload.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Answers one request of a client.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
@@ -47,7 +45,8 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
     let form = headers::form_of_errors(request.headers());
     let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
-    let request = request.map(|body| ClientBody::new(body, is_held_back, visit.bytes()));
+    let most = origin.limits.max_body_size;
+    let request = request.map(|body| ClientBody::new(body, is_held_back, most, visit.bytes()));
     let (mut response, by) = match forward(&proxy, &origin, request, id.clone(), &mut visit).await {
         Ok(response) => (response, Maker::App),
         Err(own) => (own.response(form, &id), Maker::Proxy),
@@ -98,6 +97,9 @@ async fn forward(
         let target = request.uri().authority().cloned();
         headers::join_http2(target.as_ref(), request.headers_mut()).map_err(Own::BadRequest)?;
     }
+    if origin.limits.max_body_size.is_some_and(|most| request.body().size_hint().lower() > most) {
+        return Err(Own::TooLarge);
+    }
     let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
     visit.asks_for(&host);
@@ -145,9 +147,11 @@ async fn forward(
         path: asked.path(),
         stays,
         is_secure,
+        answer_timeout: origin.limits.answer_timeout,
         claim,
         arrived,
-        claimed: Instant::now(),
+        // The time in the queue is not the instance's.
+        claimed: if way.limits.queue == 0 { arrived } else { Instant::now() },
         tally: Tally::new(&way.counters),
         way,
         tried: Vec::new(),
@@ -165,6 +169,7 @@ async fn forward(
         Ok((link, response)) => attempt.relay(link, response, client),
         Err(NoAnswer::ClientLeft) => Err(Own::BadRequest("the request's body is malformed or incomplete")),
         Err(NoAnswer::ClientStalled) => Err(Own::RequestTimeout),
+        Err(NoAnswer::TooLarge) => Err(Own::TooLarge),
         Err(NoAnswer::Unreachable) => {
             attempt.tally.failed();
             Err(Own::BadGateway)
@@ -253,6 +258,8 @@ struct Attempt<'a> {
     /// Whether the client named the instance that was claimed first.
     stays: bool,
     is_secure: bool,
+    /// How long an instance may take to begin its answer, counted from the last sign of life of an upload.
+    answer_timeout: Duration,
     claim: Claim,
     /// When the request's head was there.
     arrived: Instant,
@@ -277,6 +284,8 @@ enum NoAnswer {
     ClientLeft,
     /// Its client stopped sending the body.
     ClientStalled,
+    /// Its body has more bytes than it may.
+    TooLarge,
     /// No instance took it, or the one that did broke off.
     Unreachable,
     /// The answer did not begin in time, or the instance's time to finish is over.
@@ -310,8 +319,10 @@ impl Attempt<'_> {
                 // An instance that is just dying breaks an idle connection and then the fresh one too; the tries end it.
                 (SendError::Broken { silent: true, error }, Some(head)) => (head.with(Outgoing::Empty), error),
                 (SendError::Broken { error, .. }, _) => {
-                    if self.progress.as_ref().is_some_and(|progress| progress.is_broken()) {
-                        return Err(NoAnswer::ClientLeft);
+                    match &self.progress {
+                        Some(progress) if progress.is_too_large() => return Err(NoAnswer::TooLarge),
+                        Some(progress) if progress.is_broken() => return Err(NoAnswer::ClientLeft),
+                        _ => {}
                     }
                     self.blame(&error);
                     return Err(NoAnswer::Unreachable);
@@ -354,7 +365,7 @@ impl Attempt<'_> {
                 biased;
                 answered = &mut answer => return Ok(answered),
                 () = &mut cut => return Err(NoAnswer::TooLate),
-                () = tokio::time::sleep(ANSWER_LIMIT) => match &self.progress {
+                () = tokio::time::sleep(self.answer_timeout) => match &self.progress {
                     Some(upload) if upload.frames() > seen => seen = upload.frames(),
                     Some(upload) if upload.is_waiting_for_client() => return Err(NoAnswer::ClientStalled),
                     _ => return Err(NoAnswer::TooLate),
@@ -429,10 +440,9 @@ impl Attempt<'_> {
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());
         let link = if still_uploading {
             // The rest of the upload must move while nobody reads the answer, and the other way round.
-            link.detach();
-            None
+            Carrier::ByItself(link.detach())
         } else {
-            Some(link)
+            Carrier::Here(link)
         };
         Ok(Response::from_parts(head, Answer::Relayed(Relay::new(body, link, self.claim, self.tally, is_stream))))
     }

@@ -13,6 +13,7 @@ use hyper::http::uri::Authority;
 use super::front::Front;
 
 use super::path_prefix::PathPrefix;
+use crate::config::ProxyLimits;
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -38,6 +39,8 @@ pub struct Origin {
     pub leads_to_https: bool,
     /// Answers tell browsers to use https alone.
     pub hsts: Option<HeaderValue>,
+    /// What it may ask for.
+    pub limits: ProxyLimits,
 }
 
 impl Origin {
@@ -52,6 +55,7 @@ impl Origin {
             is_trusted: front.settings.trusted_proxies.iter().any(|network| network.contains(&peer)),
             leads_to_https: !secure && front.settings.https.is_some(),
             hsts: front.hsts.clone().filter(|_| secure),
+            limits: front.settings.limits,
         }
     }
 
@@ -332,6 +336,7 @@ mod tests {
             is_trusted,
             leads_to_https: false,
             hsts: None,
+            limits: ProxyLimits::default(),
         }
     }
 

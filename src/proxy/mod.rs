@@ -22,12 +22,14 @@ mod answer;
 mod body;
 mod certificates;
 mod challenges;
+mod clients;
 mod connection;
 mod counts;
 mod drain;
 mod files;
 mod forward;
 mod front;
+
 mod handover;
 mod headers;
 mod instance;

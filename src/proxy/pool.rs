@@ -20,6 +20,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::body::Outgoing;
 use super::instance::lock;
@@ -210,15 +211,17 @@ impl Link {
     }
 
     /// Lets the connection go on by itself until the exchange under way ends, then closes it.
-    pub fn detach(mut self: Box<Self>) {
+    /// Dropping what is returned breaks it off.
+    pub fn detach(mut self: Box<Self>) -> AbortOnDropHandle<()> {
         // The sender goes with `self`: without it the connection ends by itself after the exchange.
-        if let Some(connection) = self.connection.take() {
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "connection to an instance ended");
-                }
-            });
-        }
+        let connection = self.connection.take();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Some(connection) = connection
+                && let Err(error) = connection.await
+            {
+                tracing::debug!(%error, "connection to an instance ended");
+            }
+        }))
     }
 
     /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.

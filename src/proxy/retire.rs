@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::Report;
 use super::drain::next_stream_cut;
 use super::orders::Successor;
-use super::server::{HEAD_LIMIT, Proxy};
+use super::server::Proxy;
 use super::table::DrainLimits;
 
 /// At a shutdown, idle clients get this long to send one more request and be told to close; closing at once would
@@ -78,7 +78,7 @@ pub(super) async fn retire(proxy: &Arc<Proxy>, successor: Successor, shutdown: &
 async fn finish(proxy: &Proxy, limits: DrainLimits) {
     let started = Instant::now();
     // A client that idles is told with its next answer, or closed as it always would be: never as it sends a request.
-    let requests = started + limits.requests.max(HEAD_LIMIT);
+    let requests = started + limits.requests.max(proxy.fronts.current().settings.limits.header_timeout);
     let streams = started + limits.streams;
     let cut_requests = async {
         sleep_until(requests).await;

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::access_log::AccessLog;
 use super::challenges::Challenges;
 use super::client::ProxyStatus;
+use super::clients::Clients;
 use super::control::{AppCounts, Report};
 use super::drain::Drains;
 use super::front::{Fronts, ISSUED};
@@ -42,8 +43,6 @@ use crate::data_dir;
 use crate::model::{AppName, InstanceId};
 use crate::text::with_causes;
 
-/// How long a client may take to send the head of a request, and a connection may idle.
-pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// What is under way at a shutdown may take this long, unless the order says otherwise.
 const GRACE: Duration = Duration::from_secs(30);
 /// How often idle connections to instances are looked through.
@@ -101,6 +100,8 @@ pub struct Proxy {
     pub(super) fronts: Arc<Fronts>,
     /// What certificate authorities are answered.
     pub(super) challenges: Challenges,
+    /// Who is connected.
+    pub(super) clients: Arc<Clients>,
     /// TLS connections that begin.
     pub(super) handshakes: Handshakes,
     /// Where the table is kept.
@@ -156,6 +157,7 @@ impl Proxy {
             drains: Drains::default(),
             fronts,
             challenges: Challenges::default(),
+            clients: Arc::default(),
             handshakes: Handshakes::default(),
             saved,
             tables: Arc::default(),

@@ -12,7 +12,7 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:3:1: unknown key "lisen", did you mean "listen"?
         agent takes: listen, data_dir, public_url, reconcile, min_free
     deploy.toml:5:1: unknown key "port"
-        proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies, access_log
+        proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies, limits, access_log
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
         apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?

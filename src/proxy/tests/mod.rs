@@ -6,6 +6,7 @@ mod challenges;
 mod files;
 mod handover;
 mod http2;
+mod limits;
 mod queueing;
 mod streams;
 mod support;
