@@ -105,6 +105,29 @@ fn a_canarys_last_step_goes_without_saying() {
 }
 
 #[test]
+fn a_permanent_canary_shares_what_its_production_has() {
+    let file = |share: &str| {
+        format!(
+            "[apps.shop]\nrepo = \"https://h/x\"\ndomains = [\"shop.test\"]\n\
+             [apps.shop.services.site]\nport = 80\n\
+             [apps.shop.services.api]\nport = 81\nroute = {{ path = \"/api\" }}\n\
+             [apps.next]\nrepo = \"https://h/x\"\nbranch = \"next\"\ncanary_of = \"shop\"\n{share}\n\
+             [apps.next.services.web]\nport = 80\n\
+             [apps.next.services.api]\nport = 81\nroute = {{ path = \"/api\" }}\n\
+             [apps.next.services.worker]\ncommand = [\"work\"]\n"
+        )
+    };
+    let config = config(&file("share = \"3/4\""));
+    let [next, shop] = ["next", "shop"].map(|name| &config.apps[&name.parse().unwrap()]);
+    let of = next.canary_of.as_ref().unwrap();
+    assert_eq!((of.app.as_str(), of.share), ("shop", super::Fraction { part: 3, of: 4 }));
+    let counterparts = next.services.values().map(|service| Some(next.counterpart(service, shop)?.name.to_string()));
+    assert_eq!(counterparts.collect::<Vec<_>>(), [Some("api".into()), Some("site".into()), None], "api, web, worker");
+    let unwritten = read(&file("")).unwrap().apps[&next.name].canary_of.clone().unwrap();
+    assert_eq!(unwritten.share.to_string(), "1/3");
+}
+
+#[test]
 fn the_example_names_every_default_as_it_is() {
     let with_defaults = config(&app("port = 8000\nhealth = { path = \"/\" }\n"));
     let example = config(EXAMPLE);
