@@ -205,10 +205,9 @@ impl Lookout {
             (Standing::Suspended, why) => why.map(str::to_owned),
             (Standing::Down, _) => {
                 let instances = self.agent.instances(app).unwrap_or_default();
-                let checks = instances.iter().filter(|instance| instance.health != Health::Ready);
-                let last =
-                    checks.filter_map(|instance| Some(format!("{}: {}", instance.id, instance.last_check.as_ref()?)));
-                let last = last.last().map(|last| format!(": {last}")).unwrap_or_default();
+                let unready = instances.iter().filter(|instance| instance.health != Health::Ready);
+                let mut checks = unready.filter_map(|one| Some(format!(": {}: {}", one.id, one.last_check.as_ref()?)));
+                let last = checks.next().unwrap_or_default();
                 Some(format!("none of its instances is ready{last}"))
             }
         }

@@ -343,7 +343,8 @@ impl Agent {
         if let Ok(parts) = self.parts() {
             parts.routes.let_go(name).await;
         }
-        tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
+        let then = if self.canary_standing(name).is_some() { "getting no requests" } else { "serving" };
+        tracing::warn!(app = %name, "no longer configured: its instances go on running and {then}, nothing is deployed to it");
     }
 
     /// What is wrong with the engine, and since when.

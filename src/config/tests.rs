@@ -66,7 +66,7 @@ fn service<'c>(config: &'c Config, app: &str, service: &str) -> &'c Service {
 fn the_example_is_valid_and_means_what_its_comments_say() {
     let config = config(EXAMPLE);
     assert_eq!(config.warnings, []);
-    assert_eq!(config.apps.len(), 2);
+    assert_eq!(config.apps.len(), 3);
     let shop = &config.apps[&"shop".parse().unwrap()];
     assert_eq!(routed_service(shop.services.values()).unwrap().name.as_str(), "web");
     let web = service(&config, "shop", "web");
@@ -80,6 +80,8 @@ fn the_example_is_valid_and_means_what_its_comments_say() {
     assert_eq!(worker.health.check, HealthCheck::Unset { stable_for: Duration::from_secs(10) });
     assert_eq!(service(&config, "blog", "web").port, Some(3000));
     let canary = CanaryPolicy { steps: vec![10, 50], pause: Duration::from_secs(60), analysis: true };
+    let next = config.apps[&"shop-next".parse().unwrap()].canary_of.clone().unwrap();
+    assert_eq!((next.app.as_str(), next.share.to_string().as_str()), ("shop", "1/3"));
     let blog = &config.apps[&"blog".parse().unwrap()];
     assert_eq!(blog.rollout.strategy, super::Strategy::Canary(canary));
 }

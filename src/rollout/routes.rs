@@ -96,6 +96,11 @@ impl Routes {
         self.parts.lock().await.beside(canary)
     }
 
+    /// The instances of the canary of `production` that could be given requests.
+    pub async fn canary_of(&self, production: &AppName) -> BTreeSet<InstanceId> {
+        self.parts.lock().await.canary_of(production)
+    }
+
     /// Sends the table when a change makes it another one.
     async fn change(&self, change: impl FnOnce(&mut Parts)) -> Result<(), ApplyError> {
         let mut parts = self.parts.lock().await;

@@ -1,9 +1,11 @@
 //! What two sides have answered, from the proxy's counts of each instance. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::judge::Window;
+use super::watch::Answers;
 use crate::model::InstanceId;
+use crate::proxy::Counts;
 use crate::proxy::control::InstanceCounts;
 
 /// Adds up what the instances of both sides have answered since the first count.
@@ -40,6 +42,26 @@ impl Tally {
     }
 }
 
+/// What a permanent canary has answered of its production's requests. The proxy counts it as production's, and production's
+/// rollouts are not to be judged by it.
+#[derive(Debug, Default)]
+pub struct Guests {
+    boot: Option<String>,
+    tally: Tally,
+}
+
+impl Guests {
+    /// Takes in one more count; what the `canary`'s instances have answered since the first count of this process.
+    pub fn take(&mut self, counts: &Counts, canary: &BTreeSet<InstanceId>) -> Answers {
+        if self.boot.as_ref() != Some(&counts.boot) {
+            *self = Self { boot: Some(counts.boot.clone()), tally: Tally::default() };
+        }
+        let own = counts.instances.iter().filter(|(id, _)| canary.contains(*id));
+        self.tally.take(&counts.boot, own.map(|(id, counts)| (id, true, *counts)));
+        Answers { requests: self.tally.new.requests, errors: self.tally.new.errors }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +88,28 @@ mod tests {
         tally.take("b", [(&old, false, counts(7, 0)), (&new, true, counts(5, 1))].into_iter());
         tally.take("b", [(&old, false, counts(9, 0)), (&new, true, counts(1, 1))].into_iter());
         assert_eq!((tally.old.requests, tally.new.requests, tally.new.errors), (99, 18, 4));
+    }
+
+    #[test]
+    fn what_a_canary_answered_is_known_after_it_has_gone() {
+        let canary = BTreeSet::from([id("d2-web-1")]);
+        let mut guests = Guests::default();
+        let mut take = |boot: &str, instances: &[(&str, u64, u64)]| {
+            let instances = instances.iter().map(|&(name, answered, errors)| (id(name), counts(answered, errors)));
+            let counts = Counts {
+                boot: boot.into(),
+                apps: BTreeMap::new(),
+                in_flight: BTreeMap::new(),
+                instances: instances.collect(),
+                queues: Vec::new(),
+            };
+            let Answers { requests, errors } = guests.take(&counts, &canary);
+            (requests, errors)
+        };
+        assert_eq!(take("a", &[("d1-web-1", 500, 50), ("d2-web-1", 90, 9)]), (0, 0), "from here on");
+        assert_eq!(take("a", &[("d1-web-1", 600, 90), ("d2-web-1", 100, 19)]), (10, 10));
+        assert_eq!(take("a", &[("d1-web-1", 700, 90)]), (10, 10), "it left the table");
+        assert_eq!(take("a", &[("d2-web-1", 5, 1)]), (15, 11), "and came back");
+        assert_eq!(take("b", &[("d2-web-1", 7, 1)]), (0, 0), "another process counts from zero");
     }
 }

@@ -137,8 +137,17 @@ impl Parts {
         };
     }
 
+    pub fn canary_of(&self, production: &AppName) -> BTreeSet<InstanceId> {
+        let canary = self.canaries.iter().find(|(_, canary)| canary.production == *production);
+        canary.map(|(app, _)| self.instances(app).cloned().collect()).unwrap_or_default()
+    }
+
+    fn instances(&self, app: &AppName) -> impl Iterator<Item = &InstanceId> {
+        self.set.get(app).into_iter().flatten().flat_map(instances)
+    }
+
     pub fn beside(&self, canary: &AppName) -> Beside {
-        let own: BTreeSet<&InstanceId> = self.set.get(canary).into_iter().flatten().flat_map(instances).collect();
+        let own: BTreeSet<&InstanceId> = self.instances(canary).collect();
         let joined = self.joined();
         let shared = joined.iter().filter(|route| instances(route).any(|id| own.contains(id)));
         let sides = shared.flat_map(instances).map(|id| (id.clone(), own.contains(id))).collect();
@@ -247,6 +256,7 @@ mod tests {
         assert_eq!(joined.len(), 1, "one route for one host: {joined:?}");
         assert_eq!(weights(&joined), [("d1-shop-1", 1, 0), ("d1-shop-2", 1, 0), ("d1-next-1", 1, 2)]);
         assert_eq!(joined[0].app, name("shop"), "requests are counted as production's");
+        assert_eq!(both.canary_of(&name("shop")), BTreeSet::from([id("next", 1)]));
         let seen = both.beside(&name("next"));
         assert_eq!((seen.ready, seen.sides.len(), seen.sides[&id("next", 1)]), (1, 3, true));
 
