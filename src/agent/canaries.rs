@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::Agent;
 use super::adopt::Adoption;
 use crate::config::{App, CanaryOf, Config};
-use crate::model::{AppName, DeploymentId, Health, ServiceName};
+use crate::model::{AppName, DeploymentId, Health, InstanceId, ServiceName};
 use crate::proxy::Counts;
 use crate::rollout::permanent::comparison::Comparison;
 use crate::rollout::permanent::{Alarm, Seen, Standing, Watch};
@@ -185,7 +185,10 @@ impl Lookout {
         let live = live.filter(|(_, instances)| are_wanted(app, instances)).map(|(deployment, _)| deployment);
         let beside = parts.routes.beside(name).await;
         let fails = live.and_then(|live| watched.compare(live, &beside, counts, now));
-        watched.watch.see(Seen { live, ready: beside.ready > 0, fails }, now);
+        let instances = self.agent.instances(name).unwrap_or_default();
+        let shares = |id: &InstanceId| beside.sides.get(id).is_some_and(|is_canary| *is_canary);
+        let newest = instances.iter().filter(|one| shares(&one.id)).map(|one| one.deployment).max();
+        watched.watch.see(Seen { live, newest, ready: beside.ready > 0, fails }, now);
         let standing = watched.watch.standing();
         // Production first, then the news.
         if let Err(err) = parts.routes.suspend(name, standing == Standing::Suspended).await {
@@ -234,7 +237,7 @@ impl Lookout {
                 };
                 let why = watched.shown.as_ref().and_then(|shown| shown.why.clone()).unwrap_or_default();
                 let what = format!("gets none of {}'s requests: {why}", of.app);
-                journal.raise_canary_alert(app, of, &Raised { times, why, deployment: live }).await?;
+                journal.raise_canary_alert(app, of, &Raised { times, why, deployment: watched.watch.failed() }).await?;
                 what
             }
             None => {

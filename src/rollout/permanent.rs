@@ -11,7 +11,7 @@
 //! ```
 //!
 //! One that is down is not given requests by its readiness alone; only a suspension takes its share away. A new deployment
-//! that went live ends a suspension at once: it was another version that failed.
+//! that goes live ends a suspension at once, when it is newer than the one that failed.
 
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const PROBATION: Duration = Duration::from_secs(10 * 60);
 pub struct Seen {
     /// The deployment that is live; `None` while none is, or none of its instances is wanted.
     pub live: Option<DeploymentId>,
+    /// The newest deployment among those of the instances that are given requests. Until it is live it is ahead of `live`.
+    pub newest: Option<DeploymentId>,
     /// Some of its instances may be given requests.
     pub ready: bool,
     /// Why it is worse than production, if it is.
@@ -76,7 +78,8 @@ struct Suspension {
 /// The watch over one canary.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Watch {
-    live: Option<DeploymentId>,
+    /// The deployment that compared badly.
+    failed: Option<DeploymentId>,
     down: bool,
     /// Since when its instances say otherwise than `down`.
     turning: Option<Duration>,
@@ -86,8 +89,8 @@ pub struct Watch {
 
 impl Watch {
     /// Of a canary that an earlier life of the agent had raised an alarm about, `age` ago at `now`.
-    pub fn recalled(alarm: Alarm, live: Option<DeploymentId>, why: String, age: Duration, now: Duration) -> Self {
-        let mut watch = Self { live, why: Some(why), ..Self::default() };
+    pub fn recalled(alarm: Alarm, failed: Option<DeploymentId>, why: String, age: Duration, now: Duration) -> Self {
+        let mut watch = Self { failed, why: Some(why), ..Self::default() };
         match alarm {
             Alarm::Down => watch.down = true,
             Alarm::Suspended { times } => {
@@ -107,7 +110,7 @@ impl Watch {
             // Nothing is expected of it.
             return *self = Self::default();
         };
-        if self.live.replace(live).is_some_and(|before| before != live) {
+        if self.failed.is_some_and(|failed| failed < live) {
             self.suspension = None;
         }
         self.see_readiness(seen.ready, now);
@@ -117,7 +120,7 @@ impl Watch {
             (suspended, Some(why)) if !self.down => {
                 let times = suspended.map_or(0, |before| before.times).saturating_add(1);
                 *suspended = Some(Suspension { times, until: Ok(now + pause(times)) });
-                self.why = Some(why);
+                (self.why, self.failed) = (Some(why), seen.newest.max(Some(live)));
             }
             // While it is down it proves nothing.
             (Some(suspension), _) if self.down => suspension.until = Err(now),
@@ -126,8 +129,8 @@ impl Watch {
             }
             _ => {}
         }
-        if self.alarm().is_none() {
-            self.why = None;
+        if self.suspension.is_none() {
+            (self.why, self.failed) = (None, None);
         }
     }
 
@@ -161,12 +164,12 @@ impl Watch {
 
     /// Why it was suspended, while that is not forgotten.
     pub fn why(&self) -> Option<&str> {
-        self.why.as_deref().filter(|_| self.suspension.is_some())
+        self.why.as_deref()
     }
 
-    /// The deployment that was live when it was last seen.
-    pub fn live(&self) -> Option<DeploymentId> {
-        self.live
+    /// The deployment that was, while that is not forgotten.
+    pub fn failed(&self) -> Option<DeploymentId> {
+        self.failed
     }
 }
 

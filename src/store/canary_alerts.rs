@@ -23,7 +23,7 @@ pub struct CanaryAlert {
     pub times: u32,
     /// What was wrong with it last.
     pub why: String,
-    /// What was live of it.
+    /// Which deployment of it compared badly.
     pub deployment: Option<DeploymentId>,
     /// Since when.
     pub since: Timestamp,
@@ -40,7 +40,7 @@ pub struct Raised {
     pub times: u32,
     /// In words.
     pub why: String,
-    /// What is live of it.
+    /// Which deployment of it compared badly.
     pub deployment: Option<DeploymentId>,
 }
 
@@ -69,8 +69,9 @@ impl Store {
             match open(c, &app)? {
                 Some(before) if (before.times > 0) == (times > 0) => {
                     c.execute(
-                        "UPDATE canary_alerts SET times = ?2, why = ?3, last_at = ?4 WHERE id = ?1 AND times <> ?2",
-                        params![before.id, times, why, now],
+                        "UPDATE canary_alerts SET times = ?2, why = ?3, deployment = ?4, last_at = ?5
+                         WHERE id = ?1 AND times <> ?2",
+                        params![before.id, times, why, deployment.map(|id| id.0), now],
                     )?;
                     return Ok(false);
                 }
