@@ -108,14 +108,14 @@ async fn one_that_goes_down_leaves_everything_to_production_until_it_is_back() {
 
     told(&shop, BACK, 1).await;
     stands(&shop, "serving").await;
-    load.stop().await.assert_flawless(500);
+    load.stop().await.assert_flawless(100);
     assert_third(&shop, "next").await;
 
     let load = shop.load();
     shop.agent.kill().await;
     shop.agent.start().await;
     stands(&shop, "serving").await;
-    load.stop().await.assert_flawless(100);
+    load.stop().await.assert_flawless(20);
     assert_third(&shop, "next").await;
     told(&shop, DOWN, 1).await;
 
@@ -153,7 +153,7 @@ async fn one_that_fails_is_suspended_until_a_better_version_is_live() {
 
     deploy(&shop, Behaviour::version("good")).await;
     told(&shop, BACK, 1).await;
-    load.stop().await.assert_flawless(200);
+    load.stop().await.assert_flawless(50);
     assert_third(&shop, "good").await;
     told(&shop, DOWN, 1).await;
     shop.finish().await;
