@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
+use crate::config::CanaryOf;
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumber, ServiceName, Status};
-use crate::store::{Deployment, Finish, LogLine, Store, StoreError};
+use crate::store::{Deployment, Finish, LogLine, Raised, Store, StoreError};
 
 /// Events that a slow reader may lag behind before it has to read the record again.
 const BACKLOG: usize = 8192;
@@ -98,14 +99,14 @@ pub enum Followed {
 pub struct Journal {
     store: Store,
     bus: broadcast::Sender<Published>,
-    /// Changes when the engine went or came back.
-    outages: watch::Sender<()>,
+    /// Changes when something is to be told that is about no deployment.
+    alarms: watch::Sender<()>,
 }
 
 impl Journal {
     /// A journal on `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, bus: broadcast::Sender::new(BACKLOG), outages: watch::Sender::new(()) }
+        Self { store, bus: broadcast::Sender::new(BACKLOG), alarms: watch::Sender::new(()) }
     }
 
     /// Everything that happens from now on.
@@ -113,22 +114,36 @@ impl Journal {
         self.bus.subscribe()
     }
 
-    /// Changes whenever an outage of the engine begins or ends.
-    pub fn subscribe_outages(&self) -> watch::Receiver<()> {
-        self.outages.subscribe()
+    /// Changes whenever an outage of the engine, or an alert about a canary, begins or ends.
+    pub fn subscribe_alarms(&self) -> watch::Receiver<()> {
+        self.alarms.subscribe()
     }
 
     /// Records that the engine has not answered for too long, once for as long as it lasts.
     pub async fn begin_outage(&self, address: &str, why: &str, since: Timestamp) -> Result<bool, StoreError> {
         let begun = self.store.begin_outage(address, why, since).await?;
-        self.outages.send_replace(());
+        self.alarms.send_replace(());
         Ok(begun)
     }
 
     /// Records that it answers again.
     pub async fn end_outage(&self) -> Result<bool, StoreError> {
         let ended = self.store.end_outage().await?;
-        self.outages.send_replace(());
+        self.alarms.send_replace(());
+        Ok(ended)
+    }
+
+    /// Records that a canary fails or is down, and tells it once for as long as it lasts.
+    pub async fn raise_canary_alert(&self, app: &AppName, of: &CanaryOf, raised: &Raised) -> Result<bool, StoreError> {
+        let begun = self.store.raise_canary_alert(app, of, raised).await?;
+        self.alarms.send_replace(());
+        Ok(begun)
+    }
+
+    /// Records that it is over.
+    pub async fn end_canary_alert(&self, app: &AppName, tell: bool) -> Result<bool, StoreError> {
+        let ended = self.store.end_canary_alert(app, tell).await?;
+        self.alarms.send_replace(());
         Ok(ended)
     }
 

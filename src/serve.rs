@@ -138,6 +138,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
     let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
+    let canaries = tokio::spawn(agent::canaries::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
     let certificates = {
@@ -151,7 +152,12 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
     tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
 
-    Ok(Serving { agent, tasks: vec![tcp, unix, notices, look_out, keeper, certificates], endless: work, _alone: alone })
+    Ok(Serving {
+        agent,
+        tasks: vec![tcp, unix, notices, look_out, canaries, keeper, certificates],
+        endless: work,
+        _alone: alone,
+    })
 }
 
 /// A connection to the engine, in a moment or not at all.

@@ -18,7 +18,7 @@ use crate::proxy::table::DrainLimits;
 use crate::rollout::driver::canary;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Driver, ServiceSpec, Share};
+use crate::rollout::{Adopted, Driver, ServiceSpec, Share};
 use crate::runtime::{Observed, RunState};
 use crate::store::Deployment;
 
@@ -112,6 +112,7 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
             tracing::error!(%app, instance = %id, %err, "it could not be removed");
         }
     }
+    let is_canary = agent.config().apps.get(app).is_some_and(|app| app.canary_of.is_some());
     let mut adopted = Vec::new();
     for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
         let Some(spec) = spec_of(agent, &shared.static_files, app, &instance).await? else {
@@ -120,7 +121,9 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         };
         let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
         let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
-        adopted.push((instance, spec, duty));
+        // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
+        let trusted = !is_canary || shared.routes.holds(app, &instance.id).await;
+        adopted.push(Adopted { observed: instance, spec, duty, trusted });
     }
     if !adopted.is_empty() {
         tracing::info!(%app, instances = adopted.len(), "adopted");

@@ -67,7 +67,7 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         store: agent.store.clone(),
         presence: agent.presence.clone(),
     };
-    let driver = Driver::start(app.name.clone(), Entrance::of(app), parts);
+    let driver = Driver::start(app.name.clone(), Entrance::of(app, &agent.config()), parts);
     let end = agent.shutdown.child_token();
     let deployer = Deployer {
         app: app.name.clone(),

@@ -1,6 +1,6 @@
 //! The agent: what the HTTP handlers call, and the tasks of each configured app.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -28,11 +28,13 @@ use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreEr
 
 mod adopt;
 pub mod apps;
+pub mod canaries;
 pub mod outage;
 mod reconcile;
 
 use adopt::Adoption;
 use apps::AppHandle;
+use canaries::CanaryStanding;
 
 /// Why there are no parts yet, when nothing worse is known.
 const STARTING: &str = "the agent is still starting";
@@ -52,6 +54,8 @@ pub struct Agent {
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
+    /// How the permanent canaries stand.
+    canaries: watch::Sender<BTreeMap<AppName, CanaryStanding>>,
     parts: OnceLock<apps::Shared>,
     /// Why there are no parts yet.
     unconnected: RwLock<String>,
@@ -90,6 +94,7 @@ impl Agent {
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
+            canaries: watch::Sender::new(BTreeMap::new()),
             parts: OnceLock::new(),
             unconnected: RwLock::new(STARTING.to_owned()),
             workers: TaskTracker::new(),
@@ -121,6 +126,7 @@ impl Agent {
 
     /// Starts every app's tasks, and waits until what ran before is adopted.
     pub async fn start_apps(self: &Arc<Self>) {
+        canaries::recall(self).await;
         for app in self.config().apps.values() {
             apps::start(self, app);
         }
@@ -225,6 +231,11 @@ impl Agent {
         self.app(app)?.driver.canary()
     }
 
+    /// How an app stands that is a permanent canary, once that is known.
+    pub fn canary_standing(&self, app: &AppName) -> Option<CanaryStanding> {
+        self.canaries.borrow().get(app).cloned()
+    }
+
     /// Asks something of an app's canary; which deployment it is of. Returns when it is on disk.
     pub async fn ask_canary(&self, app: &AppName, wish: Wish) -> Result<DeploymentId, WishRefused> {
         match self.app(app) {
@@ -317,9 +328,15 @@ impl Agent {
         for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {
             self.let_go(&name).await;
         }
+        // Before the routes follow: nobody's hosts are taken for another's.
+        if let Ok(parts) = self.parts()
+            && let Err(err) = parts.routes.set_canaries(&config, BTreeSet::new()).await
+        {
+            tracing::warn!(%err, "the proxy did not take the canaries' shares");
+        }
         for (name, app) in &config.apps {
             match self.app(name) {
-                Some(handle) => handle.driver.set_entrance(Entrance::of(app)),
+                Some(handle) => handle.driver.set_entrance(Entrance::of(app, &config)),
                 None => apps::start(self, app),
             }
         }
@@ -332,7 +349,8 @@ impl Agent {
         if let Ok(parts) = self.parts() {
             parts.routes.let_go(name).await;
         }
-        tracing::warn!(app = %name, "no longer configured: its instances go on running and serving, nothing is deployed to it");
+        let then = if self.canary_standing(name).is_some() { "getting no requests" } else { "serving" };
+        tracing::warn!(app = %name, "no longer configured: its instances go on running and {then}, nothing is deployed to it");
     }
 
     /// What is wrong with the engine, and since when.

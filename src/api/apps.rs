@@ -9,7 +9,7 @@ use super::ApiState;
 use super::body::closest;
 use super::params::Params;
 use super::problem::Problem;
-use super::views::{AppFacts, AppView, DeploymentView, DriftView};
+use super::views::{AppFacts, AppView, DeploymentView, DriftView, SharesView};
 use crate::config::{App, Config};
 use crate::model::shorten;
 use crate::queue::Request;
@@ -74,6 +74,8 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         services.push((service, desired));
     }
     let public_url = config.agent.public_url.as_deref();
+    let canaries = || config.apps.values().filter_map(|app| Some((app, app.canary_of.as_ref()?)));
+    let own = canaries().find(|(_, of)| of.app == app.name);
     Ok(AppView::of(AppFacts {
         app,
         services,
@@ -82,6 +84,12 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
         canary: api.agent.canary(&app.name),
+        canary_of: app
+            .canary_of
+            .as_ref()
+            .map(|of| SharesView::of(&of.app, of.share, api.agent.canary_standing(&app.name))),
+        permanent_canary: own
+            .map(|(canary, of)| SharesView::of(&canary.name, of.share, api.agent.canary_standing(&canary.name))),
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,
         waits: api.agent.waits(&app.name),

@@ -170,6 +170,7 @@ fn config(dir: &std::path::Path) -> Config {
         credential: Credential::None,
         submodules: false,
         webhook: None,
+        canary_of: None,
         domains: vec!["shop.example.com".into()],
         maintenance: None,
         release: None,

@@ -5,11 +5,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Waits;
-use crate::config::{App, Service};
-use crate::model::{CommitSha, Duty, Health, Status, Trigger};
+use crate::agent::canaries::CanaryStanding;
+use crate::config::{App, Fraction, Service};
+use crate::model::{AppName, CommitSha, Duty, Health, Status, Trigger};
 use crate::queue::Request;
 use crate::rollout::InstanceState;
 use crate::rollout::driver::canary::CanaryState;
+use crate::rollout::permanent::Standing;
 use crate::store::{Deployment, Drift, Latency, Release, Requests, Scope, Token};
 
 /// An app.
@@ -36,12 +38,46 @@ pub struct AppView {
     /// The canary under way, if there is one.
     #[serde(default)]
     pub canary: Option<CanaryView>,
+    /// Whose requests it gets a share of, for an app that is a canary itself.
+    #[serde(default)]
+    pub canary_of: Option<SharesView>,
+    /// The app that gets a share of its requests, for one that has a permanent canary.
+    #[serde(default)]
+    pub permanent_canary: Option<SharesView>,
     /// How many deployments wait.
     pub queued: usize,
     /// What last happened to live instances outside of deployments, newest first.
     pub drift: Vec<DriftView>,
     /// Why its deployments wait and its instances may not be known; null when all is well.
     pub waits: Option<WaitsView>,
+}
+
+/// A permanent canary, seen from it or from its production.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SharesView {
+    /// The other app.
+    pub app: String,
+    /// The canary's share of production's requests while it serves, such as `1/3`.
+    pub share: String,
+    /// Whether it gets that now: `serving`, `down` or `suspended`.
+    pub standing: Standing,
+    /// Since when; null while that is not known yet.
+    pub since: Option<Timestamp>,
+    /// Why it gets none, or is only tried again; null when all is well.
+    pub why: Option<String>,
+}
+
+impl SharesView {
+    pub(super) fn of(other: &AppName, share: Fraction, standing: Option<CanaryStanding>) -> Self {
+        let (app, share) = (other.to_string(), share.to_string());
+        match standing {
+            Some(CanaryStanding { standing, since, why }) => Self { app, share, standing, since: Some(since), why },
+            None => {
+                let why = Some("its instances have not been looked at yet".to_owned());
+                Self { app, share, standing: Standing::Down, since: None, why }
+            }
+        }
+    }
 }
 
 /// A canary under way.
@@ -368,6 +404,8 @@ pub(super) struct AppFacts<'a> {
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
     pub canary: Option<CanaryState>,
+    pub canary_of: Option<SharesView>,
+    pub permanent_canary: Option<SharesView>,
     pub queued: usize,
     pub drift: Vec<Drift>,
     pub waits: Option<Waits>,
@@ -394,6 +432,8 @@ impl AppView {
             instances,
             deployment: facts.deployment,
             canary: facts.canary.map(CanaryView::from),
+            canary_of: facts.canary_of,
+            permanent_canary: facts.permanent_canary,
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
             waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),

@@ -17,8 +17,9 @@ use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
 use super::watch::{PATIENCE, RETRY};
 use super::{Json, text};
-use crate::api::views::{AppView, DeploymentView, InstanceView, WaitsView};
+use crate::api::views::{AppView, DeploymentView, InstanceView, SharesView, WaitsView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
+use crate::rollout::permanent::Standing;
 
 pub(super) const EXAMPLES: &str = "Examples:
   longshore status
@@ -275,6 +276,13 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     if app.queued > 0 {
         fact("queued", app.queued.to_string());
     }
+    if let Some(of) = &app.canary_of {
+        fact("shares", format!("{} of {}'s requests{}", of.share, clean(&of.app), stands(of, now)));
+    }
+    if let Some(canary) = &app.permanent_canary {
+        let name = clean(&canary.app);
+        fact("shared", format!("{} of the requests with {name}{}", canary.share, stands(canary, now)));
+    }
     if !app.domains.is_empty() {
         fact("domains", clean(&app.domains.join(" ")));
     }
@@ -291,6 +299,18 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         lines.extend(instances(&shown, now).lines().map(str::to_owned));
     }
     lines
+}
+
+/// `: none, down for 3 min; none of its instances is ready`
+fn stands(canary: &SharesView, now: Timestamp) -> String {
+    let why = canary.why.as_ref().map(|why| format!("; {}", clean(why))).unwrap_or_default();
+    let lasting =
+        canary.since.map(|since| format!(" for {}", span(now.as_second() - since.as_second()))).unwrap_or_default();
+    match canary.standing {
+        Standing::Serving => why,
+        Standing::Down => format!(": none, down{lasting}{why}"),
+        Standing::Suspended => format!(": none, suspended{lasting}{why}"),
+    }
 }
 
 fn instances(instances: &[&InstanceView], now: Timestamp) -> String {

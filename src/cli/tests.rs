@@ -164,6 +164,26 @@ fn a_canary_says_its_step_share_and_comparison() {
 }
 
 #[test]
+fn a_permanent_canary_is_told_by_both_apps() {
+    let said = |key: &str, change: Value| {
+        let mut shares = json!({
+            "app": "other", "share": "1/3", "standing": "serving", "since": "2026-11-21T03:57:10Z", "why": null,
+        });
+        for (key, value) in change.as_object().unwrap() {
+            shares[key] = value.clone();
+        }
+        let mut app = serde_json::to_value(app()).unwrap();
+        app[key] = shares;
+        let lines = status::detail(&serde_json::from_value(app).unwrap(), None, now(), Paint(false));
+        lines.into_iter().find(|line| line.starts_with("  share")).unwrap()
+    };
+    insta::assert_snapshot!(said("canary_of", json!({})), @"  shares   1/3 of other's requests");
+    insta::assert_snapshot!(said("canary_of", json!({ "standing": "down", "why": "none of its instances is ready" })), @"  shares   1/3 of other's requests: none, down for 3 min; none of its instances is ready");
+    insta::assert_snapshot!(said("permanent_canary", json!({})), @"  shared   1/3 of the requests with other");
+    insta::assert_snapshot!(said("permanent_canary", json!({ "standing": "suspended", "since": null })), @"  shared   1/3 of the requests with other: none, suspended");
+}
+
+#[test]
 fn the_end_is_one_line() {
     let say = |change: Value| summary(&deployment(change), Some(&app()), Paint(false));
     let end = "2026-11-21T04:00:12.4Z";

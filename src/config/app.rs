@@ -15,8 +15,8 @@ use super::suggest::valid_name;
 use super::units::show_duration;
 use super::volumes::Forbidden;
 use super::{
-    AgentConfig, App, Provider, ReleaseCommand, RepoUrl, Service, Strategy, Webhook, build, credential, environment,
-    rollout, route, routed_service, service,
+    AgentConfig, App, Provider, ReleaseCommand, RepoUrl, Service, Strategy, Webhook, build, canary_of, credential,
+    environment, rollout, route, routed_service, service,
 };
 use crate::model::{AppName, GitRef, ParseError, ServiceName, shorten};
 use crate::proxy::PathPrefix;
@@ -32,9 +32,10 @@ const DEFAULT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const LEAST_WEBHOOK_SECRET: usize = 16;
 
 /// An app, and what is compared with the other apps even when it has problems of its own.
-pub(super) struct Read {
+pub(super) struct Read<'s> {
     pub name: String,
     pub claims: Vec<Claim>,
+    pub canary: canary_of::Written<'s>,
     /// `None` when something that has no stand-in is missing; a problem says what.
     pub app: Option<App>,
 }
@@ -46,7 +47,7 @@ pub(super) struct Claim {
     pub span: Range<usize>,
 }
 
-pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden: &Forbidden) -> Option<Read> {
+pub(super) fn read<'s>(name: &str, field: &Field<'s>, agent: &AgentConfig, forbidden: &Forbidden) -> Option<Read<'s>> {
     let section = field.section("write [apps.NAME] on a line of its own")?;
     let app_name: Option<AppName> = parse_name(name, field);
     let repo_field = section.require("repo", "write repo = \"https://HOST/PATH\"");
@@ -56,25 +57,33 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
     let credential = credential::read(&section, repo.as_ref().zip(repo_field.as_ref()));
     let submodules = section.take("submodules").and_then(|field| field.boolean()).unwrap_or(false);
     let webhook = webhook(&section, agent);
+    let canary = canary_of::read(&section);
     let domains_field = section.take("domains");
     let domains = domains_field.as_ref().map(route::domains).unwrap_or_default();
-    let maintenance = section.take("maintenance").and_then(|field| route::maintenance(&field));
+    let maintenance_field = section.take("maintenance");
+    let maintenance = maintenance_field.as_ref().and_then(route::maintenance);
     section.unsupported("compose", "remove it, and describe the services under [apps.NAME.services]");
     section.unsupported("accessories", "run databases beside longshore, and name their address in env");
 
     let (build, build_timeout) = build::of_app(section.take("build"));
     let env = environment::read(section.take("env"));
     let (services, routes) = services(&section, &Inherited { build: &build, env: &env, forbidden });
+    canary.refuse_ways_of_its_own([domains_field.as_ref(), maintenance_field.as_ref()], &routes);
     match &domains_field {
+        _ if canary.is_canary() => {}
         Some(field) => check_route(field, &services),
         None => warn_without_domains(&section, &services, &routes),
     }
-    let claims = claims(&services, &domains, routes);
+    let claims = if canary.is_canary() { Vec::new() } else { claims(&services, &domains, routes) };
     let release = section.take("release").and_then(|field| release(&field, &services));
     let leads_somewhere =
         services.values().any(|service| service.route.is_some()) || routed_service(services.values()).is_some();
-    let shares_requests = leads_somewhere && !claims.is_empty();
-    let rollout = rollout::read(section.take("rollout"), shares_requests);
+    let requests = match leads_somewhere && !claims.is_empty() {
+        _ if canary.is_canary() => rollout::Requests::Shared,
+        true => rollout::Requests::Own,
+        false => rollout::Requests::None,
+    };
+    let rollout = rollout::read(section.take("rollout"), requests);
     let deadline_field = section.take("deadline");
     let deadline = deadline_field.as_ref().and_then(|field| field.duration(SECOND..=7 * DAY)).unwrap_or(HOUR);
     let keep_releases = section.take("keep_releases").and_then(|field| field.number(1..=100, "1 to 100")).unwrap_or(5);
@@ -85,6 +94,7 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
         branch: branch.unwrap_or_else(|| "main".to_owned()),
         credential,
         submodules,
+        canary_of: canary.of.clone(),
         webhook,
         domains: domains.iter().map(|(domain, _)| domain.clone()).collect(),
         maintenance,
@@ -99,7 +109,7 @@ pub(super) fn read(name: &str, field: &Field<'_>, agent: &AgentConfig, forbidden
         check_deadline(app, deadline_field.as_ref(), &section);
     }
     section.finish();
-    Some(Read { name: name.to_owned(), claims, app })
+    Some(Read { name: name.to_owned(), claims, canary, app })
 }
 
 /// The name of an app or a service; what is no name is reported with one that is.

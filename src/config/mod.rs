@@ -20,6 +20,7 @@ use crate::proxy::{Balance, Limits, PathPrefix};
 mod acme;
 mod app;
 mod build;
+mod canary_of;
 mod credential;
 mod domain;
 mod environment;
@@ -45,6 +46,7 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub use canary_of::{CanaryOf, Fraction};
 pub use problem::{Problem, Problems};
 pub use secret_ref::Environment;
 pub use service::routed_service;
@@ -260,11 +262,15 @@ pub enum NoticeKind {
     EngineDown,
     /// It answers again.
     EngineUp,
+    /// A canary that has a fixed share of the requests fails or is down, and production gets them all.
+    CanaryDown,
+    /// It gets its share again.
+    CanaryUp,
 }
 
 impl NoticeKind {
     /// Every kind: the default of `events`.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Started,
         Self::Succeeded,
         Self::Failed,
@@ -273,6 +279,8 @@ impl NoticeKind {
         Self::Cancelled,
         Self::EngineDown,
         Self::EngineUp,
+        Self::CanaryDown,
+        Self::CanaryUp,
     ];
 }
 
@@ -289,6 +297,8 @@ pub struct App {
     pub credential: Credential,
     /// Fetch submodules. Default off.
     pub submodules: bool,
+    /// It gets a share of another app's requests instead of domains of its own.
+    pub canary_of: Option<CanaryOf>,
     /// Who may push; without one there is no hook route.
     pub webhook: Option<Webhook>,
     /// Hosts routed to the app's services, unless their own routes name others; lower case.

@@ -10,7 +10,7 @@ use super::{Channel, NoticeKind, NotifyTarget};
 /// Hosts that serve Discord's webhooks.
 const DISCORD_HOSTS: [&str; 4] = ["discord.com", "discordapp.com", "canary.discord.com", "ptb.discord.com"];
 
-const EVENTS: [(&str, NoticeKind); 8] = [
+const EVENTS: [(&str, NoticeKind); 10] = [
     ("started", NoticeKind::Started),
     ("succeeded", NoticeKind::Succeeded),
     ("failed", NoticeKind::Failed),
@@ -19,6 +19,8 @@ const EVENTS: [(&str, NoticeKind); 8] = [
     ("cancelled", NoticeKind::Cancelled),
     ("engine_down", NoticeKind::EngineDown),
     ("engine_up", NoticeKind::EngineUp),
+    ("canary_down", NoticeKind::CanaryDown),
+    ("canary_up", NoticeKind::CanaryUp),
 ];
 
 pub(super) fn targets(field: Option<Field<'_>>) -> Vec<NotifyTarget> {

@@ -17,8 +17,17 @@ const STEP: RangeInclusive<u32> = 1..=100;
 /// So many ask for a mistake rather than for a canary.
 const MOST_STEPS: usize = 20;
 
-/// `shares_requests`: the app has domains, so that there are requests to share.
-pub(super) fn read(field: Option<Field<'_>>, shares_requests: bool) -> RolloutPolicy {
+/// Which requests an app has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Requests {
+    /// Its domains lead to it.
+    Own,
+    /// A share of another app's.
+    Shared,
+    None,
+}
+
+pub(super) fn read(field: Option<Field<'_>>, requests: Requests) -> RolloutPolicy {
     let mut policy = RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: DEFAULT_WATCH };
     let Some(section) = field.and_then(|field| field.section("write rollout = { watch = \"60s\" }")) else {
         return policy;
@@ -40,9 +49,18 @@ pub(super) fn read(field: Option<Field<'_>>, shares_requests: bool) -> RolloutPo
             let what = " = \"canary\" runs new instances beside the old ones, and order = \"stop_first\" forbids that";
             field.problem(what, "remove order, or write strategy = \"rolling\"");
         }
-        if !shares_requests {
-            let what = " = \"canary\" shares requests, and no domain of the app leads to a service with a port";
-            field.problem(what, "set domains and port, or write strategy = \"rolling\"");
+        match requests {
+            Requests::Own => {}
+            Requests::Shared => {
+                field.problem(
+                    " = \"canary\": this app is a canary already",
+                    "write strategy = \"rolling\", or remove it",
+                );
+            }
+            Requests::None => {
+                let what = " = \"canary\" shares requests, and no domain of the app leads to a service with a port";
+                field.problem(what, "set domains and port, or write strategy = \"rolling\"");
+            }
         }
         policy.strategy = Strategy::Canary(canary);
     }

@@ -66,7 +66,7 @@ fn service<'c>(config: &'c Config, app: &str, service: &str) -> &'c Service {
 fn the_example_is_valid_and_means_what_its_comments_say() {
     let config = config(EXAMPLE);
     assert_eq!(config.warnings, []);
-    assert_eq!(config.apps.len(), 2);
+    assert_eq!(config.apps.len(), 3);
     let shop = &config.apps[&"shop".parse().unwrap()];
     assert_eq!(routed_service(shop.services.values()).unwrap().name.as_str(), "web");
     let web = service(&config, "shop", "web");
@@ -80,6 +80,8 @@ fn the_example_is_valid_and_means_what_its_comments_say() {
     assert_eq!(worker.health.check, HealthCheck::Unset { stable_for: Duration::from_secs(10) });
     assert_eq!(service(&config, "blog", "web").port, Some(3000));
     let canary = CanaryPolicy { steps: vec![10, 50], pause: Duration::from_secs(60), analysis: true };
+    let next = config.apps[&"shop-next".parse().unwrap()].canary_of.clone().unwrap();
+    assert_eq!((next.app.as_str(), next.share.to_string().as_str()), ("shop", "1/3"));
     let blog = &config.apps[&"blog".parse().unwrap()];
     assert_eq!(blog.rollout.strategy, super::Strategy::Canary(canary));
 }
@@ -102,6 +104,29 @@ fn a_canarys_last_step_goes_without_saying() {
     // A release that an earlier version made says nothing of a strategy.
     let kept: RolloutPolicy = serde_json::from_str(r#"{"order":"start_first","watch":{"secs":60,"nanos":0}}"#).unwrap();
     assert_eq!(kept.strategy, super::Strategy::Rolling);
+}
+
+#[test]
+fn a_permanent_canary_shares_what_its_production_has() {
+    let file = |share: &str| {
+        format!(
+            "[apps.shop]\nrepo = \"https://h/x\"\ndomains = [\"shop.test\"]\n\
+             [apps.shop.services.site]\nport = 80\n\
+             [apps.shop.services.api]\nport = 81\nroute = {{ path = \"/api\" }}\n\
+             [apps.next]\nrepo = \"https://h/x\"\nbranch = \"next\"\ncanary_of = \"shop\"\n{share}\n\
+             [apps.next.services.web]\nport = 80\n\
+             [apps.next.services.api]\nport = 81\nroute = {{ path = \"/api\" }}\n\
+             [apps.next.services.worker]\ncommand = [\"work\"]\n"
+        )
+    };
+    let config = config(&file("share = \"3/4\""));
+    let [next, shop] = ["next", "shop"].map(|name| &config.apps[&name.parse().unwrap()]);
+    let of = next.canary_of.as_ref().unwrap();
+    assert_eq!((of.app.as_str(), of.share), ("shop", super::Fraction { part: 3, of: 4 }));
+    let counterparts = next.services.values().map(|service| Some(next.counterpart(service, shop)?.name.to_string()));
+    assert_eq!(counterparts.collect::<Vec<_>>(), [Some("api".into()), Some("site".into()), None], "api, web, worker");
+    let unwritten = read(&file("")).unwrap().apps[&next.name].canary_of.clone().unwrap();
+    assert_eq!(unwritten.share.to_string(), "1/3");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::reader::{Reader, Section};
 use super::secret_ref::Environment;
 use super::source_url::is_loopback;
 use super::volumes::Forbidden;
-use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, notify, proxy, syntax};
+use super::{AgentConfig, App, Config, ProxyConfig, RuntimeConfig, app, canary_of, notify, proxy, syntax};
 use crate::model::{AppName, shorten};
 use crate::proxy::PathPrefix;
 
@@ -279,18 +279,18 @@ fn apps(field: Option<Field<'_>>, agent: &AgentConfig, forbidden: &Forbidden) ->
         return BTreeMap::new();
     };
     let mut domains = Domains::default();
-    let mut apps = BTreeMap::new();
     let mut entries: Vec<(&str, Field<'_>)> = section.entries().collect();
     // In the order of the file, so that of two apps with one domain the second is the one to mend.
     entries.sort_by_key(|(_, field)| field.key_span.start);
-    for (name, field) in entries {
-        let Some(read) = app::read(name, &field, agent, forbidden) else { continue };
+    let reads = entries.iter().filter_map(|(name, field)| app::read(name, field, agent, forbidden));
+    let reads: Vec<app::Read<'_>> = reads.collect();
+    for read in &reads {
         for claim in &read.claims {
             domains.claim(section.reader, claim, &read.name);
         }
-        apps.extend(read.app.map(|app| (app.name.clone(), app)));
     }
-    apps
+    canary_of::check(&reads);
+    reads.into_iter().filter_map(|read| read.app).map(|app| (app.name.clone(), app)).collect()
 }
 
 /// Which app has which domain, which of its paths are taken, and where that is written.

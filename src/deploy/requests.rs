@@ -102,7 +102,9 @@ impl Story<'_> {
 
     async fn counts_now(&self) -> Option<Count> {
         let counts = self.deployer.proxy.counts().await?;
-        let app = counts.apps.get(&self.app.name).copied().unwrap_or_default();
+        // Those of a canary come in as its production's, and are counted there.
+        let app = self.app.canary_of.as_ref().map_or(&self.app.name, |canary| &canary.app);
+        let app = counts.apps.get(app).copied().unwrap_or_default();
         Some(Count { boot: counts.boot, app })
     }
 

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::discord::Payload;
 use super::message::{Message, News, compose};
 use super::webhook::{Answer, Webhook};
-use super::{Target, facts, outage, targets};
+use super::{Target, canary, facts, outage, targets};
 use crate::config::{Config, NoticeKind};
 use crate::journal::{DeployEvent, Journal, Published};
 use crate::model::AppName;
-use crate::store::{About, Deployment, Notice, Outage, Store, StoreError};
+use crate::store::{About, CanaryAlert, Deployment, Notice, Outage, Store, StoreError};
 
 /// The waits of a delivery.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +63,7 @@ pub(super) struct Courier {
     name: String,
     store: Store,
     events: broadcast::Receiver<Published>,
-    outages: watch::Receiver<()>,
+    alarms: watch::Receiver<()>,
     config: watch::Receiver<Arc<Config>>,
     timing: Timing,
     /// Made at the first use, and again after a change of the configuration.
@@ -98,6 +98,8 @@ enum Verdict {
     Tell(News, Box<Deployment>),
     /// A message about the engine.
     TellOutage(Outage),
+    /// A message about a canary.
+    TellCanary(CanaryAlert),
     /// Nothing: the receiver did not ask for it, or a notice behind it says more.
     NotWanted,
     /// Nothing but a count in a later message about this app.
@@ -133,13 +135,13 @@ impl Courier {
         config: watch::Receiver<Arc<Config>>,
         timing: Timing,
     ) -> Self {
-        let (events, outages) = (journal.subscribe(), journal.subscribe_outages());
+        let (events, alarms) = (journal.subscribe(), journal.subscribe_alarms());
         let passed_over = HashMap::new();
         Self {
             name,
             store,
             events,
-            outages,
+            alarms,
             config,
             timing,
             webhook: None,
@@ -219,6 +221,12 @@ impl Courier {
                 // Each is a message of its own: an edit would make no phone ring.
                 self.send(target, &notice, &message, None).await?;
             }
+            Verdict::TellCanary(alert) => {
+                self.report_dropped();
+                let tell = if notice.kind == NoticeKind::CanaryUp { canary::up } else { canary::down };
+                let message = tell(&alert, config.agent.public_url.clone());
+                self.send(target, &notice, &message, None).await?;
+            }
         }
         self.store.notice_done(&self.name, &notice, told).await?;
         Ok(true)
@@ -236,6 +244,10 @@ impl Courier {
         let (news, id) = match (notice.about, News::of(notice.kind)) {
             (About::Deployment(id), Some(news)) => (news, id),
             (About::Outage(id), _) => return self.judge_outage(notice, id, target).await,
+            (About::CanaryAlert(id), _) => {
+                let alert = self.store.canary_alert(id).await?;
+                return Ok(alert.map_or(Verdict::NotWanted, Verdict::TellCanary));
+            }
             (About::Deployment(_), None) => return Ok(Verdict::NotWanted),
         };
         let Some(record) = self.store.deployment(id).await? else { return Ok(Verdict::NotWanted) };
@@ -370,14 +382,14 @@ impl Courier {
         }
     }
 
-    /// Returns when a deployment changed its state or the engine went or came, and at the latest after the check interval.
+    /// Returns when a deployment changed its state, or the engine or a canary went or came, and at the latest after the check interval.
     async fn wait_for_news(&mut self) {
         let check = sleep(self.timing.check);
         tokio::pin!(check);
         loop {
             tokio::select! {
                 () = &mut check => return,
-                changed = self.outages.changed() => match changed {
+                changed = self.alarms.changed() => match changed {
                     Ok(()) => return,
                     Err(_) => return check.await,
                 },

@@ -53,7 +53,9 @@ impl News {
             NoticeKind::RolledBack => Self::RolledBack,
             NoticeKind::Superseded => Self::Superseded,
             NoticeKind::Cancelled => Self::Cancelled,
-            NoticeKind::EngineDown | NoticeKind::EngineUp => return None,
+            NoticeKind::EngineDown | NoticeKind::EngineUp | NoticeKind::CanaryDown | NoticeKind::CanaryUp => {
+                return None;
+            }
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Tells people how deployments go, and when the engine does not answer.
+//! Tells people how deployments go, when the engine does not answer, and when a permanent canary gets no requests.
 //!
 //! The outbox on disk is written with the states it tells about ([`crate::store`]); here each configured receiver
 //! has a task of its own that works through it at its own pace, so a slow or broken one delays neither a deployment
@@ -20,6 +20,7 @@ use crate::config::{Channel, Config, NoticeKind};
 use crate::journal::Journal;
 use crate::store::Store;
 
+mod canary;
 mod delivery;
 pub mod discord;
 mod facts;

@@ -77,11 +77,23 @@ pub struct Assignment {
     pub log: DeployLog,
 }
 
+/// An instance of an earlier life of the agent.
+pub struct Adopted {
+    /// As the engine shows it.
+    pub observed: Observed,
+    /// What it was started with.
+    pub spec: Arc<ServiceSpec>,
+    /// What it is for.
+    pub duty: Duty,
+    /// Whether it goes on being routed until its checks have spoken.
+    pub trusted: bool,
+}
+
 enum Signal {
     Roll(Box<Assignment>, oneshot::Sender<Outcome>),
     Cancel(DeploymentId, String),
     Ask(Wish, oneshot::Sender<Result<DeploymentId, WishRefused>>),
-    Adopt(Vec<(Observed, Arc<ServiceSpec>, Duty)>, Option<Share>, oneshot::Sender<()>),
+    Adopt(Vec<Adopted>, Option<Share>, oneshot::Sender<()>),
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
@@ -183,7 +195,7 @@ impl Driver {
     }
 
     /// Takes over instances of an earlier life of the agent, and the share of the requests that a canary among them has.
-    pub async fn adopt(&self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>, share: Option<Share>) {
+    pub async fn adopt(&self, instances: Vec<Adopted>, share: Option<Share>) {
         let (done, adopted) = oneshot::channel();
         self.send(Signal::Adopt(instances, share, done));
         // Closed only when the agent ends.

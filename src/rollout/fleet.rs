@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::shares::shares;
 use super::upkeep::Upkeep;
-use crate::config::{App, Service, ServiceRoute, routed_service};
+use crate::config::{App, Config, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
@@ -56,6 +56,8 @@ pub struct Entrance {
     /// Never empty.
     ways: Vec<Way>,
     maintenance: Option<Maintenance>,
+    /// The requests are another app's, which answers those that are not given to this one.
+    is_canary: bool,
 }
 
 /// The way to one service.
@@ -70,8 +72,27 @@ struct Way {
 }
 
 impl Entrance {
-    /// `None` for an app without domains.
-    pub fn of(app: &App) -> Option<Self> {
+    /// `None` for an app without domains. Where a canary's requests come in its production says.
+    pub fn of(app: &App, config: &Config) -> Option<Self> {
+        match &app.canary_of {
+            Some(canary) => Self::beside(app, config.apps.get(&canary.app)?),
+            None => Self::of_its_own(app),
+        }
+    }
+
+    fn beside(canary: &App, production: &App) -> Option<Self> {
+        let Self { ways: of_production, .. } = Self::of_its_own(production)?;
+        let default = routed_service(canary.services.values()).map(|service| &service.name);
+        let ways = canary.services.values().filter_map(|service| {
+            let counterpart = canary.counterpart(service, production)?;
+            let way = of_production.iter().find(|way| way.service == counterpart.name)?.clone();
+            Some(Way { service: service.name.clone(), is_default: Some(&service.name) == default, ..way })
+        });
+        let ways: Vec<Way> = ways.collect();
+        (!ways.is_empty()).then_some(Self { ways, maintenance: None, is_canary: true })
+    }
+
+    fn of_its_own(app: &App) -> Option<Self> {
         let default = routed_service(app.services.values()).map(|service| &service.name);
         let ways = app.services.values().filter_map(|service| {
             let is_default = Some(&service.name) == default;
@@ -84,7 +105,7 @@ impl Entrance {
             (!hosts.is_empty()).then(|| Way { service: service.name.clone(), hosts, route, is_default })
         });
         let ways: Vec<Way> = ways.collect();
-        (!ways.is_empty()).then(|| Self { ways, maintenance: app.maintenance.clone() })
+        (!ways.is_empty()).then(|| Self { ways, maintenance: app.maintenance.clone(), is_canary: false })
     }
 
     /// The way that leads to a member.
@@ -231,14 +252,14 @@ impl Member {
     }
 
     /// An instance that an earlier life of the agent started.
-    pub fn adopted(spec: Arc<ServiceSpec>, observed: &Observed, duty: Duty) -> Self {
+    pub fn adopted(spec: Arc<ServiceSpec>, observed: &Observed, duty: Duty, trusted: bool) -> Self {
         let mut member = Self::starting(spec, observed.slot, observed.deployment);
         member.release = observed.release;
         member.commit = observed.commit.clone();
         member.settings = observed.settings.clone();
         member.duty = duty;
         member.pending = Pending::None;
-        member.trusted = duty == Duty::Serving;
+        member.trusted = duty == Duty::Serving && trusted;
         member.observe(observed);
         member
     }
@@ -323,7 +344,7 @@ pub struct Share {
 /// The routes of an app: its serving, ready instances; when none of those of a service that run is ready, all that serve
 /// and run, because an answer that may fail is better than none at all. Where nothing runs the route is there without
 /// members: the proxy says so, instead of not knowing the host. Under a canary the weights give it its share of those that
-/// are in the table now.
+/// are in the table now. An app that is a canary itself has its production to answer: of its own only ready ones may.
 pub(super) fn routes(
     app: &AppName,
     entrance: Option<&Entrance>,
@@ -347,7 +368,10 @@ impl Way {
         let serving = || members.iter().filter(|(_, member)| serves(member));
         let service = serving().next().map_or(&self.service, |(_, m)| &m.spec.service.name).clone();
         let ready: Vec<_> = serving().filter(|(_, m)| m.gate.health() == Health::Ready || m.trusted).collect();
-        let chosen: Vec<_> = if ready.is_empty() { serving().filter(|(_, m)| m.running).collect() } else { ready };
+        let chosen: Vec<_> = match ready.is_empty() && !entrance.is_canary {
+            true => serving().filter(|(_, m)| m.running).collect(),
+            false => ready,
+        };
         let is_canary = |m: &Member| share.is_some_and(|share| share.deployment == m.deployment);
         let new = chosen.iter().filter(|(_, m)| is_canary(m)).count();
         let (of_old, of_new) = share.map_or((1, 1), |share| shares(chosen.len() - new, new, share.percent));

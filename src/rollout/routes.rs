@@ -1,13 +1,20 @@
-//! All apps' routes as the one table that the proxy knows.
+//! All apps' routes as the one table that the proxy knows: `parts` joins them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tokio::sync::Mutex;
 
+use crate::config::Config;
 use crate::model::{AppName, InstanceId};
 use crate::proxy::client::{ApplyError, ProxyClient};
-use crate::proxy::table::{Member, Route, Table};
+use crate::proxy::table::{Route, Table};
+
+mod files;
+mod parts;
+
+use parts::Parts;
+pub use parts::{Beside, Permanent};
 
 /// Every app's part of the route table. Setting one app's part sends the whole.
 pub struct Routes {
@@ -15,49 +22,11 @@ pub struct Routes {
     parts: Mutex<Parts>,
 }
 
-struct Parts {
-    /// Of apps that have no driver: from the table that the proxy keeps, not observed yet in this life of the agent;
-    /// and of those that are no longer configured.
-    kept: BTreeMap<AppName, Vec<Route>>,
-    set: BTreeMap<AppName, Vec<Route>>,
-}
-
-impl Parts {
-    /// Each host and path once: for what an app has set rather than for what is kept. But an app of which nothing runs takes no
-    /// host from one that answers, such as from its former name until its own first release is live.
-    fn joined(&self) -> Vec<Route> {
-        let all = || self.set.values().chain(self.kept.values()).flatten();
-        let answers = |route: &&Route| !route.members.is_empty();
-        let mut claimed = BTreeSet::new();
-        let claims = all().filter(answers).chain(all().filter(|route| !answers(route))).map(|route| {
-            let hosts = route.hosts.iter().filter(|host| claimed.insert((*host, &route.path))).cloned().collect();
-            Route { hosts, ..route.clone() }
-        });
-        claims.filter(|route| !route.hosts.is_empty()).collect()
-    }
-
-    /// Takes instances out of an app's routes; which of them were in.
-    fn take_out(&mut self, app: &AppName, leaving: &[InstanceId]) -> Vec<InstanceId> {
-        let parts = self.kept.get_mut(app).into_iter().chain(self.set.get_mut(app)).flatten();
-        let mut taken = Vec::new();
-        for route in parts {
-            let (out, stay) = route.members.drain(..).partition(|member| leaving.contains(&member.instance));
-            route.members = stay;
-            taken.extend(Vec::into_iter(out).map(|member: Member| member.instance));
-        }
-        taken
-    }
-}
-
 impl Routes {
     /// Starts from the table that the proxy keeps on disk, so that traffic goes on unchanged until each app's
     /// instances have been observed again.
     pub fn new(proxy: ProxyClient, table: Table) -> Self {
-        let mut kept: BTreeMap<AppName, Vec<Route>> = BTreeMap::new();
-        for route in table.routes {
-            kept.entry(route.app.clone()).or_default().push(route);
-        }
-        Self { proxy, parts: Mutex::new(Parts { kept, set: BTreeMap::new() }) }
+        Self { proxy, parts: Mutex::new(Parts::of(table)) }
     }
 
     /// The table that the proxy keeps; empty when there is none or it cannot be read.
@@ -68,19 +37,14 @@ impl Routes {
 
     /// Whether an instance is in the table as it is now.
     pub async fn holds(&self, app: &AppName, instance: &InstanceId) -> bool {
-        let parts = self.parts.lock().await;
-        let routes = parts.set.get(app).or_else(|| parts.kept.get(app));
-        routes.into_iter().flatten().flat_map(|route| &route.members).any(|member| member.instance == *instance)
+        self.parts.lock().await.holds(app, instance)
     }
 
     /// Replaces an app's routes and returns once the proxy has acknowledged them.
-    pub async fn set(&self, app: &AppName, mut routes: Vec<Route>) -> Result<(), ApplyError> {
+    pub async fn set(&self, app: &AppName, routes: Vec<Route>) -> Result<(), ApplyError> {
         // Held until the answer: tables reach the proxy in the order of the changes.
         let mut parts = self.parts.lock().await;
-        let before = parts.set.get(app).or_else(|| parts.kept.get(app));
-        remember_files(&mut routes, before.map_or(&[], Vec::as_slice));
-        parts.kept.remove(app);
-        parts.set.insert(app.clone(), routes);
+        parts.set(app, routes);
         self.proxy.apply(parts.joined()).await.map(drop)
     }
 
@@ -95,118 +59,60 @@ impl Routes {
         Ok(taken)
     }
 
-    /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts.
+    /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts; those of a
+    /// canary end.
     pub async fn let_go(&self, app: &AppName) {
-        let mut parts = self.parts.lock().await;
-        if let Some(routes) = parts.set.remove(app) {
-            parts.kept.insert(app.clone(), routes);
+        let changed = self.change(|parts| parts.let_go(app)).await;
+        if let Err(err) = changed {
+            tracing::warn!(%app, %err, "the proxy did not take the routes without it");
         }
+    }
+
+    /// Says which apps are canaries of which, as it is configured; those among `suspended` get nothing.
+    pub async fn set_canaries(&self, config: &Config, suspended: BTreeSet<AppName>) -> Result<(), ApplyError> {
+        let permanent = config.apps.values().filter_map(|app| {
+            let of = app.canary_of.clone()?;
+            Some((app.name.clone(), Permanent { production: of.app, share: of.share }))
+        });
+        let canaries: BTreeMap<_, _> = permanent.collect();
+        self.change(|parts| {
+            parts.set_canaries(canaries);
+            parts.suspended.extend(suspended);
+        })
+        .await
+    }
+
+    /// Takes a canary's share away, or gives it back, and returns once the proxy has acknowledged it.
+    pub async fn suspend(&self, canary: &AppName, suspended: bool) -> Result<(), ApplyError> {
+        let result = self.change(|parts| parts.suspend(canary, suspended)).await;
+        if result.is_err() {
+            // To be asked for again.
+            self.parts.lock().await.suspend(canary, !suspended);
+        }
+        result
+    }
+
+    /// What of a canary is in the table.
+    pub async fn beside(&self, canary: &AppName) -> Beside {
+        self.parts.lock().await.beside(canary)
+    }
+
+    /// The instances of the canary of `production` that could be given requests.
+    pub async fn canary_of(&self, production: &AppName) -> BTreeSet<InstanceId> {
+        self.parts.lock().await.canary_of(production)
+    }
+
+    /// Sends the table when a change makes it another one.
+    async fn change(&self, change: impl FnOnce(&mut Parts)) -> Result<(), ApplyError> {
+        let mut parts = self.parts.lock().await;
+        let before = parts.joined();
+        change(&mut parts);
+        let joined = parts.joined();
+        if joined == before { Ok(()) } else { self.proxy.apply(joined).await.map(drop) }
     }
 
     /// The proxy itself.
     pub fn proxy(&self) -> &ProxyClient {
         &self.proxy
-    }
-}
-
-/// Static files outlive what brought them: those of the release before are still found behind those of the live one, as pages
-/// that were loaded before the switch ask for them; and where nothing serves, they stay as they were.
-fn remember_files(routes: &mut [Route], before: &[Route]) {
-    for route in routes {
-        let Some(before) = before.iter().find(|other| (&other.path, &other.hosts) == (&route.path, &route.hosts))
-        else {
-            continue;
-        };
-        if route.members.is_empty() && route.files.is_empty() {
-            route.files.clone_from(&before.files);
-        }
-        for files in &mut route.files {
-            let Some(known) = before.files.iter().find(|known| known.prefix == files.prefix) else { continue };
-            let earlier = known.roots.iter().find(|root| !files.roots.contains(root)).cloned();
-            files.roots.extend(earlier);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn route(app: &str, hosts: &[&str], instances: u32) -> Route {
-        let member = |number: u32| Member {
-            instance: InstanceId::parse(&format!("d1-{app}-{number}")).unwrap(),
-            address: ([127, 0, 0, 1], 80).into(),
-            weight: 1,
-            group: 0,
-        };
-        let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
-        Route::new(app.parse().unwrap(), "web".parse().unwrap(), hosts, (1..=instances).map(member).collect())
-    }
-
-    fn parts(kept: &[Route], set: &[Route]) -> Parts {
-        let by_app = |routes: &[Route]| routes.iter().map(|route| (route.app.clone(), vec![route.clone()])).collect();
-        Parts { kept: by_app(kept), set: by_app(set) }
-    }
-
-    #[test]
-    fn what_an_app_has_set_goes_before_what_is_kept() {
-        let kept = [route("shop", &["shop.test", "old.test"], 2), route("blog", &["blog.test"], 1)];
-        let set = [route("store", &["shop.test"], 1)];
-        let joined = parts(&kept, &set).joined();
-        let rest = Route { hosts: vec!["old.test".into()], ..kept[0].clone() };
-        assert_eq!(joined, [set[0].clone(), kept[1].clone(), rest]);
-    }
-
-    #[test]
-    fn what_is_to_end_is_taken_out_of_its_own_routes() {
-        let mut parts = parts(&[route("shop", &["shop.test"], 3), route("blog", &["blog.test"], 2)], &[]);
-        let leaving = ["d1-shop-2", "d1-shop-9", "d1-blog-1"].map(|id| InstanceId::parse(id).unwrap());
-        assert_eq!(parts.take_out(&"shop".parse().unwrap(), &leaving), [leaving[0].clone()]);
-        let left: Vec<_> = parts.joined().iter().map(|route| route.members.len()).collect();
-        assert_eq!(left, [2, 2], "blog, shop");
-    }
-
-    #[test]
-    fn files_of_the_release_before_stay_behind_those_of_the_live_one() {
-        use crate::proxy::PathPrefix;
-        use crate::proxy::table::{FileRoot, StaticFiles};
-
-        let serving = |roots: &[&str], instances: u32| {
-            let roots = roots.iter().map(|dir| FileRoot { dir: dir.into(), below: String::new() }).collect();
-            let files = vec![StaticFiles { prefix: PathPrefix::parse("/static").unwrap(), roots }];
-            vec![Route { files, ..route("shop", &["shop.test"], instances) }]
-        };
-        let nothing = || vec![route("shop", &["shop.test"], 0)];
-        let mut table = nothing();
-        for (next, expected) in [
-            (serving(&["v1"], 1), &["v1"][..]),
-            (serving(&["v1", "v2"], 2), &["v1", "v2"]),
-            (serving(&["v2"], 1), &["v2", "v1"]),
-            (serving(&["v2"], 1), &["v2", "v1"]),
-            (serving(&["v2", "v3"], 2), &["v2", "v3", "v1"]),
-            // Undone: pages of the version that was tried are still open.
-            (serving(&["v2"], 1), &["v2", "v3"]),
-            (nothing(), &["v2", "v3"]),
-            (serving(&["v2", "v4"], 2), &["v2", "v4", "v3"]),
-            (serving(&["v4"], 1), &["v4", "v2"]),
-        ] {
-            let mut routes = next;
-            remember_files(&mut routes, &table);
-            let roots: Vec<_> = routes[0].files[0].roots.iter().map(|root| root.dir.to_str().unwrap()).collect();
-            assert_eq!(roots, expected);
-            table = routes;
-        }
-        let mut without = vec![route("shop", &["shop.test"], 1)];
-        remember_files(&mut without, &table);
-        assert_eq!(without[0].files, [], "the live release has none");
-    }
-
-    #[test]
-    fn an_app_of_which_nothing_runs_takes_no_host_from_one_that_answers() {
-        let kept = [route("shop", &["shop.test"], 2)];
-        let set = [route("store", &["shop.test", "store.test"], 0)];
-        let own = Route { hosts: vec!["store.test".into()], ..set[0].clone() };
-        assert_eq!(parts(&kept, &set).joined(), [kept[0].clone(), own]);
-        assert_eq!(parts(&[], &set).joined(), set);
     }
 }

@@ -1,5 +1,7 @@
 //! How a share of the requests becomes weights. Whole numbers alone: a share is exact or it is none.
 
+use crate::config::Fraction;
+
 /// The weights of each old and of each new instance with which the new ones together get exactly `percent` of the
 /// requests, over any window of one round (as many requests as all weights together). As small as can be.
 ///
@@ -25,8 +27,29 @@ pub fn needed(instances: usize, percent: u32) -> usize {
     (instances * percent.min(100) as usize).div_ceil(100).max(1).min(instances)
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// The weights of the members of production, and the one of each member of a permanent canary, with which the canary's
+/// together get exactly `share` of the requests and production's share the rest as before. As small as can be.
+///
+/// Where one side is empty the other one gets everything. `None` when the numbers are too large for a weight.
+pub fn beside(production: &[u32], canaries: usize, share: Fraction) -> Option<(Vec<u32>, u32)> {
+    let all: u64 = production.iter().copied().map(u64::from).sum();
+    if canaries == 0 || all == 0 {
+        return Some((production.to_vec(), u32::from(canaries > 0)));
+    }
+    // In one round production : canary = all × (of − part) × n : n × all × part.
+    let (part, of) = (u64::from(share.part), u64::from(share.of));
+    let each = of.checked_sub(part)?.checked_mul(u64::try_from(canaries).ok()?)?;
+    let canary = all.checked_mul(part)?;
+    let production: Option<Vec<u64>> = production.iter().map(|&weight| u64::from(weight).checked_mul(each)).collect();
+    let production = production?;
+    let common = production.iter().fold(canary, |common, &weight| gcd(common, weight)).max(1);
+    let smaller = |weight: u64| u32::try_from(weight / common).ok();
+    let production: Option<Vec<u32>> = production.into_iter().map(smaller).collect();
+    Some((production?, smaller(canary)?))
+}
+
+fn gcd<T: Copy + Default + PartialEq + std::ops::Rem<Output = T>>(a: T, b: T) -> T {
+    if b == T::default() { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -54,7 +77,37 @@ mod tests {
         assert_eq!(needed(0, 10), 0);
     }
 
+    #[test]
+    fn a_permanent_canary_beside_production_in_small_numbers() {
+        let third = Fraction { part: 1, of: 3 };
+        assert_eq!(beside(&[1, 1], 1, third), Some((vec![1, 1], 1)));
+        assert_eq!(beside(&[1, 1], 2, third), Some((vec![2, 2], 1)), "of 6 requests each canary gets 1");
+        assert_eq!(beside(&[9, 9, 2], 1, Fraction { part: 1, of: 2 }), Some((vec![9, 9, 2], 20)));
+        assert_eq!(beside(&[4, 4], 0, third), Some((vec![4, 4], 0)), "as they were");
+        assert_eq!(beside(&[], 2, third), Some((vec![], 1)));
+        assert_eq!(beside(&[u32::MAX, 1], 1, Fraction { part: 1, of: 100 }), None);
+    }
+
     proptest! {
+        /// The canary gets exactly its share of one round, the members of production share the rest as they did alone, and
+        /// there are no smaller numbers.
+        #[test]
+        fn a_permanent_canarys_share_is_exact_over_one_round(
+            production in proptest::collection::vec(1u32..=6400, 1..20),
+            canaries in 1usize..=64,
+            (part, of) in (2u32..=100).prop_flat_map(|of| (1..of, Just(of))),
+        ) {
+            let (weights, each) = beside(&production, canaries, Fraction { part, of }).unwrap();
+            prop_assert!(each > 0 && weights.iter().all(|&weight| weight > 0));
+            let round: u64 = weights.iter().copied().map(u64::from).sum::<u64>() + u64::from(each) * canaries as u64;
+            prop_assert_eq!(u64::from(each) * canaries as u64 * u64::from(of), round * u64::from(part));
+            for (before, after) in production.iter().zip(&weights) {
+                let as_before = u64::from(*before) * u64::from(weights[0]) == u64::from(*after) * u64::from(production[0]);
+                prop_assert!(as_before, "{production:?} became {weights:?}");
+            }
+            prop_assert_eq!(weights.iter().fold(each, |common, &weight| gcd(common, weight)), 1);
+        }
+
         /// The share is exact over one round, everybody gets something, and there are no smaller numbers.
         #[test]
         fn a_share_is_exact_over_one_round(old in 1usize..=64, new in 1usize..=64, percent in 1u32..100) {

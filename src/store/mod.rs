@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 mod admission;
 mod backup;
 mod ballast;
+mod canary_alerts;
 mod delivery_key;
 mod deployments;
 mod drift;
@@ -29,6 +30,7 @@ mod tokens;
 
 pub use admission::{Admission, Decision, NewDeployment};
 pub use backup::{Contents, copy_closed, inspect};
+pub use canary_alerts::{CanaryAlert, Raised};
 pub use deployments::{Deployment, Finish, PhaseSpan};
 pub use drift::Drift;
 pub use log::LogLine;

@@ -27,6 +27,8 @@ pub enum About {
     Deployment(DeploymentId),
     /// An outage of the engine, by its number.
     Outage(i64),
+    /// An alert about a canary, by its number.
+    CanaryAlert(i64),
 }
 
 impl Store {
@@ -41,7 +43,7 @@ impl Store {
                 params![target],
             )?;
             c.query_row(
-                "SELECT id, deployment, outage, kind, at FROM notices
+                "SELECT id, deployment, outage, canary_alert, kind, at FROM notices
                  WHERE id > (SELECT delivered FROM notice_cursors WHERE target = ?) ORDER BY id LIMIT 1",
                 params![target],
                 read,
@@ -89,28 +91,27 @@ impl Store {
 
 /// Puts something to tell into the outbox, in the transaction that it tells of.
 pub(super) fn add_notice(c: &Connection, about: About, kind: NoticeKind, now: i64) -> rusqlite::Result<()> {
-    let (deployment, outage) = match about {
-        About::Deployment(id) => (Some(id.0), None),
-        About::Outage(id) => (None, Some(id)),
+    let (column, id) = match about {
+        About::Deployment(id) => ("deployment", id.0),
+        About::Outage(id) => ("outage", id),
+        About::CanaryAlert(id) => ("canary_alert", id),
     };
-    c.prepare_cached("INSERT INTO notices (deployment, outage, kind, at) VALUES (?, ?, ?, ?)")?.execute(params![
-        deployment,
-        outage,
-        to_json(&kind)?,
-        now
-    ])?;
+    let sql = format!("INSERT INTO notices ({column}, kind, at) VALUES (?, ?, ?)");
+    c.prepare_cached(&sql)?.execute(params![id, to_json(&kind)?, now])?;
     Ok(())
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Notice> {
-    let (deployment, kind): (Option<i64>, String) = (row.get(1)?, row.get(3)?);
+    let (deployment, outage): (Option<i64>, Option<i64>) = (row.get(1)?, row.get(2)?);
+    let kind: String = row.get(4)?;
     Ok(Notice {
         id: row.get(0)?,
-        about: match deployment {
-            Some(id) => About::Deployment(DeploymentId(id)),
-            None => About::Outage(row.get(2)?),
+        about: match (deployment, outage) {
+            (Some(id), _) => About::Deployment(DeploymentId(id)),
+            (None, Some(id)) => About::Outage(id),
+            (None, None) => About::CanaryAlert(row.get(3)?),
         },
         kind: from_json(&kind)?,
-        at: timestamp(row.get(4)?),
+        at: timestamp(row.get(5)?),
     })
 }

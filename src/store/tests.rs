@@ -293,3 +293,39 @@ async fn an_outage_is_told_once_and_so_is_its_end() {
     assert_eq!(told, [(NoticeKind::EngineDown, About::Outage(1)), (NoticeKind::EngineUp, About::Outage(1))]);
     assert!(store.outage(1).await.unwrap().unwrap().ended_at.is_some());
 }
+
+#[tokio::test]
+async fn an_alert_about_a_canary_is_told_once_and_so_is_its_end() {
+    use crate::config::{CanaryOf, Fraction, NoticeKind};
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.next_notice("discord").await.unwrap(), None);
+    let of = CanaryOf { app: app(), share: Fraction { part: 1, of: 3 } };
+    let next = "next".parse().unwrap();
+    let raised = |times| Raised { times, why: format!("{times} times"), deployment: Some(DeploymentId(7)) };
+    assert!(!store.end_canary_alert(&next, true).await.unwrap(), "there is none");
+    assert!(store.raise_canary_alert(&next, &of, &raised(0)).await.unwrap());
+    // As an agent would that was restarted in the middle.
+    assert!(!store.raise_canary_alert(&next, &of, &raised(0)).await.unwrap());
+    // It runs again and fails: that is another alert, and the first one is over without a word.
+    assert!(store.raise_canary_alert(&next, &of, &raised(1)).await.unwrap());
+    assert!(!store.raise_canary_alert(&next, &of, &raised(2)).await.unwrap(), "it is still the same");
+    let alerts = store.open_canary_alerts().await.unwrap();
+    let [alert] = alerts.as_slice() else { panic!("{alerts:?}") };
+    assert_eq!((alert.times, alert.why.as_str(), alert.deployment), (2, "2 times", Some(DeploymentId(7))));
+    assert_eq!((&alert.app, &alert.production, alert.share), (&next, &app(), of.share));
+    assert!(store.end_canary_alert(&next, true).await.unwrap());
+    assert!(store.raise_canary_alert(&next, &of, &raised(1)).await.unwrap());
+    assert!(store.end_canary_alert(&next, false).await.unwrap(), "it is not wanted any more");
+    assert_eq!(store.open_canary_alerts().await.unwrap(), []);
+
+    let mut told = Vec::new();
+    while let Some(notice) = store.next_notice("discord").await.unwrap() {
+        told.push((notice.kind, notice.about));
+        store.notice_done("discord", &notice, None).await.unwrap();
+    }
+    let (down, up) = (NoticeKind::CanaryDown, NoticeKind::CanaryUp);
+    let expected = [(down, 1), (down, 2), (up, 2), (down, 3)].map(|(kind, id)| (kind, About::CanaryAlert(id)));
+    assert_eq!(told, expected);
+    assert!(store.canary_alert(2).await.unwrap().unwrap().ended_at.is_some());
+}

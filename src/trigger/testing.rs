@@ -34,6 +34,7 @@ pub fn app(name: &str, repo: RepoUrl) -> App {
         credential: Credential::None,
         submodules: false,
         webhook: Some(Webhook { provider: Provider::GitHub, secret: SECRET.into() }),
+        canary_of: None,
         domains: Vec::new(),
         maintenance: None,
         release: None,

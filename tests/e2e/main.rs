@@ -29,6 +29,7 @@ mod engine_restarts;
 mod faults;
 mod gates;
 mod operations;
+mod permanent_canaries;
 mod proving;
 mod proxy;
 mod pushing;

@@ -79,6 +79,7 @@ pub fn app(repo: RepoUrl) -> App {
         credential: Credential::None,
         submodules: false,
         webhook: None,
+        canary_of: None,
         domains: Vec::new(),
         maintenance: None,
         release: None,

@@ -14,9 +14,9 @@ fn unknown_keys_suggest_the_one_that_was_meant() {
     deploy.toml:5:1: unknown key "port"
         proxy takes: http, https, certificates, acme, redirect_http, hsts, self_signed, trusted_proxies, limits, access_log
     deploy.toml:8:1: unknown key "replica", did you mean "instances"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, canary_of, share, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
     deploy.toml:9:12: unknown key "helth", did you mean "health"?
-        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
+        apps.shop takes: repo, branch, allow_local, credential, submodules, webhook, canary_of, share, domains, maintenance, build, env, services, port, instances, health, route, command, memory, cpus, stop_grace, drain, volumes, static, release, rollout, deadline, keep_releases
     "#);
 }
 
@@ -100,6 +100,65 @@ fn canaries_that_make_no_sense() {
         raise deadline, or lower rollout.pause, 3 times, and rollout.watch
     deploy.toml:50:12: apps.f.rollout.strategy = "canary" shares requests, and no domain of the app leads to a service with a port
         set domains and port, or write strategy = "rolling"
+    "#);
+}
+
+#[test]
+fn permanent_canaries_that_make_no_sense() {
+    let head = |name: &str, keys: &str| {
+        format!("[apps.{name}]\nrepo = \"https://h/x\"\nwebhook = {{ secret = {{ env = \"S\" }} }}\n{keys}\n")
+    };
+    let canary = |name: &str, of: &str, keys: &str| {
+        head(name, &format!("canary_of = \"{of}\"\nport = 80\nhealth = {{ path = \"/\" }}\n{keys}"))
+    };
+    let file = [
+        head("shop", "domains = [\"shop.test\"]\nport = 80\nhealth = { path = \"/\" }"),
+        head("worker", "share = \"1/2\""),
+        canary("a", "shpo", "share = \"0/3\""),
+        canary("b", "b", "share = \"1/101\""),
+        canary(
+            "c",
+            "shop",
+            "share = 0.3\ndomains = [\"c.test\"]\nmaintenance = true\nroute = { domains = [\"d.test\"] }",
+        ),
+        canary("d", "shop", "rollout = { strategy = \"canary\" }"),
+        canary("e", "d", ""),
+        canary("f", "worker", ""),
+        head("h", "domains = [\"h.test\"]\nport = 80\nhealth = { path = \"/\" }"),
+        head(
+            "g",
+            "canary_of = \"h\"\n[apps.g.services.api]\nport = 1\nhealth = { tcp = true }\nroute = { path = \"/api\" }",
+        ),
+    ];
+    insta::assert_snapshot!(report(&file.concat()), @r#"
+    deploy.toml:10:9: apps.worker.share does nothing without canary_of
+        add canary_of = "APP", or remove it
+    deploy.toml:14:13: apps.a.canary_of: there is no app "shpo"
+        did you mean "shop"?
+    deploy.toml:17:9: apps.a.share must be between 1/100 and 99/100, in whole numbers up to 100, got "0/3"
+        write share = "1/3" for one of three requests
+    deploy.toml:21:13: apps.b.canary_of is the app itself
+        name the app that is production
+    deploy.toml:24:9: apps.b.share must be between 1/100 and 99/100, in whole numbers up to 100, got "1/101"
+        write share = "1/3" for one of three requests
+    deploy.toml:31:9: apps.c.share must be a fraction in quotes
+        write share = "1/3" for one of three requests
+    deploy.toml:32:11: apps.c.domains is of no use in a canary: it answers where the other app does
+        remove it
+    deploy.toml:33:15: apps.c.maintenance is of no use in a canary: it answers where the other app does
+        remove it
+    deploy.toml:34:22: apps.c.canary_of: a canary has no domains of its own, in its routes neither
+        remove domains from the route
+    deploy.toml:38:13: apps.d.canary_of: shop has a canary already, c
+        an app has one canary at most
+    deploy.toml:41:24: apps.d.rollout.strategy = "canary": this app is a canary already
+        write strategy = "rolling", or remove it
+    deploy.toml:45:13: apps.e.canary_of: d is a canary itself
+        name the app that is production
+    deploy.toml:52:13: apps.f.canary_of: no domain of worker leads to a service with a port, so there is nothing to share
+        set domains and port in [apps.worker]
+    deploy.toml:65:13: apps.g.canary_of: h has no service api whose requests g could share
+        give it the name of one of h's, or remove its route
     "#);
 }
 
@@ -828,7 +887,7 @@ events = []
         it must be https://discord.com/api/webhooks/ID/TOKEN, as Discord's channel settings show it
     deploy.toml:10:1: notify[2].url: the environment variable LOCAL_URL holds an address on this machine (its value is not shown here)
         set allow_local = true if a stand-in on this machine is meant
-    deploy.toml:11:11: notify[2].events[0] must be one of "started", "succeeded", "failed", "rolled_back", "superseded", "cancelled", "engine_down", "engine_up", got "suceeded"
+    deploy.toml:11:11: notify[2].events[0] must be one of "started", "succeeded", "failed", "rolled_back", "superseded", "cancelled", "engine_down", "engine_up", "canary_down", "canary_up", got "suceeded"
         did you mean "succeeded"?
     deploy.toml:11:33: notify[2].events[2] is in the list twice
         remove one of them

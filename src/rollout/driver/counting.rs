@@ -11,6 +11,7 @@ use crate::proxy;
 use crate::proxy::control::InstanceCounts;
 use crate::rollout::fleet::{Member, Task};
 use crate::rollout::machine::Event;
+use crate::rollout::tally::Guests;
 use crate::rollout::watch::{Answers, History, errors_jumped, new_instances_fail};
 
 /// Between two counts of the requests.
@@ -49,14 +50,17 @@ impl DriverTask {
             return;
         }
         let round = active.round;
-        let (proxy, app, signals) = (self.parts.routes.proxy().clone(), self.app.clone(), self.signals.clone());
+        let (routes, app, signals) = (self.parts.routes.clone(), self.app.clone(), self.signals.clone());
         let counting = tokio::spawn(async move {
+            let mut guests = Guests::default();
             loop {
-                let counts = proxy.counts().await;
+                let counts = routes.proxy().counts().await;
+                let canary = routes.canary_of(&app).await;
                 let Some(signals) = signals.upgrade() else { return };
                 // A proxy that does not answer has counted nothing that could be told from zero.
                 if let Some(counts) = counts {
-                    let _ = signals.send(Signal::Counted(round, Count::of(&app, counts)));
+                    let of_canary = guests.take(&counts, &canary);
+                    let _ = signals.send(Signal::Counted(round, Count::of(&app, counts, of_canary)));
                 }
                 drop(signals);
                 sleep(COUNT_PAUSE).await;
@@ -90,9 +94,11 @@ impl Active {
 }
 
 impl Count {
-    fn of(app: &AppName, counts: proxy::Counts) -> Self {
+    /// Without what a permanent canary answered in the app's place.
+    fn of(app: &AppName, counts: proxy::Counts, of_canary: Answers) -> Self {
         let proxy::Counts { apps, instances, boot, .. } = counts;
-        Self { boot, app: apps.get(app).copied().map(Answers::from).unwrap_or_default(), instances }
+        let all = apps.get(app).copied().map(Answers::from).unwrap_or_default();
+        Self { boot, app: all.since(of_canary), instances }
     }
 }
 

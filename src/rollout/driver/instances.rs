@@ -1,22 +1,21 @@
 //! The app's instances as they change: what the runtime and the probes say of them, and what follows for routes and
 //! rollout.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DriverTask, Signal};
+use super::{Adopted, DriverTask, Signal};
 use crate::disk;
 use crate::health::probe;
 use crate::model::{Duty, Health, InstanceId};
-use crate::rollout::fleet::{Member, Pending, ServiceSpec, Task};
+use crate::rollout::fleet::{Member, Pending, Task};
 use crate::rollout::machine::{Cause, Event};
 use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
 
 impl DriverTask {
-    pub(super) fn adopt(&mut self, instances: Vec<(Observed, Arc<ServiceSpec>, Duty)>) {
-        for (observed, spec, duty) in instances {
-            let member = Member::adopted(spec, &observed, duty);
+    pub(super) fn adopt(&mut self, instances: Vec<Adopted>) {
+        for Adopted { observed, spec, duty, trusted } in instances {
+            let member = Member::adopted(spec, &observed, duty, trusted);
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
         }
