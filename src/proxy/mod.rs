@@ -19,6 +19,7 @@ pub mod table;
 mod access_log;
 mod alive;
 mod answer;
+mod attempt;
 mod body;
 mod certificates;
 mod challenges;
