@@ -149,12 +149,20 @@ impl Yard {
         self.shop.repo.write_site(&if bad { version.exit_at_once(3) } else { version });
         self.shop.repo.commit(&format!("Version {}", self.pushed));
         let delivery = Push::of("main", &self.shop.repo.push("main")).delivery();
+        let (began, mut killed) = (std::time::Instant::now(), false);
         let accepted = eventually("the push is accepted", LIMIT, async || {
             self.ensure_spawned();
+            let is_late = !killed && began.elapsed() > HANGING;
             let headers = delivery.headers(SECRET);
             let sending = delivery.try_send(self.shop.agent.listen, "shop", &headers);
             match tokio::time::timeout(HANGING, sending).await {
                 Ok(Ok(answer)) if matches!(answer.status.as_u16(), 200 | 202) => Ok(answer.json()),
+                // It hangs before it listens.
+                Ok(Err(why)) if is_late => {
+                    killed = true;
+                    self.kill().await;
+                    Err(why)
+                }
                 Ok(answer) => Err(answer.map_or_else(|why| why, |a| format!("{} {}", a.status, a.text()))),
                 Err(_) => {
                     self.kill().await;
