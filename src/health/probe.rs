@@ -18,7 +18,7 @@ use crate::model::InstanceId;
 use crate::runtime::Runtime;
 
 /// The first pause between two checks of an instance that is not ready yet; it doubles up to the policy's interval.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is probed.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ impl Target {
     }
 }
 
-/// Probes for ever: at once, then 25 ms later, growing to the interval until the first pass. `report` gets each result
+/// Probes for ever: at once, then 10 ms later, growing to the interval until the first pass. `report` gets each result
 /// and answers whether the instance is ready by now. Ends with its task.
 pub async fn watch(target: Target, runtime: Arc<dyn Runtime>, report: impl Fn(Result<(), String>) -> bool) {
     let mut pause = FIRST_PAUSE;
