@@ -155,7 +155,7 @@ async fn haproxy(directory: &Path, [one, other]: [u16; 2]) -> Server {
 async fn caddy(directory: &Path, [one, other]: [u16; 2]) -> Server {
     let port = free_port();
     let conf = format!(
-        "{{\n admin off\n auto_https off\n persist_config off\n}}\nhttp://{HOST}:{port} {{\n bind 127.0.0.1\n \
+        "{{\n admin off\n auto_https off\n}}\nhttp://{HOST}:{port} {{\n bind 127.0.0.1\n \
          reverse_proxy 127.0.0.1:{one} 127.0.0.1:{other} {{\n  lb_policy least_conn\n }}\n}}\n"
     );
     let path = directory.join("Caddyfile");
@@ -195,7 +195,8 @@ async fn longshore(table: &Table) -> Server {
     write(
         &config,
         &format!(
-            "[agent]\nlisten = \"127.0.0.1:{agent}\"\ndata_dir = {data:?}\n[proxy]\nhttp = \"127.0.0.1:{port}\"\n"
+            "[agent]\nlisten = \"127.0.0.1:{agent}\"\ndata_dir = {data:?}\n[proxy]\nhttp = \"127.0.0.1:{port}\"\n\
+             [proxy.limits]\nconnections_per_client = 100000\n"
         ),
     );
     let binary = std::env::var("LONGSHORE_BENCH_BINARY").unwrap_or(env!("CARGO_BIN_EXE_longshore").to_owned());
