@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
 use crate::proxy::table::Maintenance;
-use crate::proxy::{Balance, Limits, PathPrefix};
+use crate::proxy::{Balance, PathPrefix, RouteLimits};
 
 mod acme;
 mod app;
@@ -431,7 +431,7 @@ pub struct ServiceRoute {
     /// A client stays with the instance that answered it first. Default off.
     pub sticky: bool,
     /// How many requests an instance is given at a time, and how many may wait. Default: without a limit, and none.
-    pub limits: Limits,
+    pub limits: RouteLimits,
 }
 
 /// `static`

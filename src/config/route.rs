@@ -10,7 +10,7 @@ use super::problem::Fault;
 use super::reader::Section;
 use crate::model::shorten;
 use crate::proxy::table::Maintenance;
-use crate::proxy::{Balance, Limits, PathPrefix};
+use crate::proxy::{Balance, PathPrefix, RouteLimits};
 
 const FORM: &str = "write route = { path = \"/api\" }";
 
@@ -75,7 +75,7 @@ fn page(field: &Field<'_>) -> Option<String> {
 }
 
 /// How many requests an instance is given at a time, and how many may wait for how long.
-fn limits(section: &Section<'_>) -> Limits {
+fn limits(section: &Section<'_>) -> RouteLimits {
     let number = |key: &'static str, least| {
         section.take(key).and_then(|field| field.number(least..=100_000, &format!("a number from {least} to 100000")))
     };
@@ -84,8 +84,8 @@ fn limits(section: &Section<'_>) -> Limits {
     if let Some(field) = wait.as_ref().filter(|_| queue.unwrap_or(0) == 0) {
         field.problem(" is of no use without a queue", "add queue = 100, or remove it");
     }
-    let usual = Limits::default();
-    Limits {
+    let usual = RouteLimits::default();
+    RouteLimits {
         max_requests: most.map(u64::from),
         queue: queue.and_then(|queue| usize::try_from(queue).ok()).unwrap_or(usual.queue),
         queue_wait: wait.and_then(|field| field.duration(LONGEST_WAITS)).unwrap_or(usual.queue_wait),

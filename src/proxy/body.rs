@@ -318,6 +318,9 @@ pub enum BrokenAnswer {
     /// The instance left, and its budget for requests is over.
     #[error("the instance's time to finish is over")]
     DrainLimit,
+    /// The client took nothing of it for too long.
+    #[error("the client takes nothing of it")]
+    NotTaken,
     /// A static file could not be read to its end.
     #[error("the file cannot be read: {0}")]
     File(std::io::Error),

@@ -70,6 +70,26 @@ pub struct ProxyStatus {
     pub answers: bool,
 }
 
+impl ProxyStatus {
+    /// What a proxy said of itself first; anything else comes back.
+    pub(super) fn of(said: Report) -> Result<Self, Report> {
+        match said {
+            Report::Hello { version, pid, boot, generation, listeners, activated, answers } => Ok(Self {
+                connected: true,
+                absent: false,
+                pid,
+                version,
+                boot,
+                listeners,
+                generation,
+                activated,
+                answers,
+            }),
+            other => Err(other),
+        }
+    }
+}
+
 /// Totals, and what is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
@@ -365,28 +385,19 @@ impl Keeper {
     async fn converse(&mut self, read: OwnedReadHalf, write: OwnedWriteHalf) -> Ended {
         let mut read = BufReader::new(read);
         let mut line = LineBuffer::default();
-        let hello = match timeout(HELLO_LIMIT, read_message(&mut read, &mut line)).await {
-            Ok(Ok(Some(Report::Hello { version, pid, boot, generation, listeners, activated, answers }))) => {
-                ProxyStatus {
-                    connected: true,
-                    absent: false,
-                    pid,
-                    version,
-                    boot,
-                    listeners,
-                    generation,
-                    activated,
-                    answers,
-                }
-            }
-            Ok(Ok(_)) => return Ended::Lost(io::Error::other("the proxy did not say hello")),
+        let said = match timeout(HELLO_LIMIT, read_message(&mut read, &mut line)).await {
+            Ok(Ok(Some(said))) => said,
+            Ok(Ok(None)) => return Ended::Lost(io::ErrorKind::UnexpectedEof.into()),
             Ok(Err(error)) => return Ended::Lost(error),
             Err(_) => {
                 self.status.send_if_modified(|status| std::mem::replace(&mut status.absent, false));
                 return Ended::Lost(io::ErrorKind::TimedOut.into());
             }
         };
-        self.greet(hello);
+        match ProxyStatus::of(said) {
+            Ok(hello) => self.greet(hello),
+            Err(_) => return Ended::Lost(io::Error::other("the proxy did not say hello")),
+        }
         self.exchange(read, write, line).await
     }
 

@@ -3,13 +3,25 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::instance::lock;
+
+/// How often refusals are spoken of.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Connections of clients, counted by where they come from.
 #[derive(Debug, Default)]
 pub struct Clients {
     connections: Mutex<HashMap<IpAddr, usize>>,
+    told: Mutex<Option<Instant>>,
+}
+
+/// The client has as many connections as it may.
+#[derive(Debug)]
+pub struct Refused {
+    /// That this happens was not said for a while.
+    pub is_news: bool,
 }
 
 /// A connection that is counted until this is dropped.
@@ -20,16 +32,22 @@ pub struct Place {
 }
 
 impl Clients {
-    /// Counts one in; `None` when the client has `most` already.
-    pub fn admit(self: &Arc<Self>, peer: IpAddr, most: usize) -> Option<Place> {
+    /// Counts one in, unless the client has `most` already.
+    pub fn admit(self: &Arc<Self>, peer: IpAddr, most: usize) -> Result<Place, Refused> {
         let from = network_of(peer);
         let mut connections = lock(&self.connections);
         let count = connections.entry(from).or_default();
-        if *count >= most {
-            return None;
+        if *count < most {
+            *count += 1;
+            return Ok(Place { from, clients: Arc::clone(self) });
         }
-        *count += 1;
-        Some(Place { from, clients: Arc::clone(self) })
+        drop(connections);
+        let mut told = lock(&self.told);
+        let is_news = told.is_none_or(|told| told.elapsed() >= TOLD_EVERY);
+        if is_news {
+            *told = Some(Instant::now());
+        }
+        Err(Refused { is_news })
     }
 }
 
@@ -63,12 +81,13 @@ mod tests {
         let admit = |peer: &str| clients.admit(peer.parse().unwrap(), 2);
         let first = admit("203.0.113.7").unwrap();
         let _mapped = admit("::ffff:203.0.113.7").unwrap();
-        assert!(admit("203.0.113.7").is_none());
+        assert!(admit("203.0.113.7").unwrap_err().is_news);
+        assert!(!admit("203.0.113.7").unwrap_err().is_news, "once in a while is enough");
         drop(first);
         let _second = admit("203.0.113.7").unwrap();
         let (_one, _two) = (admit("2001:db8::1").unwrap(), admit("2001:db8::ffff:2").unwrap());
-        assert!(admit("2001:db8::3").is_none(), "the same network");
-        assert!(admit("2001:db8:0:1::1").is_some(), "another one");
+        assert!(admit("2001:db8::3").is_err(), "the same network");
+        assert!(admit("2001:db8:0:1::1").is_ok(), "another one");
         assert_eq!(lock(&clients.connections).len(), 2, "who has left is forgotten");
     }
 }

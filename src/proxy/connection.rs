@@ -5,12 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -19,12 +15,12 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_io_timeout::TimeoutWriter;
 
-use super::access_log::Sending;
-use super::body::BrokenAnswer;
+use super::clients::Refused;
 use super::forward;
 use super::headers::Origin;
 use super::server::Proxy;
 use super::stream::{ClientStream, PlainStream};
+use super::streams::{Idleness, StreamAnswer, Streams};
 use super::tls;
 
 /// Requests at a time on one HTTP/2 connection.
@@ -54,9 +50,14 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &front));
     let limits = origin.limits;
     let most = if origin.is_trusted { usize::MAX } else { limits.connections_per_client };
-    let Some(_place) = proxy.clients.admit(peer.ip(), most) else {
-        tracing::debug!(%peer, most, "refused a connection of a client that has too many");
-        return;
+    let _place = match proxy.clients.admit(peer.ip(), most) {
+        Ok(place) => place,
+        Err(Refused { is_news }) => {
+            if is_news {
+                tracing::warn!(client = %peer.ip(), most, "refused connections: proxy.limits.connections_per_client");
+            }
+            return;
+        }
     };
     let opened = async {
         match secure {
@@ -132,11 +133,10 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
     let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        streams.begun.fetch_add(1, Relaxed);
-        let open = Arc::clone(&streams);
+        let (number, streams) = (streams.begin(), Arc::clone(&streams));
         async move {
             let response = forward::handle(proxy, origin, request).await;
-            Ok::<_, Infallible>(response.map(|answer| StreamAnswer { answer, _open: open }))
+            Ok::<_, Infallible>(response.map(|answer| StreamAnswer::new(answer, number, streams)))
         }
     });
     let connection = http2::Builder::new(OfClients(Arc::clone(proxy)))
@@ -153,6 +153,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let mut look = interval_at(Instant::now() + limits.header_timeout, limits.header_timeout);
+    let mut review = interval_at(Instant::now() + limits.send_timeout, limits.send_timeout);
     let (mut told_to_close, mut idleness) = (false, Idleness::default());
     loop {
         let is_over = tokio::select! {
@@ -160,55 +161,16 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
             ended = connection.as_mut() => return ended,
             () = proxy.leaving.cancelled(), if !told_to_close => true,
             _ = look.tick(), if !told_to_close => idleness.look(&streams),
+            _ = review.tick() => {
+                streams.give_up(limits.send_timeout);
+                false
+            }
             () = proxy.abort.cancelled() => return Ok(()),
         };
         if is_over {
             told_to_close = true;
             connection.as_mut().graceful_shutdown();
         }
-    }
-}
-
-/// The streams of one connection: each that is open holds a handle of it.
-#[derive(Debug, Default)]
-struct Streams {
-    begun: AtomicU64,
-}
-
-/// Whether a connection has been of no use from one look to the next.
-#[derive(Debug, Default)]
-struct Idleness {
-    begun_before: u64,
-}
-
-impl Idleness {
-    fn look(&mut self, streams: &Arc<Streams>) -> bool {
-        let begun = streams.begun.load(Relaxed);
-        let none_began = std::mem::replace(&mut self.begun_before, begun) == begun;
-        none_began && Arc::strong_count(streams) == 1
-    }
-}
-
-/// An answer that keeps its connection from being taken for an idle one.
-struct StreamAnswer {
-    answer: Sending,
-    _open: Arc<Streams>,
-}
-
-impl Body for StreamAnswer {
-    type Data = Bytes;
-    type Error = BrokenAnswer;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        Pin::new(&mut self.answer).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.answer.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
     }
 }
 
@@ -219,21 +181,5 @@ struct OfClients(Arc<Proxy>);
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OfClients {
     fn execute(&self, stream: F) {
         self.0.spawn(stream);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_idles_when_nothing_began_and_nothing_is_open() {
-        let (streams, mut idleness) = (Arc::new(Streams::default()), Idleness::default());
-        streams.begun.fetch_add(1, Relaxed);
-        assert!(!idleness.look(&streams), "one began and ended since");
-        let open = Arc::clone(&streams);
-        assert!(!idleness.look(&streams), "one is open");
-        drop(open);
-        assert!(idleness.look(&streams));
     }
 }

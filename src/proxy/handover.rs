@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -138,20 +138,8 @@ pub(super) fn ask(data_dir: &Path) -> anyhow::Result<Offer> {
     link.set_read_timeout(Some(READY_LIMIT))?;
     link.set_write_timeout(Some(ANSWER_LIMIT))?;
     let mut heard = Heard::default();
-    let before = match heard.next(&link).context("it said no word")? {
-        Report::Hello { version, pid, boot, generation, listeners, activated, answers } => ProxyStatus {
-            connected: true,
-            absent: false,
-            pid,
-            version,
-            boot,
-            listeners,
-            generation,
-            activated,
-            answers,
-        },
-        other => bail!("it began with {other:?}"),
-    };
+    let said = heard.next(&link).context("it said no word")?;
+    let before = ProxyStatus::of(said).map_err(|other| anyhow!("it began with {other:?}"))?;
     let about = format!("proxy {} (pid {})", before.version, before.pid);
     io::Write::write_all(&mut &link, &[&serde_json::to_vec(&Order::HandOver)?[..], b"\n"].concat())?;
     loop {

@@ -48,6 +48,7 @@ mod routing;
 mod saved;
 mod sticky;
 mod stream;
+mod streams;
 mod tls;
 mod tunnel;
 
@@ -59,6 +60,6 @@ pub use front::ISSUED;
 pub use listen::Inherited;
 pub use path_prefix::{InvalidPath, PathPrefix};
 pub use pick::Balance;
-pub use queue::Limits;
+pub use queue::RouteLimits;
 pub use server::{ProxyOptions, run};
 pub use spawn::spawn_proxy;

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 /// How many requests an instance is given at a time, and how many more may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct RouteLimits {
     /// Under way at one instance, streams not counted; `None` = without a limit.
     pub max_requests: Option<u64>,
     /// Waiting at the route, all together. 0 = what finds no room is turned away at once.
@@ -18,13 +18,13 @@ pub struct Limits {
     pub queue_wait: Duration,
 }
 
-impl Default for Limits {
+impl Default for RouteLimits {
     fn default() -> Self {
         Self { max_requests: None, queue: 0, queue_wait: Duration::from_secs(10) }
     }
 }
 
-impl Limits {
+impl RouteLimits {
     /// Whether an instance with so many under way may be given one more.
     pub fn leave_room(&self, requests: u64) -> bool {
         self.max_requests.is_none_or(|most| requests < most)
@@ -69,7 +69,7 @@ pub struct Place {
 
 impl Place {
     /// Tries whenever there may be room, in the order of coming; gives up with the last reason when it is time.
-    pub async fn wait<T, E>(&self, limits: Limits, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    pub async fn wait<T, E>(&self, limits: RouteLimits, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
         let end = tokio::time::Instant::now() + limits.queue_wait;
         loop {
             let mut room = std::pin::pin!(self.queue.room.notified());
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { max_requests: Some(1), queue: 9, queue_wait: Duration::from_secs(60) };
+    const LIMITS: RouteLimits = RouteLimits { max_requests: Some(1), queue: 9, queue_wait: Duration::from_secs(60) };
 
     /// Takes one, if there is one.
     fn take(room: &AtomicI64) -> Result<(), ()> {
@@ -158,7 +158,9 @@ mod tests {
         let place = Arc::<Queue>::default().enter(1).unwrap();
         let began = tokio::time::Instant::now();
         assert_eq!(
-            place.wait(Limits { queue_wait: Duration::from_millis(100), ..LIMITS }, || Err::<(), _>("no room")).await,
+            place
+                .wait(RouteLimits { queue_wait: Duration::from_millis(100), ..LIMITS }, || Err::<(), _>("no room"))
+                .await,
             Err("no room")
         );
         assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());

@@ -17,7 +17,7 @@ use super::lookup::{Lookup, NoRoute};
 use super::path_prefix::PathPrefix;
 use super::pick::Picker;
 use super::pool::Pool;
-use super::queue::{Limits, Queue};
+use super::queue::{Queue, RouteLimits};
 use super::sticky::StickyCookie;
 use super::table::{Maintenance, StaticFiles, Table};
 use crate::model::{AppName, InstanceId, ServiceName};
@@ -69,7 +69,7 @@ pub struct Way {
     /// Where clients stay with an instance.
     pub sticky: Option<StickyCookie>,
     /// How many requests its instances are given.
-    pub limits: Limits,
+    pub limits: RouteLimits,
     /// Where others wait meanwhile.
     pub queue: Arc<Queue>,
     /// In place of all instances.

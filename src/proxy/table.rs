@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::path_prefix::PathPrefix;
 use super::pick::Balance;
-use super::queue::Limits;
+use super::queue::RouteLimits;
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Everything the proxy routes by. The agent numbers each table it sends; the proxy keeps the newest on disk.
@@ -41,7 +41,7 @@ pub struct Route {
     pub sticky: bool,
     /// How many requests its instances are given, and how many may wait.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub limits: Limits,
+    pub limits: RouteLimits,
     /// While it is there no instance is asked: every request gets a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<Maintenance>,
@@ -65,7 +65,7 @@ impl Route {
             strip: false,
             balance: Balance::default(),
             sticky: false,
-            limits: Limits::default(),
+            limits: RouteLimits::default(),
             maintenance: None,
             files: Vec::new(),
             app,
@@ -75,8 +75,8 @@ impl Route {
     }
 }
 
-fn is_default(limits: &Limits) -> bool {
-    *limits == Limits::default()
+fn is_default(limits: &RouteLimits) -> bool {
+    *limits == RouteLimits::default()
 }
 
 /// What is answered in place of an app that is being worked on: always with 503.

@@ -53,7 +53,8 @@ impl Body for Sending {
             Poll::Ready(Some(Err(BrokenAnswer::Upstream(_)))) => visit.ends(End::InstanceBroke),
             Poll::Ready(Some(Err(BrokenAnswer::DrainLimit))) => visit.ends(End::TimeOver),
             Poll::Ready(Some(Err(BrokenAnswer::File(_)))) => visit.ends(End::Broken),
-            Poll::Pending => {}
+            // The client is the one who left.
+            Poll::Ready(Some(Err(BrokenAnswer::NotTaken))) | Poll::Pending => {}
         }
         polled
     }

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::support::*;
+use crate::config::ProxyLimits;
 use crate::model::InstanceId;
 use crate::proxy::table::Member;
 use crate::proxy::{ProxyOptions, run};
@@ -250,6 +251,25 @@ async fn what_is_too_much_is_refused() {
         timeout(Duration::from_secs(10), hasty.stream.read_to_end(&mut answered)).await.expect("the connection ends");
     assert!(backend.requests() < 2000, "{}", backend.requests());
     assert_eq!(Client::open(proxy.address).await.get("/").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_its_client_does_not_take_is_not_kept_for_ever() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let limits = ProxyLimits { send_timeout: Duration::from_millis(500), ..ProxyLimits::default() };
+    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    let mut client = Client::open(proxy.address).await;
+    let untaken = client.send(to("POST", "/echo", BodyExt::boxed(Full::from(vec![b'x'; 8 << 20])))).await.unwrap();
+    assert_eq!(untaken.status(), 200);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        assert_eq!(client.get("/").await.0, 200, "the connection is as lively as ever");
+    }
+    eventually("the instance is rid of it", || async { proxy.in_flight(&backend).await == 0 }).await;
+    assert!(untaken.into_body().collect().await.is_err(), "not whole, and not taken for whole");
+    assert_eq!(client.get("/").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

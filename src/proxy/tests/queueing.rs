@@ -4,14 +4,14 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::support::*;
-use crate::proxy::Limits;
+use crate::proxy::RouteLimits;
 use crate::proxy::table::Route;
 
 const WAIT: Duration = Duration::from_secs(8);
 
 impl TestProxy {
     /// `shop.test`, with these limits.
-    async fn route_with(&self, backends: &[&Backend], limits: Limits) {
+    async fn route_with(&self, backends: &[&Backend], limits: RouteLimits) {
         self.client.apply(vec![Route { limits, ..route("shop", "shop.test", backends) }]).await.unwrap();
     }
 
@@ -31,7 +31,7 @@ impl TestProxy {
 async fn an_instance_gets_no_more_than_it_may_and_the_rest_waits_or_is_turned_away() {
     let proxy = TestProxy::start().await;
     let (a, b) = (Backend::start("d1-web-1").await, Backend::start("d1-web-2").await);
-    proxy.route_with(&[&a, &b], Limits { max_requests: Some(2), queue: 3, queue_wait: WAIT }).await;
+    proxy.route_with(&[&a, &b], RouteLimits { max_requests: Some(2), queue: 3, queue_wait: WAIT }).await;
     // A stream is no request: these take no room.
     let mut streams = Vec::new();
     for _ in 0..4 {
@@ -64,7 +64,7 @@ async fn an_instance_gets_no_more_than_it_may_and_the_rest_waits_or_is_turned_aw
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_wait_for_the_first_instance_of_an_app_that_starts() {
     let proxy = TestProxy::start().await;
-    let limits = Limits { queue: 50, queue_wait: WAIT, ..Limits::default() };
+    let limits = RouteLimits { queue: 50, queue_wait: WAIT, ..RouteLimits::default() };
     proxy.route_with(&[], limits).await;
     let mut waiting = Vec::new();
     for _ in 0..20 {
@@ -78,7 +78,7 @@ async fn requests_wait_for_the_first_instance_of_an_app_that_starts() {
     }
 
     // Not for ever.
-    proxy.route_with(&[], Limits { queue_wait: Duration::from_millis(200), ..limits }).await;
+    proxy.route_with(&[], RouteLimits { queue_wait: Duration::from_millis(200), ..limits }).await;
     let began = Instant::now();
     let late = proxy.sent("/").await.reply().await;
     assert!(late.status == 503 && late.body.contains("nothing runs behind shop.test"), "{}", late.body);
