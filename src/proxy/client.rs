@@ -327,20 +327,27 @@ impl Keeper {
         loop {
             let ended = match self.connect().await {
                 Ok((read, write)) => {
-                    pause = RETRY.0;
+                    let since = Instant::now();
                     let ended = self.converse(read, write).await;
                     self.status.send_modify(|status| status.connected = false);
+                    if let Ended::Lost(error) = &ended {
+                        tracing::info!(%error, "lost the proxy");
+                    }
+                    // One that is lost again and again at once is asked less and less often.
+                    if since.elapsed() >= RETRY.1 {
+                        pause = RETRY.0;
+                    }
                     ended
                 }
                 Err(error) => {
                     let absent = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
                     self.status.send_if_modified(|status| std::mem::replace(&mut status.absent, absent) != absent);
+                    tracing::debug!(%error, "no connection to the proxy");
                     Ended::Lost(error)
                 }
             };
-            match ended {
-                Ended::NobodyAsks => return,
-                Ended::Lost(error) => tracing::debug!(%error, "no connection to the proxy"),
+            if let Ended::NobodyAsks = ended {
+                return;
             }
             let wake = sleep(pause);
             tokio::pin!(wake);
