@@ -14,14 +14,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use hyper::http::response;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::access_log::{Maker, Visit};
 use super::answer::Own;
-use super::body::{Answer, Carrier, ClientBody, Outgoing, Progress, Relay};
+use super::body::{Answer, Carrier, ClientBody, Outgoing, Progress, Relay, Source};
 use super::counts::Tally;
 use super::headers;
 use super::instance::{Claim, Instance};
@@ -126,12 +125,12 @@ impl Attempt<'_> {
         }
     }
 
-    async fn run(&mut self, mut request: Request<Outgoing>) -> Result<(Box<Link>, Response<Incoming>), NoAnswer> {
+    async fn run(&mut self, mut request: Request<Outgoing>) -> Result<(Box<Link>, Response<Source>), NoAnswer> {
         loop {
             let idle = if self.may_reuse { self.claim.instance().pool.take() } else { None };
             let mut link = match idle {
                 Some(link) => link,
-                None => match self.claim.instance().pool.connect().await {
+                None => match self.claim.instance().pool.connect(self.replayable).await {
                     Ok(link) => link,
                     Err(error) => {
                         self.go_elsewhere(&error)?;
@@ -189,7 +188,7 @@ impl Attempt<'_> {
         &self,
         link: &mut Link,
         request: Request<Outgoing>,
-    ) -> Result<Result<Response<Incoming>, SendError>, NoAnswer> {
+    ) -> Result<Result<Response<Source>, SendError>, NoAnswer> {
         let mut answer = pin!(link.send(request));
         let mut cut = pin!(self.claim.instance().requests_cut().cancelled());
         let mut seen = 0;
@@ -237,10 +236,10 @@ impl Attempt<'_> {
     fn relay(
         mut self,
         mut link: Box<Link>,
-        response: Response<Incoming>,
+        response: Response<Source>,
         client: Option<hyper::upgrade::OnUpgrade>,
     ) -> Result<Response<Answer>, Own> {
-        let (mut head, body) = response.into_parts();
+        let (mut head, source) = response.into_parts();
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if (switching && client.is_none()) || !headers::is_plain_chunked(&head.headers) {
             self.blame(&UnusableAnswer);
@@ -277,7 +276,7 @@ impl Attempt<'_> {
         } else {
             Carrier::Here(link)
         };
-        Ok(Response::from_parts(head, Answer::Relayed(Relay::new(body, link, self.claim, self.tally, is_stream))))
+        Ok(Response::from_parts(head, Answer::Relayed(Relay::new(source, link, self.claim, self.tally, is_stream))))
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::access_log::PassedBytes;
 use super::counts::Tally;
 use super::files::FileBody;
+use super::http1::LinkError;
 use super::instance::Claim;
 use super::pool::Link;
 use crate::discard::discard;
@@ -31,7 +32,7 @@ pub enum Outgoing {
 /// that the client gets to the answer.
 #[derive(Debug)]
 pub struct ClientBody {
-    /// Gone once it was given up.
+    /// `None` when there is none, or once it was given up.
     incoming: Option<Incoming>,
     /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
     is_held_back: bool,
@@ -53,9 +54,14 @@ pub enum BrokenUpload {
 }
 
 impl ClientBody {
-    /// As it comes from the client's connection.
-    pub fn new(incoming: Incoming, is_held_back: bool, most: Option<u64>, passed: Option<Arc<PassedBytes>>) -> Self {
-        Self { incoming: Some(incoming), is_held_back, left: most, passed }
+    /// As it comes from the client's connection, if the request has one.
+    pub fn new(
+        incoming: Option<Incoming>,
+        is_held_back: bool,
+        most: Option<u64>,
+        passed: Option<Arc<PassedBytes>>,
+    ) -> Self {
+        Self { incoming, is_held_back, left: most, passed }
     }
 }
 
@@ -191,11 +197,54 @@ pub enum Answer {
 /// goes away.
 #[derive(Debug)]
 pub struct Relay {
-    incoming: Incoming,
+    source: Source,
     link: Option<Carrier>,
     claim: Option<Claim>,
     tally: Tally,
     cut: Cut,
+}
+
+/// Where an answer's body is read.
+#[derive(Debug)]
+pub enum Source {
+    /// On its connection.
+    Link,
+    /// At hyper, which reads it there.
+    Incoming(Incoming),
+}
+
+impl Source {
+    fn poll_frame(
+        &mut self,
+        link: Option<&mut Carrier>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
+        match (self, link) {
+            (Self::Link, Some(Carrier::Here(link))) => link.poll_frame(cx),
+            (Self::Link, _) => Poll::Ready(None),
+            (Self::Incoming(incoming), link) => {
+                if let Some(Carrier::Here(link)) = link {
+                    link.drive(cx);
+                }
+                Pin::new(incoming).poll_frame(cx).map_err(LinkError::Hyper)
+            }
+        }
+    }
+
+    fn is_at_end(&self, link: Option<&Carrier>) -> bool {
+        match self {
+            Self::Link => self.size_hint(link).exact() == Some(0),
+            Self::Incoming(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self, link: Option<&Carrier>) -> SizeHint {
+        match (self, link) {
+            (Self::Link, Some(Carrier::Here(link))) => link.left().map(SizeHint::with_exact).unwrap_or_default(),
+            (Self::Link, _) => SizeHint::with_exact(0),
+            (Self::Incoming(incoming), _) => incoming.size_hint(),
+        }
+    }
 }
 
 /// The connection that an answer comes over.
@@ -220,7 +269,7 @@ enum Cut {
 
 impl Relay {
     /// An answer whose body is still to come (or empty).
-    pub fn new(incoming: Incoming, link: Carrier, claim: Claim, tally: Tally, is_stream: bool) -> Self {
+    pub fn new(source: Source, link: Carrier, claim: Claim, tally: Tally, is_stream: bool) -> Self {
         let (claim, cut) = match is_stream {
             true => {
                 let (claim, token) = claim.into_stream();
@@ -228,8 +277,8 @@ impl Relay {
             }
             false => (claim, Cut::Request),
         };
-        let mut relay = Self { incoming, link: Some(link), claim: Some(claim), tally, cut };
-        if relay.incoming.is_end_stream() {
+        let mut relay = Self { source, link: Some(link), claim: Some(claim), tally, cut };
+        if relay.source.is_at_end(relay.link.as_ref()) {
             relay.complete();
         }
         relay
@@ -273,12 +322,9 @@ impl Relay {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        if let Some(Carrier::Here(link)) = &mut self.link {
-            link.drive(cx);
-        }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match self.source.poll_frame(self.link.as_mut(), cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if self.incoming.is_end_stream() {
+                if self.source.is_at_end(self.link.as_ref()) {
                     self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -314,7 +360,7 @@ impl Relay {
 pub enum BrokenAnswer {
     /// The instance broke off.
     #[error("the instance broke off its answer: {0}")]
-    Upstream(hyper::Error),
+    Upstream(LinkError),
     /// The instance left, and its budget for requests is over.
     #[error("the instance's time to finish is over")]
     DrainLimit,
@@ -352,7 +398,7 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Self::Relayed(relay) => relay.incoming.size_hint(),
+            Self::Relayed(relay) => relay.source.size_hint(relay.link.as_ref()),
             Self::File(file) => SizeHint::with_exact(file.left()),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::{http1 as any_http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -18,8 +18,9 @@ use tokio_io_timeout::TimeoutWriter;
 use super::clients::Refused;
 use super::forward;
 use super::headers::Origin;
+use super::http1::{self, Served};
 use super::server::Proxy;
-use super::stream::{ClientStream, PlainStream};
+use super::stream::ClientStream;
 use super::streams::{Idleness, StreamAnswer, Streams};
 use super::tls;
 
@@ -63,14 +64,14 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
         match secure {
             true => {
                 let tls = proxy.handshakes.accept(proxy, socket).await?;
-                Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::Tls(Box::new(tls))))
+                Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::tls(tls)))
             }
             false => {
-                let mut plain = PlainStream::new(socket);
+                let mut plain = ClientStream::plain(socket);
                 let seen = timeout(limits.header_timeout, plain.speaks_http2()).await;
                 // It never said a word.
                 let is_http2 = seen.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                Ok((is_http2, ClientStream::Plain(plain)))
+                Ok((is_http2, plain))
             }
         }
     };
@@ -90,8 +91,9 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.send_timeout));
     let stream = Box::pin(stream);
+    // Boxed: what most connections never need is no part of all of them.
     let ended = match is_http2 {
-        true => serve_http2(proxy, stream, origin).await,
+        true => Box::pin(serve_http2(proxy, stream, origin)).await.map_err(io::Error::other),
         false => serve_http1(proxy, stream, origin).await,
     };
     if let Err(error) = ended {
@@ -99,13 +101,23 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     }
 }
 
-async fn serve_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
+async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin>) -> io::Result<()> {
+    match http1::serve(proxy, &mut stream, &origin).await? {
+        Served::Ended => Ok(()),
+        Served::Unusual(read) => {
+            stream.as_mut().get_pin_mut().get_mut().put_back(&read);
+            Box::pin(serve_any_http1(proxy, stream, origin)).await.map_err(io::Error::other)
+        }
+    }
+}
+
+async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
     let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
+        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request.map(Some)).await) }
     });
-    let connection = http1::Builder::new()
+    let connection = any_http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.max_header_size as usize)
@@ -135,7 +147,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         let (number, streams) = (streams.begin(), Arc::clone(&streams));
         async move {
-            let response = forward::handle(proxy, origin, request).await;
+            let response = forward::handle(proxy, origin, request.map(Some)).await;
             Ok::<_, Infallible>(response.map(|answer| StreamAnswer::new(answer, number, streams)))
         }
     });

@@ -22,8 +22,8 @@ use super::routing::{NoClaim, Seeker};
 use super::server::Proxy;
 use super::table::lookup_host;
 
-/// Answers one request of a client.
-pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
+/// Answers one request of a client, with its body if it has one.
+pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Option<Incoming>>) -> Response<Sending> {
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
     let method = request.method().clone();

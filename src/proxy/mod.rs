@@ -34,6 +34,7 @@ mod front;
 
 mod handover;
 mod headers;
+mod http1;
 mod instance;
 mod listen;
 mod lookup;

@@ -13,7 +13,8 @@ use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::Frame;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, Parts, SendRequest};
 use hyper::{Request, Response};
@@ -22,7 +23,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::Outgoing;
+use super::body::{Outgoing, Source};
+use super::http1::{Exchange, LinkError, Unanswered};
 use super::instance::lock;
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
@@ -72,18 +74,23 @@ impl Pool {
         }
     }
 
-    /// A new connection, by hand of the request that needs it.
-    pub async fn connect(&self) -> io::Result<Box<Link>> {
+    /// A new connection, by hand of the request that needs it. One that `is_plain`, without a body or an upgrade, takes
+    /// the shorter way.
+    pub async fn connect(&self, is_plain: bool) -> io::Result<Box<Link>> {
         let connecting = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(self.address));
         let stream = connecting.await.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_LIMIT:?}"))
         })??;
         stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let wire = match is_plain {
+            true => Wire::Plain(Exchange::new(stream)),
+            false => {
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+                Wire::Any(Any { sender, connection: Some(connection), closed: None })
+            }
+        };
         Ok(Box::new(Link {
-            sender,
-            connection: Some(connection),
-            closed: None,
+            wire,
             reused: false,
             is_extra: false,
             ends: false,
@@ -137,11 +144,7 @@ impl Pool {
 
 /// One connection to an instance.
 pub struct Link {
-    sender: SendRequest<Outgoing>,
-    /// Gone once the connection has ended.
-    connection: Option<Connection<Io, Outgoing>>,
-    /// What was left when it ended: the socket and bytes that were read but not understood.
-    closed: Option<Parts<Io>>,
+    wire: Wire,
     /// Whether it has carried a request before, so that its other side may have been closing it.
     pub reused: bool,
     /// Made although there may have been idle ones.
@@ -158,15 +161,32 @@ impl std::fmt::Debug for Link {
     }
 }
 
+/// Who speaks on a connection.
+#[expect(clippy::large_enum_variant, reason = "a link is boxed")]
+enum Wire {
+    /// For requests without a body.
+    Plain(Exchange),
+    /// hyper, for all.
+    Any(Any),
+}
+
+struct Any {
+    sender: SendRequest<Outgoing>,
+    /// Gone once the connection has ended.
+    connection: Option<Connection<Io, Outgoing>>,
+    /// What was left when it ended: the socket and bytes that were read but not understood.
+    closed: Option<Parts<Io>>,
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum SendError {
     /// Nothing of the request was written: here it is again.
-    NotSent(Box<Request<Outgoing>>, hyper::Error),
+    NotSent(Box<Request<Outgoing>>, LinkError),
     /// The connection ended after (part of) the request was written.
     Broken {
         /// How.
-        error: hyper::Error,
+        error: LinkError,
         /// Not one byte of an answer had come.
         silent: bool,
     },
@@ -174,35 +194,46 @@ pub enum SendError {
 
 impl Link {
     /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile.
-    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, SendError> {
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let outcome = std::future::poll_fn(|cx| {
-            drive(&mut self.connection, &mut self.closed, cx);
-            answer.as_mut().poll(cx)
-        });
-        outcome.await.map_err(|error| self.explain(error))
-    }
-
-    fn explain(&self, mut error: TrySendError<Request<Outgoing>>) -> SendError {
-        match error.take_message() {
-            Some(request) => SendError::NotSent(Box::new(request), error.into_error()),
-            None => {
-                let error = error.into_error();
-                let nothing_read = self.closed.as_ref().is_some_and(|parts| parts.read_buf.is_empty());
-                let silent = nothing_read && !error.is_parse();
-                SendError::Broken { error, silent }
-            }
+    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Source>, SendError> {
+        match &mut self.wire {
+            Wire::Plain(exchange) => match exchange.send(&request).await {
+                Ok(answer) => Ok(answer.map(|()| Source::Link)),
+                Err(Unanswered { error, is_unsent: true, .. }) => Err(SendError::NotSent(Box::new(request), error)),
+                Err(Unanswered { error, is_silent, .. }) => Err(SendError::Broken { error, silent: is_silent }),
+            },
+            Wire::Any(any) => any.send(request).await,
         }
     }
 
     /// Moves the connection's bytes; to be called before its answer's body is polled.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.connection, &mut self.closed, cx);
+        if let Wire::Any(any) = &mut self.wire {
+            any.drive(cx);
+        }
+    }
+
+    /// The next piece of an answer that is read on the link itself ([`Source::Link`]).
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
+        match &mut self.wire {
+            Wire::Plain(exchange) => exchange.poll_frame(cx),
+            Wire::Any(_) => Poll::Ready(None),
+        }
+    }
+
+    /// How much of such an answer is still to come, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        match &self.wire {
+            Wire::Plain(exchange) => exchange.left(),
+            Wire::Any(_) => Some(0),
+        }
     }
 
     /// Whether it can take a request at once.
     pub fn is_ready(&self) -> bool {
-        self.connection.is_some() && self.sender.is_ready()
+        match &self.wire {
+            Wire::Plain(exchange) => exchange.is_ready(),
+            Wire::Any(any) => any.is_ready(),
+        }
     }
 
     /// The instance announced how long it keeps idle connections (`Keep-Alive: timeout=…`): stay well below.
@@ -212,9 +243,11 @@ impl Link {
 
     /// Lets the connection go on by itself until the exchange under way ends, then closes it.
     /// Dropping what is returned breaks it off.
-    pub fn detach(mut self: Box<Self>) -> AbortOnDropHandle<()> {
-        // The sender goes with `self`: without it the connection ends by itself after the exchange.
-        let connection = self.connection.take();
+    pub fn detach(self: Box<Self>) -> AbortOnDropHandle<()> {
+        let connection = match self.wire {
+            Wire::Any(any) => any.without_sender(),
+            Wire::Plain(_) => None,
+        };
         AbortOnDropHandle::new(tokio::spawn(async move {
             if let Some(connection) = connection
                 && let Err(error) = connection.await
@@ -226,32 +259,25 @@ impl Link {
 
     /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.
     fn leave(self: Box<Self>) {
-        let Self { sender, connection, closed, .. } = *self;
-        // Without a sender the connection ends by itself.
-        drop(sender);
-        let mut link = (connection, closed);
+        let wire = self.wire;
         tokio::spawn(tokio::time::timeout(LEAVE_LIMIT, async move {
-            std::future::poll_fn(|cx| {
-                drive(&mut link.0, &mut link.1, cx);
-                if link.0.is_none() { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-            if let Some(parts) = link.1 {
-                let mut socket = parts.io.into_inner();
+            let socket = match wire {
+                Wire::Plain(exchange) => Some(exchange.into_socket()),
+                Wire::Any(any) => any.into_socket().await.map(|(socket, _)| socket),
+            };
+            if let Some(mut socket) = socket {
                 while matches!(socket.read(&mut [0; 512]).await, Ok(1..)) {}
             }
         }));
     }
 
     /// After a 101: the bare socket, and what came behind the head.
-    pub async fn into_socket(mut self: Box<Self>) -> Option<(TcpStream, bytes::Bytes)> {
-        std::future::poll_fn(|cx| {
-            self.drive(cx);
-            if self.connection.is_none() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        let parts = self.closed?;
-        Some((parts.io.into_inner(), parts.read_buf))
+    pub async fn into_socket(self: Box<Self>) -> Option<(TcpStream, Bytes)> {
+        match self.wire {
+            // Nobody asks for an upgrade there.
+            Wire::Plain(_) => None,
+            Wire::Any(any) => any.into_socket().await,
+        }
     }
 
     fn is_usable(&mut self) -> bool {
@@ -261,6 +287,56 @@ impl Link {
         // Reads, so an end of the stream that has arrived is found.
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.is_ready()
+    }
+}
+
+impl Any {
+    async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Source>, SendError> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let outcome = std::future::poll_fn(|cx| {
+            drive(&mut self.connection, &mut self.closed, cx);
+            answer.as_mut().poll(cx)
+        });
+        let outcome = outcome.await.map(|answer| answer.map(Source::Incoming));
+        outcome.map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, mut error: TrySendError<Request<Outgoing>>) -> SendError {
+        match error.take_message() {
+            Some(request) => SendError::NotSent(Box::new(request), error.into_error().into()),
+            None => {
+                let error = error.into_error();
+                let nothing_read = self.closed.as_ref().is_some_and(|parts| parts.read_buf.is_empty());
+                let silent = nothing_read && !error.is_parse();
+                SendError::Broken { error: error.into(), silent }
+            }
+        }
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.connection, &mut self.closed, cx);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
+    /// It ends by itself after the exchange under way.
+    fn without_sender(self) -> Option<Connection<Io, Outgoing>> {
+        self.connection
+    }
+
+    /// When the exchange under way has ended: the bare socket, and what came behind it.
+    async fn into_socket(self) -> Option<(TcpStream, Bytes)> {
+        let Self { sender, mut connection, mut closed } = self;
+        // Without a sender the connection ends by itself.
+        drop(sender);
+        std::future::poll_fn(|cx| {
+            drive(&mut connection, &mut closed, cx);
+            if connection.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        closed.map(|parts| (parts.io.into_inner(), parts.read_buf))
     }
 }
 
@@ -281,7 +357,7 @@ mod tests {
 
     /// A connection that has had its request.
     async fn used(pool: &Pool, is_extra: bool) -> Box<Link> {
-        let mut link = pool.connect().await.unwrap();
+        let mut link = pool.connect(!is_extra).await.unwrap();
         link.drive(&mut Context::from_waker(Waker::noop()));
         link.is_extra = is_extra;
         link

@@ -12,72 +12,86 @@ use tokio_rustls::server::TlsStream;
 /// What a client that knows of HTTP/2 sends first (RFC 9113 §3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A client's connection.
+/// A client's connection, with what was read of it ahead of time in front.
 #[derive(Debug)]
-pub enum ClientStream {
+pub struct ClientStream {
+    socket: Socket,
+    /// Read, and not yet used. Empty but for a client whose first packet ended inside the preface, or one that changed
+    /// hands.
+    ahead: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Socket {
     /// Without TLS.
-    Plain(PlainStream),
+    Plain(TcpStream),
     /// With TLS, after the handshake.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// A plain connection, with what was read of it ahead of time in front.
-#[derive(Debug)]
-pub struct PlainStream {
-    socket: TcpStream,
-    /// Read, and not yet used. Empty but for a client whose first packet ended inside the preface.
-    ahead: Vec<u8>,
-}
-
-impl PlainStream {
-    /// On a socket from which nothing was read.
-    pub fn new(socket: TcpStream) -> Self {
-        Self { socket, ahead: Vec::new() }
+impl ClientStream {
+    /// On a socket without TLS.
+    pub fn plain(socket: TcpStream) -> Self {
+        Self { socket: Socket::Plain(socket), ahead: Vec::new() }
     }
 
-    /// Whether the client begins with HTTP/2's preface. Waits for its first bytes.
+    /// With TLS, after the handshake.
+    pub fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self { socket: Socket::Tls(Box::new(stream)), ahead: Vec::new() }
+    }
+
+    /// Whether the client begins with HTTP/2's preface, where nothing was read before. Waits for its first bytes.
     pub async fn speaks_http2(&mut self) -> io::Result<bool> {
-        let mut first = [0; PREFACE.len()];
-        let seen = self.socket.peek(&mut first).await?;
-        match first.get(..seen).unwrap_or_default() {
-            // The usual cases: nothing is taken off the socket.
-            bytes if bytes == PREFACE => return Ok(true),
-            bytes if bytes.is_empty() || !PREFACE.starts_with(bytes) => return Ok(false),
-            // Looking again would not wait for more.
-            _ => {}
-        }
-        while self.ahead.len() < PREFACE.len() {
-            let missing = PREFACE.len() - self.ahead.len();
-            let read = (&mut self.socket).take(missing as u64).read_buf(&mut self.ahead).await?;
-            if read == 0 || !PREFACE.starts_with(&self.ahead) {
-                return Ok(false);
+        if let Socket::Plain(socket) = &self.socket {
+            let mut first = [0; PREFACE.len()];
+            let seen = socket.peek(&mut first).await?;
+            match first.get(..seen).unwrap_or_default() {
+                // The usual cases: nothing is taken off the socket.
+                bytes if bytes == PREFACE => return Ok(true),
+                bytes if bytes.is_empty() || !PREFACE.starts_with(bytes) => return Ok(false),
+                // Looking again would not wait for more.
+                _ => {}
             }
         }
-        Ok(true)
+        let mut begun = Vec::with_capacity(PREFACE.len());
+        while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+            let missing = PREFACE.len() - begun.len();
+            if (&mut *self).take(missing as u64).read_buf(&mut begun).await? == 0 {
+                break;
+            }
+        }
+        let is_http2 = begun == PREFACE;
+        self.put_back(&begun);
+        Ok(is_http2)
+    }
+
+    /// What was read last is read again.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.ahead.splice(..0, bytes.iter().copied());
     }
 }
 
 impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let plain = match self.get_mut() {
-            Self::Plain(plain) => plain,
-            Self::Tls(tls) => return Pin::new(tls).poll_read(cx, into),
-        };
-        if plain.ahead.is_empty() {
-            return Pin::new(&mut plain.socket).poll_read(cx, into);
+        let this = self.get_mut();
+        if !this.ahead.is_empty() {
+            let fits = this.ahead.len().min(into.remaining());
+            into.put_slice(&this.ahead[..fits]);
+            this.ahead.drain(..fits);
+            return Poll::Ready(Ok(()));
         }
-        let fits = plain.ahead.len().min(into.remaining());
-        into.put_slice(&plain.ahead[..fits]);
-        plain.ahead.drain(..fits);
-        Poll::Ready(Ok(()))
+        match &mut this.socket {
+            Socket::Plain(plain) => Pin::new(plain).poll_read(cx, into),
+            Socket::Tls(tls) => Pin::new(tls).poll_read(cx, into),
+        }
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_write(cx, bytes),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        match &mut self.get_mut().socket {
+            Socket::Plain(plain) => Pin::new(plain).poll_write(cx, bytes),
+            Socket::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
         }
     }
 
@@ -86,30 +100,30 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_write_vectored(cx, parts),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
+        match &mut self.get_mut().socket {
+            Socket::Plain(plain) => Pin::new(plain).poll_write_vectored(cx, parts),
+            Socket::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(plain) => plain.socket.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
+        match &self.socket {
+            Socket::Plain(plain) => plain.is_write_vectored(),
+            Socket::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        match &mut self.get_mut().socket {
+            Socket::Plain(plain) => Pin::new(plain).poll_flush(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(plain) => Pin::new(&mut plain.socket).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut self.get_mut().socket {
+            Socket::Plain(plain) => Pin::new(plain).poll_shutdown(cx),
+            Socket::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }
@@ -126,7 +140,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.set_nodelay(true).unwrap();
-        let mut stream = PlainStream::new(listener.accept().await.unwrap().0);
+        let mut stream = ClientStream::plain(listener.accept().await.unwrap().0);
         let sending = async {
             for packet in packets {
                 client.write_all(packet).await.unwrap();
@@ -136,7 +150,7 @@ mod tests {
         };
         let reading = async {
             let is_http2 = stream.speaks_http2().await.unwrap();
-            let (mut stream, mut bytes) = (ClientStream::Plain(stream), Vec::new());
+            let mut bytes = Vec::new();
             stream.read_to_end(&mut bytes).await.unwrap();
             (is_http2, bytes)
         };

@@ -1,0 +1,16 @@
+//! HTTP/1.1 (RFC 9112) as nearly all of it is: a request without a body that asks for nothing special, and its answer.
+//!
+//! This is what a proxy does most, and where its processor time goes: hyper takes half as much again for it as for the
+//! system calls. All else is left to hyper, which knows the rest of the protocol: on the side of clients a connection
+//! goes over to it with the first request that is not plain, malformed ones included, so that nothing is judged twice;
+//! on the side of instances the requests that are not replayable, those with bodies and upgrades, take its connections.
+
+mod chunked;
+mod exchange;
+mod head;
+mod request;
+mod response;
+mod serve;
+
+pub use exchange::{Exchange, LinkError, Unanswered};
+pub use serve::{Served, serve};

@@ -1,0 +1,149 @@
+//! Heads of requests: read from a client, written to an instance.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{Method, Request, Uri};
+
+use super::head::{self, MOST_FIELDS};
+
+/// Fields that the proxy adds, for which room is kept.
+const ADDED: usize = 8;
+
+/// What a client has sent so far.
+#[derive(Debug)]
+pub enum Arrived {
+    /// Not yet a whole head.
+    Partial,
+    /// A plain request, taken off the bytes.
+    Plain(Request<()>),
+    /// Something else, malformed or not: the bytes are as they were.
+    Unusual,
+}
+
+/// Reads the head of a request, `seen` bytes of which were looked at before without finding its end.
+pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
+    match head::end(input, seen) {
+        None => Arrived::Partial,
+        Some((_, false)) => Arrived::Unusual,
+        Some((length, true)) => {
+            let taken = input.split_to(length).freeze();
+            match plain(&taken) {
+                Some(request) => Arrived::Plain(request),
+                None => {
+                    let rest = std::mem::take(input);
+                    input.extend_from_slice(&taken);
+                    input.extend_from_slice(&rest);
+                    Arrived::Unusual
+                }
+            }
+        }
+    }
+}
+
+/// `None` when it is not plain: another version, a target that is not a path, a body, or a field that asks for
+/// something of the connection.
+fn plain(bytes: &Bytes) -> Option<Request<()>> {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let length = match parsed.parse_with_uninit_headers(bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) => length,
+        _ => return None,
+    };
+    let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    let target = parsed.path?;
+    if length != bytes.len() || parsed.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
+        return None;
+    }
+    let headers = head::fields(bytes, parsed.headers, ADDED)?;
+    if headers.iter().any(|(name, value)| is_special(name, value)) {
+        return None;
+    }
+    let mut request = Request::new(());
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
+    *request.method_mut() = method;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+fn is_special(name: &HeaderName, value: &HeaderValue) -> bool {
+    match *name {
+        CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT | TE | TRAILER => true,
+        CONNECTION => !value.as_bytes().eq_ignore_ascii_case(b"keep-alive"),
+        _ => false,
+    }
+}
+
+/// Writes the head of a request that has no body.
+pub fn write<B>(request: &Request<B>, into: &mut Vec<u8>) {
+    into.extend_from_slice(request.method().as_str().as_bytes());
+    into.push(b' ');
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    into.extend_from_slice(target.as_bytes());
+    into.extend_from_slice(b" HTTP/1.1\r\n");
+    for (name, value) in request.headers() {
+        head::write_field(name, value.as_bytes(), into);
+    }
+    into.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrived(text: &str) -> (Arrived, Vec<u8>) {
+        let mut input = BytesMut::from(text);
+        let arrived = read(&mut input, 0);
+        (arrived, input.to_vec())
+    }
+
+    #[test]
+    fn a_plain_request_is_taken_off_and_what_follows_stays() {
+        let text =
+            "GET /a%20b?c=d HTTP/1.1\r\nHost: shop.test\r\nconnection: Keep-Alive\r\nX-Many: 1\r\nx-many: 2\r\n\r\n";
+        let (Arrived::Plain(request), rest) = arrived(&format!("{text}GET /next")) else { panic!("it is plain") };
+        assert_eq!((request.method(), request.uri().to_string()), (&Method::GET, "/a%20b?c=d".to_owned()));
+        assert_eq!(request.headers()["host"], "shop.test");
+        assert_eq!(request.headers().get_all("x-many").iter().count(), 2);
+        assert_eq!(rest, b"GET /next");
+        let mut written = Vec::new();
+        write(&request, &mut written);
+        let (Arrived::Plain(again), _) = arrived(std::str::from_utf8(&written).unwrap()) else { panic!("{written:?}") };
+        assert_eq!((again.uri(), again.headers()), (request.uri(), request.headers()));
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_as_it_came() {
+        for text in [
+            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\ntransfer-encoding : chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-A\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "nonsense\r\n\r\n",
+        ] {
+            let text = format!("{text}rest");
+            let (arrived, left) = arrived(&text);
+            assert!(matches!(arrived, Arrived::Unusual), "{text:?} {arrived:?}");
+            assert_eq!(left, text.as_bytes());
+        }
+        assert!(matches!(arrived("GET / HTTP/1.1\r\nHost: a\r\n").0, Arrived::Partial));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MOST_FIELDS + 1));
+        assert!(matches!(arrived(&many).0, Arrived::Unusual));
+    }
+}

@@ -1,0 +1,265 @@
+//! Heads of answers: read from an instance, written to a client.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::time::{Duration, SystemTime};
+
+use bytes::BytesMut;
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Response, StatusCode};
+
+use super::super::headers::is_plain_chunked;
+use super::head::{self, MOST_FIELDS};
+
+/// How the end of an answer's body is told (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes; none when there is no body.
+    Exact(u64),
+    /// By the chunked coding.
+    Chunked,
+    /// By the end of the connection.
+    UntilClose,
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub struct Head {
+    /// Without its body.
+    pub response: Response<()>,
+    /// Of its body.
+    pub length: Length,
+    /// The connection may be used again after it.
+    pub keeps: bool,
+}
+
+/// Not to be read like this; what is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+/// Takes the head of an answer off the bytes, of which `seen` were looked at before; `None`: more are needed.
+/// `to_head`: the request was a HEAD, so the body is described and not sent.
+pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<Head>, Malformed> {
+    let Some((length, _)) = head::end(input, seen) else { return Ok(None) };
+    let bytes = input.split_to(length).freeze();
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut parsed, &bytes, &mut fields) {
+        Ok(httparse::Status::Complete(read)) if read == bytes.len() => {}
+        _ => return Err(Malformed("its head is malformed")),
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("its status is none"))?;
+    let mut headers = head::fields(&bytes, parsed.headers, 4).ok_or(Malformed("a field of its head is malformed"))?;
+    let is_http11 = parsed.version == Some(1);
+    let length = length_of(status, &mut headers, is_http11, to_head)?;
+    let keeps = is_http11 && length != Length::UntilClose && !says_close(&headers);
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    if let Some(reason) = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason))
+        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
+    {
+        response.extensions_mut().insert(reason);
+    }
+    Ok(Some(Head { response, length, keeps }))
+}
+
+fn length_of(status: StatusCode, headers: &mut HeaderMap, is_http11: bool, to_head: bool) -> Result<Length, Malformed> {
+    if to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+        return Ok(Length::Exact(0));
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // A length beside it is not to be believed.
+        headers.remove(CONTENT_LENGTH);
+        return match is_http11 && is_plain_chunked(headers) {
+            true => Ok(Length::Chunked),
+            false => Err(Malformed("its transfer coding is not chunked alone")),
+        };
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else { return Ok(Length::UntilClose) };
+    if lengths.any(|other| other != first) {
+        return Err(Malformed("it has several lengths"));
+    }
+    let first = first.clone();
+    let digits = Some(first.as_bytes()).filter(|digits| digits.iter().all(u8::is_ascii_digit));
+    let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    let length = length.ok_or(Malformed("its length is no number"))?;
+    headers.insert(CONTENT_LENGTH, first);
+    Ok(Length::Exact(length))
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    let tokens = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    tokens.into_iter().any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// How a body goes to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// Not at all.
+    None,
+    /// As it is; its length is told.
+    Plain,
+    /// In chunks.
+    Chunked,
+}
+
+/// Writes the head of an answer whose body has this length, if that is known.
+pub fn write<B>(response: &Response<B>, length: Option<u64>, to_head: bool, into: &mut Vec<u8>) -> Coding {
+    let status = response.status();
+    into.extend_from_slice(b"HTTP/1.1 ");
+    into.extend_from_slice(status.as_str().as_bytes());
+    into.push(b' ');
+    let reason = response.extensions().get::<ReasonPhrase>();
+    let usual = || status.canonical_reason().unwrap_or_default().as_bytes();
+    into.extend_from_slice(reason.map_or_else(usual, ReasonPhrase::as_bytes));
+    into.extend_from_slice(b"\r\n");
+    let has_none = status.is_informational() || status == StatusCode::NO_CONTENT;
+    let (mut is_dated, mut is_measured) = (false, false);
+    for (name, value) in response.headers() {
+        if *name == CONTENT_LENGTH {
+            if has_none {
+                continue;
+            }
+            is_measured = true;
+        }
+        is_dated |= *name == DATE;
+        head::write_field(name, value.as_bytes(), into);
+    }
+    if !is_dated {
+        write_date(into);
+    }
+    let coding = match length {
+        _ if has_none || status == StatusCode::NOT_MODIFIED => Coding::None,
+        _ if is_measured => {
+            if to_head {
+                Coding::None
+            } else {
+                Coding::Plain
+            }
+        }
+        // What would have been sent is described if it is known.
+        Some(0) | None if to_head => Coding::None,
+        Some(length) => {
+            head::write_field(&CONTENT_LENGTH, length.to_string().as_bytes(), into);
+            if to_head { Coding::None } else { Coding::Plain }
+        }
+        None => {
+            head::write_field(&TRANSFER_ENCODING, b"chunked", into);
+            Coding::Chunked
+        }
+    };
+    into.extend_from_slice(b"\r\n");
+    coding
+}
+
+/// `Date` (RFC 9110 §6.6.1), which is made once a second.
+fn write_date(into: &mut Vec<u8>) {
+    thread_local! {
+        static NOW: RefCell<(Duration, HeaderValue)> = const { RefCell::new((Duration::MAX, HeaderValue::from_static(""))) };
+    }
+    let now = SystemTime::now();
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    NOW.with_borrow_mut(|(second, text)| {
+        if second.as_secs() != since.as_secs() {
+            *second = since;
+            if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now)) {
+                *text = date;
+            }
+        }
+        head::write_field(&DATE, text.as_bytes(), into);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(text: &str, to_head: bool) -> Result<(Head, Vec<u8>), Malformed> {
+        let mut input = BytesMut::from(format!("HTTP/1.{text}").as_str());
+        read(&mut input, 0, to_head).map(|head| (head.unwrap(), input.to_vec()))
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_what_the_head_says() {
+        use Length::{Chunked, Exact, UntilClose};
+        for (text, to_head, length, keeps) in [
+            ("1 200 OK\r\nContent-Length: 5\r\n\r\nhello", false, Exact(5), true),
+            ("1 200 OK\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\nhello", false, Exact(5), true),
+            ("1 200 OK\r\nContent-Length: 5\r\n\r\n", true, Exact(0), true),
+            ("1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 5\r\n\r\n", false, Chunked, true),
+            ("1 200 OK\r\n\r\nhello", false, UntilClose, false),
+            ("1 204 No Content\r\n\r\n", false, Exact(0), true),
+            ("1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", false, Exact(0), true),
+            ("1 103 Early Hints\r\nLink: </a.css>\r\n\r\n", false, Exact(0), true),
+            ("1 200 OK\r\nContent-Length: 0\r\nConnection: foo, Close\r\n\r\n", false, Exact(0), false),
+            ("0 200 OK\r\nContent-Length: 5\r\n\r\nhello", false, Exact(5), false),
+            ("1 200\r\nContent-Length: 0\r\n\r\n", false, Exact(0), true),
+            ("1 200 OK\nContent-Length: 0\n\n", false, Exact(0), true),
+        ] {
+            let (head, _) = head(text, to_head).unwrap_or_else(|why| panic!("{text:?} {why:?}"));
+            assert_eq!((head.length, head.keeps), (length, keeps), "{text:?}");
+            assert!(length != Chunked || !head.response.headers().contains_key(CONTENT_LENGTH));
+        }
+    }
+
+    #[test]
+    fn a_body_of_no_certain_length_is_refused() {
+        for text in [
+            "1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+            "1 200 OK\r\nContent-Length: -5\r\n\r\n",
+            "1 200 OK\r\nContent-Length: +5\r\n\r\n",
+            "1 200 OK\r\nContent-Length:\r\n\r\n",
+            "1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "1 200 OK\r\nA: b\r\n folded\r\n\r\n",
+            "1 2000 OK\r\n\r\n",
+            "1 99 OK\r\n\r\n",
+            "nonsense\r\n\r\n",
+        ] {
+            assert!(head(text, false).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_written_with_what_a_client_needs_to_find_its_end() {
+        let written = |response: Response<()>, length, to_head| {
+            let mut bytes = Vec::new();
+            let coding = write(&response, length, to_head, &mut bytes);
+            (coding, String::from_utf8(bytes).unwrap())
+        };
+        let plain = |status: u16| Response::builder().status(status).header("date", "now").body(()).unwrap();
+        let told =
+            |length: &str| Response::builder().header("date", "now").header("content-length", length).body(()).unwrap();
+        for (response, length, to_head, coding, expected) in [
+            (plain(200), Some(5), false, Coding::Plain, "200 OK\r\ndate: now\r\ncontent-length: 5\r\n\r\n"),
+            (plain(200), Some(0), false, Coding::Plain, "200 OK\r\ndate: now\r\ncontent-length: 0\r\n\r\n"),
+            (plain(200), None, false, Coding::Chunked, "200 OK\r\ndate: now\r\ntransfer-encoding: chunked\r\n\r\n"),
+            (told("5"), Some(5), false, Coding::Plain, "200 OK\r\ndate: now\r\ncontent-length: 5\r\n\r\n"),
+            (told("5"), Some(0), true, Coding::None, "200 OK\r\ndate: now\r\ncontent-length: 5\r\n\r\n"),
+            (plain(200), Some(5), true, Coding::None, "200 OK\r\ndate: now\r\ncontent-length: 5\r\n\r\n"),
+            (plain(200), None, true, Coding::None, "200 OK\r\ndate: now\r\n\r\n"),
+            (plain(204), Some(0), false, Coding::None, "204 No Content\r\ndate: now\r\n\r\n"),
+            (plain(304), Some(0), false, Coding::None, "304 Not Modified\r\ndate: now\r\n\r\n"),
+            (plain(599), Some(0), false, Coding::Plain, "599 \r\ndate: now\r\ncontent-length: 0\r\n\r\n"),
+        ] {
+            assert_eq!(written(response, length, to_head), (coding, format!("HTTP/1.1 {expected}")));
+        }
+        let (_, undated) = written(Response::new(()), Some(0), false);
+        assert!(undated.contains("date: ") && undated.contains(" GMT\r\n"), "{undated}");
+    }
+
+    #[test]
+    fn a_reason_of_its_own_goes_through() {
+        let (head, _) = head("1 404 Gone Fishing\r\nContent-Length: 0\r\n\r\n", false).unwrap();
+        let mut bytes = Vec::new();
+        write(&head.response, Some(0), false, &mut bytes);
+        assert!(bytes.starts_with(b"HTTP/1.1 404 Gone Fishing\r\n"));
+    }
+}

@@ -1,0 +1,255 @@
+//! One connection of a client, as long as its requests are plain.
+
+use std::future::Future;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::body::{Body, Frame};
+use hyper::header::CONNECTION;
+use hyper::{Method, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::io::poll_write_buf;
+
+use super::super::access_log::Sending;
+use super::super::forward;
+use super::super::headers::Origin;
+use super::super::server::Proxy;
+use super::request::{self, Arrived};
+use super::response::{self, Coding};
+
+/// What is read at a time.
+const READ: usize = 4 << 10;
+/// Data of a body that is written together with the head, in one piece.
+const JOINED: usize = 16 << 10;
+/// Behind the last chunk of a body (RFC 9112 §7.1).
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// How a connection left here.
+#[derive(Debug)]
+pub enum Served {
+    /// It has ended.
+    Ended,
+    /// It goes on with a request that is not plain; what was read of it.
+    Unusual(BytesMut),
+}
+
+/// Answers requests of a client until the connection ends or one of them is not plain.
+pub async fn serve<S>(proxy: &Arc<Proxy>, stream: &mut S, origin: &Arc<Origin>) -> io::Result<Served>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut input = BytesMut::new();
+    let mut output = Vec::new();
+    let patience = origin.limits.header_timeout;
+    let mut too_late = pin!(sleep_until(Instant::now() + patience));
+    loop {
+        let deadline = Instant::now() + patience;
+        let mut seen = 0;
+        let request = loop {
+            match request::read(&mut input, seen) {
+                Arrived::Plain(request) => break request,
+                Arrived::Unusual => return Ok(Served::Unusual(input)),
+                Arrived::Partial if input.len() >= origin.limits.max_header_size as usize => {
+                    return Ok(Served::Unusual(input));
+                }
+                Arrived::Partial => seen = input.len(),
+            }
+            let is_idle = input.is_empty();
+            let read = async {
+                std::future::poll_fn(|cx| {
+                    if let Poll::Ready(read) = poll_input(stream, cx, &mut input) {
+                        return Poll::Ready(read);
+                    }
+                    // Set anew only when it rings, as most requests come long before.
+                    while too_late.as_mut().poll(cx).is_ready() {
+                        if Instant::now() >= deadline {
+                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        }
+                        too_late.as_mut().reset(deadline);
+                    }
+                    Poll::Pending
+                })
+                .await
+            };
+            let read = tokio::select! {
+                // Who has just spoken is answered.
+                biased;
+                read = read => read?,
+                () = proxy.close_idle.cancelled(), if is_idle => return Ok(Served::Ended),
+            };
+            if read == 0 {
+                return Ok(Served::Ended);
+            }
+        };
+        if input.is_empty() {
+            // What idles holds no memory.
+            input = BytesMut::new();
+        }
+        let to_head = request.method() == Method::HEAD;
+        let Some(response) = answer(proxy, stream, origin, request, &mut input).await? else {
+            return Ok(Served::Ended);
+        };
+        let closes = response.headers().get(CONNECTION).is_some_and(|value| value == "close");
+        if !send(stream, &mut input, &mut output, response, to_head).await? {
+            return Ok(Served::Ended);
+        }
+        if closes {
+            stream.shutdown().await?;
+            return Ok(Served::Ended);
+        }
+        output = Vec::new();
+    }
+}
+
+/// Asks for the answer; `None` when the client leaves meanwhile.
+async fn answer<S: AsyncRead + Unpin>(
+    proxy: &Arc<Proxy>,
+    stream: &mut S,
+    origin: &Arc<Origin>,
+    request: Request<()>,
+    input: &mut BytesMut,
+) -> io::Result<Option<Response<Sending>>> {
+    let mut answer = pin!(forward::handle(Arc::clone(proxy), Arc::clone(origin), request.map(|()| None)));
+    std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Ok(Some(response))),
+        Poll::Pending => poll_leaves(stream, cx, input).map(|left| left.map(|()| None)),
+    })
+    .await
+}
+
+/// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end.
+async fn send<S>(
+    stream: &mut S,
+    input: &mut BytesMut,
+    output: &mut Vec<u8>,
+    response: Response<Sending>,
+    to_head: bool,
+) -> io::Result<bool>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let length = response.body().size_hint().exact();
+    let coding = response::write(&response, length, to_head, output);
+    let mut body = pin!(response.into_body());
+    if coding == Coding::None {
+        write(stream, output, Bytes::new(), b"").await?;
+        return Ok(true);
+    }
+    let mut is_over = body.is_end_stream();
+    if is_over && coding == Coding::Chunked {
+        output.extend_from_slice(LAST_CHUNK);
+    }
+    while !is_over {
+        let next = std::future::poll_fn(|cx| match body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame)),
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Next::Broken),
+            Poll::Ready(None) => Poll::Ready(Next::End),
+            // The head need not wait for the first bytes of a slow body.
+            Poll::Pending if !output.is_empty() => Poll::Ready(Next::Later),
+            Poll::Pending => poll_leaves(stream, cx, input).map(Next::Left),
+        });
+        let frame = match next.await {
+            Next::Frame(frame) => frame,
+            Next::End => Frame::data(Bytes::new()),
+            Next::Later => {
+                write(stream, output, Bytes::new(), b"").await?;
+                continue;
+            }
+            Next::Broken => {
+                // It must not look whole: what there is of it goes out, and then the connection ends.
+                write(stream, output, Bytes::new(), b"").await?;
+                return Ok(false);
+            }
+            Next::Left(how) => return how.map(|()| false),
+        };
+        is_over = body.is_end_stream();
+        // Its client did not say that it reads trailers (`TE`), so they may go (RFC 9110 §6.5.1).
+        let data = frame.into_data().unwrap_or_default();
+        let mut tail = &b""[..];
+        if coding == Coding::Chunked {
+            if !data.is_empty() {
+                output.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+            }
+            tail = match (data.is_empty(), is_over) {
+                (true, false) => b"",
+                (true, true) => LAST_CHUNK,
+                (false, false) => b"\r\n",
+                (false, true) => b"\r\n0\r\n\r\n",
+            };
+        }
+        write(stream, output, data, tail).await?;
+    }
+    write(stream, output, Bytes::new(), b"").await?;
+    Ok(true)
+}
+
+/// What comes next of a body.
+enum Next {
+    Frame(Frame<Bytes>),
+    End,
+    /// Not now.
+    Later,
+    Broken,
+    /// The client leaves, or its connection breaks.
+    Left(io::Result<()>),
+}
+
+/// Writes what is in `output`, which is empty then, the data and what belongs behind it.
+async fn write<S>(stream: &mut S, output: &mut Vec<u8>, data: Bytes, tail: &'static [u8]) -> io::Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
+    if output.len() + data.len() <= JOINED {
+        output.extend_from_slice(&data);
+        output.extend_from_slice(tail);
+        drop(data);
+        let mut left = output.as_slice();
+        write_buf(stream, &mut left).await?;
+    } else {
+        let mut left = output.as_slice().chain(data).chain(tail);
+        write_buf(stream, &mut left).await?;
+    }
+    output.clear();
+    Ok(())
+}
+
+async fn write_buf<S: AsyncWrite + Unpin>(stream: &mut S, left: &mut impl Buf) -> io::Result<()> {
+    while left.has_remaining() {
+        if std::future::poll_fn(|cx| poll_write_buf(Pin::new(&mut *stream), cx, left)).await? == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    // TLS keeps what the socket did not take.
+    std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_flush(cx)).await
+}
+
+/// Reads what there is, through a buffer that is there only meanwhile.
+fn poll_input<S>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut space = [const { MaybeUninit::uninit() }; READ];
+    let mut read = ReadBuf::uninit(&mut space);
+    ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+    input.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
+}
+
+/// Whether a client leaves that waits for its answer. One that sends its next request meanwhile does not.
+fn poll_leaves<S>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<()>>
+where
+    S: AsyncRead + Unpin,
+{
+    if !input.is_empty() {
+        return Poll::Pending;
+    }
+    match ready!(poll_input(stream, cx, input))? {
+        0 => Poll::Ready(Ok(())),
+        _ => Poll::Pending,
+    }
+}
