@@ -32,8 +32,8 @@ use super::tunnel;
 /// Tries after the first.
 pub(super) const EXTRA_TRIES: u32 = 2;
 
-/// The head of a request, kept while it may have to be sent again.
-#[derive(Debug, Clone)]
+/// The head of a request.
+#[derive(Debug)]
 pub(super) struct Head {
     pub(super) method: Method,
     pub(super) uri: Uri,
@@ -47,10 +47,6 @@ impl Head {
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;
         request
-    }
-
-    fn of(request: &Request<Outgoing>) -> Self {
-        Self { method: request.method().clone(), uri: request.uri().clone(), headers: request.headers().clone() }
     }
 }
 
@@ -139,18 +135,17 @@ impl Attempt<'_> {
                 },
             };
             self.decide_end(&mut link, &mut request);
-            let replay = self.replayable.then(|| Head::of(&request));
             let error = match self.exchange(&mut link, request).await? {
                 Ok(response) => return Ok((link, response)),
                 Err(error) => error,
             };
             // Whatever follows takes a fresh connection: other idle ones may be just as stale.
             self.may_reuse = false;
-            let (next, error) = match (error, replay) {
-                (SendError::NotSent(unsent, error), _) => (*unsent, error),
+            let (next, error) = match error {
+                SendError::NotSent(unsent, error) => (*unsent, error),
                 // An instance that is just dying breaks an idle connection and then the fresh one too; the tries end it.
-                (SendError::Broken { silent: true, error }, Some(head)) => (head.with(Outgoing::Empty), error),
-                (SendError::Broken { error, .. }, _) => {
+                SendError::Broken { silent: true, error, request: Some(kept) } => (*kept, error),
+                SendError::Broken { error, .. } => {
                     match &self.progress {
                         Some(progress) if progress.is_too_large() => return Err(NoAnswer::TooLarge),
                         Some(progress) if progress.is_broken() => return Err(NoAnswer::ClientLeft),
@@ -189,7 +184,7 @@ impl Attempt<'_> {
         link: &mut Link,
         request: Request<Outgoing>,
     ) -> Result<Result<Response<Source>, SendError>, NoAnswer> {
-        let mut answer = pin!(link.send(request));
+        let mut answer = pin!(link.send(request, self.replayable));
         let mut cut = pin!(self.claim.instance().requests_cut().cancelled());
         let mut seen = 0;
         loop {

@@ -189,19 +189,25 @@ pub enum SendError {
         error: LinkError,
         /// Not one byte of an answer had come.
         silent: bool,
+        /// The request again, if it was to be kept.
+        request: Option<Box<Request<Outgoing>>>,
     },
 }
 
 impl Link {
-    /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile.
-    pub async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Source>, SendError> {
+    /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile. A request that has
+    /// no body and `is_kept` comes back when it is not answered.
+    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
         match &mut self.wire {
             Wire::Plain(exchange) => match exchange.send(&request).await {
                 Ok(answer) => Ok(answer.map(|()| Source::Link)),
                 Err(Unanswered { error, is_unsent: true, .. }) => Err(SendError::NotSent(Box::new(request), error)),
-                Err(Unanswered { error, is_silent, .. }) => Err(SendError::Broken { error, silent: is_silent }),
+                Err(Unanswered { error, is_silent, .. }) => {
+                    let request = is_kept.then(|| Box::new(request));
+                    Err(SendError::Broken { error, silent: is_silent, request })
+                }
             },
-            Wire::Any(any) => any.send(request).await,
+            Wire::Any(any) => any.send(request, is_kept).await,
         }
     }
 
@@ -291,24 +297,25 @@ impl Link {
 }
 
 impl Any {
-    async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Source>, SendError> {
+    async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
+        let kept = is_kept.then(|| without_body(&request));
         let mut answer = pin!(self.sender.try_send_request(request));
         let outcome = std::future::poll_fn(|cx| {
             drive(&mut self.connection, &mut self.closed, cx);
             answer.as_mut().poll(cx)
         });
         let outcome = outcome.await.map(|answer| answer.map(Source::Incoming));
-        outcome.map_err(|error| self.explain(error))
+        outcome.map_err(|error| self.explain(error, kept))
     }
 
-    fn explain(&self, mut error: TrySendError<Request<Outgoing>>) -> SendError {
+    fn explain(&self, mut error: TrySendError<Request<Outgoing>>, kept: Option<Request<Outgoing>>) -> SendError {
         match error.take_message() {
             Some(request) => SendError::NotSent(Box::new(request), error.into_error().into()),
             None => {
                 let error = error.into_error();
                 let nothing_read = self.closed.as_ref().is_some_and(|parts| parts.read_buf.is_empty());
                 let silent = nothing_read && !error.is_parse();
-                SendError::Broken { error: error.into(), silent }
+                SendError::Broken { error: error.into(), silent, request: kept.map(Box::new) }
             }
         }
     }
@@ -338,6 +345,14 @@ impl Any {
         .await;
         closed.map(|parts| (parts.io.into_inner(), parts.read_buf))
     }
+}
+
+fn without_body(request: &Request<Outgoing>) -> Request<Outgoing> {
+    let mut copy = Request::new(Outgoing::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
 }
 
 fn drive(connection: &mut Option<Connection<Io, Outgoing>>, closed: &mut Option<Parts<Io>>, cx: &mut Context<'_>) {

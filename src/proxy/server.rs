@@ -320,7 +320,7 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
     let (proxy, mut succeeded) = Proxy::new(saved, fronts, boot, named.clone(), activated);
     proxy.routing.replace(&tables.in_force);
     *proxy.tables.lock().await = tables;
-    let dead = alive::pass_over_dead(&proxy.routing).await;
+    let doubtful = alive::pass_over_dead(&proxy.routing).await;
     if let Some((link, status)) = before {
         let pid = status.pid;
         let predecessor = handover::take(link, status, named.clone(), limits).await?;
@@ -341,7 +341,7 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
         let _ = ready.send(address);
     }
 
-    let upkeep = async { tokio::join!(sweep(&proxy), alive::take_back(dead), proxy.fronts.follow()) };
+    let upkeep = async { tokio::join!(sweep(&proxy), alive::settle(doubtful), proxy.fronts.follow()) };
     tokio::pin!(upkeep);
     let successor = {
         let serving = control.serve(&proxy);

@@ -115,8 +115,11 @@ mod tests {
 
     use super::*;
 
-    /// Reads packets to the end: the data, the trailers, and what is left behind them.
-    fn read(packets: &[&[u8]]) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>), Option<Malformed>> {
+    /// The data, the trailers, and what is left behind them.
+    type Whole = (Vec<u8>, Option<HeaderMap>, Vec<u8>);
+
+    /// Reads packets to the end. `None`: it does not come.
+    fn read(packets: &[&[u8]]) -> Result<Whole, Option<Malformed>> {
         let (mut chunked, mut input, mut data) = (Chunked::default(), BytesMut::new(), Vec::new());
         for (number, packet) in packets.iter().enumerate() {
             input.extend_from_slice(packet);

@@ -15,6 +15,7 @@ const ADDED: usize = 8;
 
 /// What a client has sent so far.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub enum Arrived {
     /// Not yet a whole head.
     Partial,
