@@ -27,14 +27,14 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Opt
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
     let method = request.method().clone();
-    let form = headers::form_of_errors(request.headers());
+    let accepted = headers::accepted(request.headers());
     let is_http2 = request.version() == Version::HTTP_2;
     let is_held_back = request.headers().contains_key(EXPECT);
     let most = origin.limits.max_body_size;
     let request = request.map(|body| ClientBody::new(body, is_held_back, most, visit.bytes()));
     let (mut response, by) = match forward(&proxy, &origin, request, id.clone(), &mut visit).await {
         Ok(response) => (response, Maker::App),
-        Err(own) => (own.response(form, &id), Maker::Proxy),
+        Err(own) => (own.response(headers::form_of_errors(&accepted), &id), Maker::Proxy),
     };
     visit.answered(response.status(), by);
     // A body that was never asked for leaves no way to tell where the next request begins.

@@ -135,8 +135,7 @@ pub fn prepare_request(
         headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     remove_hop_by_hop(headers);
     let forwarding = if origin.is_trusted { Some(Forwarding::of(headers)) } else { None };
-    remove_where(headers, is_clients_claim);
-    headers.remove(EXPECT);
+    remove_where(headers, |name| is_clients_claim(name) || *name == EXPECT);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -225,6 +224,10 @@ pub fn prepare_response(headers: &mut HeaderMap, switching: bool) {
 
 /// Removes what is meant for the next hop only: the fixed set, and what `Connection` names.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Nearly always there is none: one look at the names is cheaper than to ask for each.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let lines: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
         for token in lines.iter().flat_map(tokens) {
@@ -238,10 +241,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in
-        [&TE, &TRANSFER_ENCODING, &UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION]
-    {
-        headers.remove(name);
+    remove_where(headers, is_hop_by_hop);
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match *name {
+        CONNECTION | TE | TRANSFER_ENCODING | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION => true,
+        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
     }
 }
 
@@ -277,11 +283,16 @@ pub enum Form {
     Plain,
 }
 
+/// What a client accepts, as it said it.
+pub fn accepted(headers: &HeaderMap) -> Vec<HeaderValue> {
+    headers.get_all(ACCEPT).iter().cloned().collect()
+}
+
 /// The form that `Accept` prefers: of those that are named the one with the greatest weight, and of equals the first
 /// (RFC 9110 §12.5.1). Ranges such as `*/*` name none.
-pub fn form_of_errors(headers: &HeaderMap) -> Form {
+pub fn form_of_errors(accepted: &[HeaderValue]) -> Form {
     let mut best = (0.0, Form::Plain);
-    for range in headers.get_all(ACCEPT).iter().flat_map(tokens) {
+    for range in accepted.iter().flat_map(tokens) {
         let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
         let media = parts.next().unwrap_or_default().to_ascii_lowercase();
         let form = match media.as_slice() {
@@ -494,9 +505,9 @@ mod tests {
             ("*/*", Form::Plain),
             ("", Form::Plain),
         ] {
-            assert_eq!(form_of_errors(&map(&[("accept", accept)])), form, "{accept}");
+            assert_eq!(form_of_errors(&accepted(&map(&[("accept", accept)]))), form, "{accept}");
         }
-        assert_eq!(form_of_errors(&map(&[])), Form::Plain);
+        assert_eq!(form_of_errors(&[]), Form::Plain);
         assert!(is_event_stream(&map(&[("content-type", "text/event-stream; charset=utf-8")])));
         assert!(!is_event_stream(&map(&[("content-type", "text/html")])));
         assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "timeout=5, max=100")])), Some(Duration::from_secs(5)));

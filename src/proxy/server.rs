@@ -236,7 +236,7 @@ impl Proxy {
     /// Unique among all processes of this proxy.
     pub(super) fn next_request_id(&self) -> HeaderValue {
         let number = self.requests.fetch_add(1, Relaxed);
-        HeaderValue::from_str(&format!("{}-{number:x}", self.process)).unwrap_or(HeaderValue::from_static("-"))
+        HeaderValue::try_from(format!("{}-{number:x}", self.process)).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// An instance did not take a request or broke off: others are preferred for a while, and the agent is told.

@@ -83,11 +83,11 @@ impl Exchange {
         self.keeps = false;
         self.output.clear();
         request::write(request, &mut self.output);
-        let mut left = self.output.as_slice();
-        while !left.is_empty() {
-            if let Err(error) = self.socket.write_buf(&mut left).await {
-                let is_unsent = left.len() == self.output.len();
-                return Err(Unanswered { error: error.into(), is_unsent, is_silent: true });
+        let mut written = 0;
+        while written < self.output.len() {
+            match self.socket.write(&self.output[written..]).await {
+                Ok(bytes) => written += bytes,
+                Err(error) => return Err(Unanswered { error: error.into(), is_unsent: written == 0, is_silent: true }),
             }
         }
         let answered = self.head(request.method() == Method::HEAD).await;

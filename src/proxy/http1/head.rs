@@ -7,6 +7,9 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 /// Fields that a head may have, as many as hyper takes.
 pub const MOST_FIELDS: usize = 100;
 
+/// Bytes that most heads have room in.
+pub const ROOM: usize = 1 << 10;
+
 /// Looks for the empty line behind a head, from `seen` bytes on, which were looked at before: the length of the head,
 /// and whether its last line ends properly, with CR LF.
 pub fn end(bytes: &[u8], seen: usize) -> Option<(usize, bool)> {

@@ -80,6 +80,7 @@ fn is_special(name: &HeaderName, value: &HeaderValue) -> bool {
 
 /// Writes the head of a request that has no body.
 pub fn write<B>(request: &Request<B>, into: &mut Vec<u8>) {
+    into.reserve(head::ROOM);
     into.extend_from_slice(request.method().as_str().as_bytes());
     into.push(b' ');
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());

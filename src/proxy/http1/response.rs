@@ -110,6 +110,7 @@ pub enum Coding {
 /// Writes the head of an answer whose body has this length, if that is known.
 pub fn write<B>(response: &Response<B>, length: Option<u64>, to_head: bool, into: &mut Vec<u8>) -> Coding {
     let status = response.status();
+    into.reserve(head::ROOM);
     into.extend_from_slice(b"HTTP/1.1 ");
     into.extend_from_slice(status.as_str().as_bytes());
     into.push(b' ');

@@ -13,7 +13,6 @@ use hyper::header::CONNECTION;
 use hyper::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::io::poll_write_buf;
 
 use super::super::access_log::Sending;
 use super::super::forward;
@@ -47,6 +46,7 @@ where
     let mut output = Vec::new();
     let patience = origin.limits.header_timeout;
     let mut too_late = pin!(sleep_until(Instant::now() + patience));
+    let mut is_over = pin!(proxy.close_idle.cancelled());
     loop {
         let deadline = Instant::now() + patience;
         let mut seen = 0;
@@ -60,29 +60,24 @@ where
                 Arrived::Partial => seen = input.len(),
             }
             let is_idle = input.is_empty();
-            let read = async {
-                std::future::poll_fn(|cx| {
-                    if let Poll::Ready(read) = poll_input(stream, cx, &mut input) {
-                        return Poll::Ready(read);
-                    }
-                    // Set anew only when it rings, as most requests come long before.
-                    while too_late.as_mut().poll(cx).is_ready() {
-                        if Instant::now() >= deadline {
-                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                        }
-                        too_late.as_mut().reset(deadline);
-                    }
-                    Poll::Pending
-                })
-                .await
-            };
-            let read = tokio::select! {
+            let read = std::future::poll_fn(|cx| {
                 // Who has just spoken is answered.
-                biased;
-                read = read => read?,
-                () = proxy.close_idle.cancelled(), if is_idle => return Ok(Served::Ended),
-            };
-            if read == 0 {
+                if let Poll::Ready(read) = poll_input(stream, cx, &mut input) {
+                    return Poll::Ready(read.map(Some));
+                }
+                if is_idle && is_over.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ok(None));
+                }
+                // Set anew only when it rings, as most requests come long before.
+                while too_late.as_mut().poll(cx).is_ready() {
+                    if Instant::now() >= deadline {
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    too_late.as_mut().reset(deadline);
+                }
+                Poll::Pending
+            });
+            if matches!(read.await?, None | Some(0)) {
                 return Ok(Served::Ended);
             }
         };
@@ -208,24 +203,13 @@ where
         output.extend_from_slice(&data);
         output.extend_from_slice(tail);
         drop(data);
-        let mut left = output.as_slice();
-        write_buf(stream, &mut left).await?;
+        stream.write_all(output).await?;
     } else {
-        let mut left = output.as_slice().chain(data).chain(tail);
-        write_buf(stream, &mut left).await?;
+        stream.write_all_buf(&mut output.as_slice().chain(data).chain(tail)).await?;
     }
     output.clear();
-    Ok(())
-}
-
-async fn write_buf<S: AsyncWrite + Unpin>(stream: &mut S, left: &mut impl Buf) -> io::Result<()> {
-    while left.has_remaining() {
-        if std::future::poll_fn(|cx| poll_write_buf(Pin::new(&mut *stream), cx, left)).await? == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-    }
     // TLS keeps what the socket did not take.
-    std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_flush(cx)).await
+    stream.flush().await
 }
 
 /// Reads what there is, through a buffer that is there only meanwhile.
