@@ -61,6 +61,7 @@ async fn run(name: &str, engine: &Engine) -> Vec<Figure> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    proxy::bare::if_asked().await;
     // cargo adds `--bench`.
     let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     if let Some(unknown) = asked.iter().find(|name| !BENCHMARKS.iter().any(|(known, _)| known == name)) {

@@ -1,210 +1,57 @@
 //! The proxy against nginx, HAProxy and Caddy: the same two backends behind each, each proxy alone on one processor, the
-//! client and the backends on the other.
+//! client and the backends on the other. And against what a proxy like it cannot be cheaper than: a forwarder of nothing
+//! but hyper, and one that copies bytes.
 
-use std::fs;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use longshore::model::InstanceId;
-use longshore::proxy::ProxyClient;
-use longshore::proxy::table::{Member, Route, Table};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::figure::{Figure, Target};
 use crate::machine::{memory, processor_time};
-use crate::rounds::{ROUNDS, median, ms, show};
-use crate::support::ports::free_port;
-use crate::support::wait::eventually;
+use crate::rounds::{ROUNDS, median, show};
 
-const PROXY: &str = "0";
-const CLIENT: &str = "1";
+pub mod bare;
+mod servers;
+mod tables;
+
+use servers::{CLIENT, Server, write};
+
 const SECONDS: u32 = 3;
 const CONNECTIONS: u32 = 64;
-const UP: Duration = Duration::from_secs(10);
 /// The host that every request names.
-const HOST: &str = "shop.test";
+const HOST: &str = "localhost";
 /// Kept connections that do nothing.
 const IDLE: usize = 8_000;
+/// Milliseconds that each connection waits between two requests, where all proxies are offered the same load.
+const PAUSE: u32 = 5;
 
 /// What is asked for: a name and the size of its answer.
 const PAGES: [(&str, usize); 2] = [("1 KB", 1 << 10), ("64 KB", 64 << 10)];
 
 pub async fn run() -> Vec<Figure> {
     let directory = tempfile::tempdir().expect("a directory");
-    let backends = [backend(directory.path(), 1).await, backend(directory.path(), 2).await];
+    servers::pem_files(directory.path());
+    let backends = [servers::backend(directory.path(), 1).await, servers::backend(directory.path(), 2).await];
     let ports = backends.each_ref().map(|backend| backend.port);
-    let mut servers = vec![
-        longshore(&table(ports, 1)).await,
-        nginx(directory.path(), ports).await,
-        haproxy(directory.path(), ports).await,
-        caddy(directory.path(), ports).await,
+    let proxies = [
+        servers::longshore(&servers::table(ports, 1)).await,
+        servers::nginx(directory.path(), ports).await,
+        servers::haproxy(directory.path(), ports).await,
+        servers::caddy(directory.path(), ports).await,
+        servers::bare("hyper", "a bare forwarder of hyper", ports[0]).await,
+        servers::bare("copy", "a copier of bytes", ports[0]).await,
     ];
     let mut figures = Vec::new();
     for (page, size) in PAGES {
-        figures.extend(throughput(&mut servers, page, size).await);
+        figures.extend(throughput(&proxies, page, size).await);
     }
-    let loaded = memory(servers[0].pid(), "VmRSS");
+    figures.extend(over_tls(&proxies[..4]).await);
+    figures.push(at_the_same_load(&proxies[..2]).await);
+    let loaded = memory(proxies[0].pid(), "VmRSS");
     figures.push(Figure::new("the proxy's memory after that", loaded, "MiB").target(Target::AtMost(16.0)));
-    figures.push(idle_connections(&servers[0]).await);
-    drop(servers);
-    figures.extend(tables(ports).await);
+    figures.push(idle_connections(&proxies[0]).await);
+    drop(proxies);
+    figures.extend(tables::figures(ports).await);
     figures
-}
-
-/// A program that listens.
-struct Server {
-    name: &'static str,
-    child: Child,
-    port: u16,
-    /// Its own, if it has one.
-    directory: Option<TempDir>,
-}
-
-impl Server {
-    /// Starts it on one processor; it is up when it takes connections.
-    async fn start(name: &'static str, processor: &str, port: u16, mut command: Command) -> Self {
-        let mut pinned = Command::new("taskset");
-        pinned.args(["--cpu-list", processor]).arg(command.get_program()).args(command.get_args());
-        for (key, value) in command.get_envs() {
-            pinned.env(key, value.unwrap_or_default());
-        }
-        command = pinned;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        let child = command.spawn().unwrap_or_else(|why| panic!("{name} (./dev setup installs it): {why}"));
-        let server = Self { name, child, port, directory: None };
-        eventually(name, UP, async || TcpStream::connect(("127.0.0.1", port)).await.map(drop)).await;
-        server
-    }
-
-    /// taskset becomes the program.
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn write(path: &Path, text: &str) {
-    fs::write(path, text).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-}
-
-/// An nginx that answers from memory.
-async fn backend(directory: &Path, number: usize) -> Server {
-    let port = free_port();
-    let root = directory.join("pages");
-    fs::create_dir_all(&root).expect("a directory");
-    for (_, size) in PAGES {
-        write(&root.join(size.to_string()), &"x".repeat(size));
-    }
-    let conf = format!(
-        "daemon off; master_process off; pid {pid}; error_log /dev/null; events {{ worker_connections 20000; }}\n\
-         http {{ access_log off; sendfile on; keepalive_requests 1000000000; keepalive_timeout 600; open_file_cache max=10;\n\
-         server {{ listen 127.0.0.1:{port}; root {root}; }} }}",
-        pid = directory.join(format!("backend{number}.pid")).display(),
-        root = root.display(),
-    );
-    let path = directory.join(format!("backend{number}.conf"));
-    write(&path, &conf);
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(directory).arg("-c").arg(&path);
-    Server::start("a backend (nginx)", CLIENT, port, command).await
-}
-
-async fn nginx(directory: &Path, [one, other]: [u16; 2]) -> Server {
-    let port = free_port();
-    let conf = format!(
-        "daemon off; master_process off; pid {pid}; error_log /dev/null; events {{ worker_connections 20000; }}\n\
-         http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 600;\n\
-         upstream shop {{ least_conn; server 127.0.0.1:{one}; server 127.0.0.1:{other}; keepalive 64; }}\n\
-         server {{ listen 127.0.0.1:{port}; server_name {HOST}; location / {{ proxy_pass http://shop; \
-         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
-         proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; }} }} }}",
-        pid = directory.join("nginx.pid").display(),
-    );
-    let path = directory.join("nginx.conf");
-    write(&path, &conf);
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(directory).arg("-c").arg(&path);
-    Server::start("nginx", PROXY, port, command).await
-}
-
-async fn haproxy(directory: &Path, [one, other]: [u16; 2]) -> Server {
-    let port = free_port();
-    let conf = format!(
-        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 600s\n \
-         timeout server 600s\n option http-keep-alive\n http-reuse always\nfrontend all\n bind 127.0.0.1:{port}\n \
-         option forwardfor\n use_backend shop if {{ hdr(host) -i {HOST} }}\nbackend shop\n balance leastconn\n \
-         server one 127.0.0.1:{one}\n server other 127.0.0.1:{other}\n"
-    );
-    let path = directory.join("haproxy.cfg");
-    write(&path, &conf);
-    let mut command = Command::new("haproxy");
-    command.arg("-db").arg("-f").arg(&path);
-    Server::start("HAProxy", PROXY, port, command).await
-}
-
-async fn caddy(directory: &Path, [one, other]: [u16; 2]) -> Server {
-    let port = free_port();
-    let conf = format!(
-        "{{\n admin off\n auto_https off\n}}\nhttp://{HOST}:{port} {{\n bind 127.0.0.1\n \
-         reverse_proxy 127.0.0.1:{one} 127.0.0.1:{other} {{\n  lb_policy least_conn\n }}\n}}\n"
-    );
-    let path = directory.join("Caddyfile");
-    write(&path, &conf);
-    let mut command = Command::new("caddy");
-    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(&path);
-    command.env("HOME", directory).env("GOMAXPROCS", "1");
-    Server::start("Caddy", PROXY, port, command).await
-}
-
-/// A route of two instances for [`HOST`], and as many other routes of five as make `routes`.
-fn table(ports: [u16; 2], routes: usize) -> Table {
-    let member = |number: usize, member: usize| Member {
-        instance: InstanceId::parse(&format!("d{}-web-{}", number + 1, member + 1)).expect("an id"),
-        address: ([127, 0, 0, 1], ports[member % 2]).into(),
-        weight: 1,
-        group: 0,
-    };
-    let route = |number: usize, members: usize| {
-        let host = if number == 0 { HOST.to_owned() } else { format!("app{number}.test") };
-        let app = format!("app{number}").parse().expect("a name");
-        let members = (0..members).map(|place| member(number, place)).collect();
-        Route::new(app, "web".parse().expect("a name"), vec![host], members)
-    };
-    let routes = (0..routes).map(|number| route(number, if number == 0 { 2 } else { 5 }));
-    Table { generation: 1, routes: routes.collect() }
-}
-
-/// Our proxy alone, which serves from its file.
-async fn longshore(table: &Table) -> Server {
-    let directory = tempfile::tempdir().expect("a directory");
-    let (port, agent) = (free_port(), free_port());
-    let data = directory.path().join("data");
-    fs::create_dir(&data).expect("a directory");
-    write(&data.join("routes.json"), &serde_json::to_string(table).expect("a table is JSON"));
-    let config = directory.path().join("deploy.toml");
-    write(
-        &config,
-        &format!(
-            "[agent]\nlisten = \"127.0.0.1:{agent}\"\ndata_dir = {data:?}\n[proxy]\nhttp = \"127.0.0.1:{port}\"\n\
-             [proxy.limits]\nconnections_per_client = 100000\n"
-        ),
-    );
-    let binary = std::env::var("LONGSHORE_BENCH_BINARY").unwrap_or(env!("CARGO_BIN_EXE_longshore").to_owned());
-    let mut command = Command::new(binary);
-    command.arg("proxy").arg("--config").arg(&config);
-    let mut server = Server::start("longshore", PROXY, port, command).await;
-    server.directory = Some(directory);
-    server
 }
 
 /// What one run of wrk showed.
@@ -212,15 +59,35 @@ struct Run {
     rate: f64,
     /// Microseconds of the proxy's processor time to a request.
     processor: f64,
+    /// Milliseconds.
     p99: f64,
 }
 
-async fn wrk(server: &Server, script: &Path, size: usize) -> Run {
+/// How requests are sent.
+#[derive(Clone, Copy)]
+struct Load {
+    size: usize,
+    tls: bool,
+    /// Milliseconds between two requests of a connection.
+    pause: u32,
+}
+
+async fn wrk(server: &Server, load: Load) -> Run {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("done.lua");
+    let pause = match load.pause {
+        0 => String::new(),
+        pause => format!("function delay()\n   return {pause}\nend\n"),
+    };
+    write(&script, &format!("{}{pause}", include_str!("done.lua")));
+    let (scheme, port) = match load.tls {
+        true => ("https", server.tls_port.expect("it speaks TLS")),
+        false => ("http", server.port),
+    };
     let before = processor_time(server.pid());
     let mut command = tokio::process::Command::new("taskset");
-    command.args(["--cpu-list", CLIENT, "wrk", "-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s")]);
-    command.args(["-H", &format!("Host: {HOST}"), "-s"]).arg(script);
-    command.arg(format!("http://127.0.0.1:{}/{size}", server.port));
+    command.args(["--cpu-list", CLIENT, "wrk", "-t1", &format!("-c{CONNECTIONS}"), &format!("-d{SECONDS}s"), "-s"]);
+    command.arg(&script).arg(format!("{scheme}://{HOST}:{port}/{}", load.size));
     let output = command.output().await.expect("wrk (./dev setup installs it)");
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("done ")).unwrap_or_else(|| panic!("wrk: {text}"));
@@ -230,34 +97,62 @@ async fn wrk(server: &Server, script: &Path, size: usize) -> Run {
     Run { rate: requests / micros * 1e6, processor: (processor_time(server.pid()) - before) / requests, p99: p99 / 1e3 }
 }
 
-/// Each proxy in turn.
-async fn throughput(servers: &mut [Server], page: &str, size: usize) -> Vec<Figure> {
-    let directory = tempfile::tempdir().expect("a directory");
-    let script = directory.path().join("done.lua");
-    write(&script, include_str!("done.lua"));
+/// Each in turn, again and again: of each the medians.
+async fn rounds(servers: &[Server], what: &str, load: Load) -> Vec<Run> {
     let mut runs: Vec<Vec<Run>> = servers.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
         for (server, runs) in servers.iter().zip(&mut runs) {
-            runs.push(wrk(server, &script, size).await);
+            runs.push(wrk(server, load).await);
         }
     }
-    let mut values = Vec::new();
-    for (server, runs) in servers.iter().zip(&runs) {
-        let of = |value: fn(&Run) -> f64| runs.iter().map(value).collect::<Vec<f64>>();
-        show(&format!("{}, {page}, requests/s", server.name), &of(|run| run.rate));
-        show(&format!("{}, {page}, µs of processor time", server.name), &of(|run| run.processor));
-        show(&format!("{}, {page}, p99 ms", server.name), &of(|run| run.p99));
-        values.push([median(&of(|run| run.processor)), median(&of(|run| run.rate)), median(&of(|run| run.p99))]);
-    }
-    let [ours, nginx, haproxy, caddy] = values[..] else { panic!("four proxies") };
+    let medians = servers.iter().zip(&runs).map(|(server, runs)| {
+        let of = |value: fn(&Run) -> f64, unit: &str| {
+            let values: Vec<f64> = runs.iter().map(value).collect();
+            show(&format!("{}, {what}, {unit}", server.name), &values);
+            median(&values)
+        };
+        Run {
+            rate: of(|run| run.rate, "requests/s"),
+            processor: of(|run| run.processor, "µs of processor time"),
+            p99: of(|run| run.p99, "p99 ms"),
+        }
+    });
+    medians.collect()
+}
+
+async fn throughput(servers: &[Server], page: &str, size: usize) -> Vec<Figure> {
+    let medians = rounds(servers, page, Load { size, tls: false, pause: 0 }).await;
+    let [ours, nginx, haproxy, caddy, hyper, copy] = &medians[..] else { panic!("six of them") };
     let what = format!("proxied GET of {page}, processor time");
+    let against = |name, other: &Run| Figure::new(&what, ours.processor, "µs").against(name, other.processor);
     vec![
-        Figure::new(&what, ours[0], "µs").against("nginx", nginx[0]).target(Target::RatioAtMost(1.0)),
-        Figure::new(&what, ours[0], "µs").against("HAProxy", haproxy[0]).target(Target::RatioAtMost(1.0)),
-        Figure::new(&what, ours[0], "µs").against("Caddy", caddy[0]).target(Target::RatioAtMost(0.3)),
-        Figure::new(format!("the same, {CONNECTIONS} connections"), ours[1], "/s").against("nginx", nginx[1]),
-        Figure::new("the same, 99th percentile at full load", ours[2], "ms").against("nginx", nginx[2]),
+        against("nginx", nginx).target(Target::RatioAtMost(1.0)),
+        against("HAProxy", haproxy).target(Target::RatioAtMost(1.0)),
+        against("Caddy", caddy).target(Target::RatioAtMost(0.3)),
+        against("a bare forwarder of hyper", hyper),
+        against("a copier of bytes", copy),
+        Figure::new(format!("the same, {CONNECTIONS} connections"), ours.rate, "/s").against("nginx", nginx.rate),
+        Figure::new("the same, 99th percentile at full load", ours.p99, "ms").against("nginx", nginx.p99),
     ]
+}
+
+/// On connections that are kept: what the handshakes cost is not in it.
+async fn over_tls(servers: &[Server]) -> Vec<Figure> {
+    let medians = rounds(servers, "1 KB over TLS", Load { size: PAGES[0].1, tls: true, pause: 0 }).await;
+    let [ours, nginx, haproxy, caddy] = &medians[..] else { panic!("four of them") };
+    let against = |name, other: &Run| {
+        Figure::new("proxied GET of 1 KB over TLS, processor time", ours.processor, "µs").against(name, other.processor)
+    };
+    vec![against("nginx", nginx).target(Target::RatioAtMost(1.0)), against("HAProxy", haproxy), against("Caddy", caddy)]
+}
+
+/// Well below what either can do.
+async fn at_the_same_load(servers: &[Server]) -> Figure {
+    let medians = rounds(servers, "1 KB at the same load", Load { size: PAGES[0].1, tls: false, pause: PAUSE }).await;
+    let [ours, nginx] = &medians[..] else { panic!("two of them") };
+    let rate = (ours.rate / 1000.0).round();
+    let what = format!("99th percentile of a GET of 1 KB, {rate}.000 requests/s offered");
+    Figure::new(what, ours.p99, "ms").against("nginx", nginx.p99).target(Target::RatioAtMost(1.0))
 }
 
 /// What a kept connection costs that does nothing.
@@ -279,41 +174,4 @@ async fn asked(port: u16) -> TcpStream {
     let length = stream.read(&mut answer).await.expect("an answer");
     assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..length]));
     stream
-}
-
-/// Large tables: a switch among 200 routes, and a start with 10,000.
-async fn tables(ports: [u16; 2]) -> Vec<Figure> {
-    let many = table(ports, 200);
-    let server = longshore(&many).await;
-    let data = server.directory.as_ref().expect("its own directory").path().join("data");
-    let client = ProxyClient::start(&data);
-    assert!(client.connected(UP).await, "the proxy answers");
-    let mut switches = Vec::new();
-    for round in 0..50 {
-        let mut routes = many.routes.clone();
-        routes[0].members.truncate(1 + round % 2);
-        let began = Instant::now();
-        client.apply(routes).await.expect("the table is taken");
-        switches.push(ms(began.elapsed()));
-    }
-    drop(server);
-    let large = table(ports, 10_000);
-    let mut starts = Vec::new();
-    for _ in 0..ROUNDS {
-        let began = Instant::now();
-        let few = longshore(&table(ports, 1)).await;
-        asked(few.port).await;
-        let small = ms(began.elapsed());
-        let began = Instant::now();
-        let server = longshore(&large).await;
-        asked(server.port).await;
-        starts.push(ms(began.elapsed()) - small);
-    }
-    show("a switch among 200 routes of 5, on disk and acknowledged, ms", &switches[..5]);
-    show("a start with 10,000 routes, ms more than with one", &starts);
-    vec![
-        Figure::new("a switch among 200 routes of 5, on disk and acknowledged", median(&switches), "ms"),
-        Figure::new("a start with 10,000 routes of 5, beyond one with a single route", median(&starts), "ms")
-            .target(Target::AtMost(100.0)),
-    ]
 }
