@@ -92,8 +92,9 @@ async fn wrk(server: &Server, load: Load) -> Run {
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix("done ")).unwrap_or_else(|| panic!("wrk: {text}"));
     let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().expect("a number")).collect();
-    let [requests, micros, errors, p99] = numbers[..] else { panic!("wrk: {line}") };
+    let [requests, bytes, micros, errors, p99] = numbers[..] else { panic!("wrk: {line}") };
     assert_eq!(errors, 0.0, "{}: some requests failed: {text}", server.name);
+    assert!(bytes >= requests * load.size as f64, "{}: it did not send the page: {text}", server.name);
     Run { rate: requests / micros * 1e6, processor: (processor_time(server.pid()) - before) / requests, p99: p99 / 1e3 }
 }
 

@@ -83,16 +83,20 @@ async fn forward(
     request: Request<Incoming>,
     upstream: u16,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
-    let mut sender = match SENDERS.take() {
-        Some(sender) => sender,
-        None => {
-            let (sender, connection) =
-                client::handshake(TokioIo::new(connect(upstream).await)).await.expect("a connection");
-            tokio::spawn(connection);
-            sender
+    let mut sender = loop {
+        let mut sender = match SENDERS.take() {
+            Some(sender) => sender,
+            None => {
+                let socket = TokioIo::new(connect(upstream).await);
+                let (sender, connection) = client::handshake(socket).await.expect("a connection");
+                tokio::spawn(connection);
+                sender
+            }
+        };
+        if sender.ready().await.is_ok() {
+            break sender;
         }
     };
-    sender.ready().await.expect("a connection that goes on");
     let answer = sender.send_request(request).await.expect("an answer");
     let held = Return(Some(sender));
     Ok(answer.map(|body| {

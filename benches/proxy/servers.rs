@@ -141,7 +141,7 @@ pub async fn haproxy(directory: &Path, [one, other]: [u16; 2]) -> Server {
     let conf = format!(
         "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 600s\n \
          timeout server 600s\n option http-keep-alive\n http-reuse always\nfrontend all\n bind 127.0.0.1:{port}\n bind 127.0.0.1:{tls_port} ssl crt {both}\n \
-         option forwardfor\n use_backend shop if {{ hdr(host) -i {HOST} }}\nbackend shop\n balance leastconn\n \
+         option forwardfor\n use_backend shop if {{ hdr_beg(host) -i {HOST} }}\nbackend shop\n balance leastconn\n \
          server one 127.0.0.1:{one}\n server other 127.0.0.1:{other}\n"
     );
     let path = directory.join("haproxy.cfg");
@@ -200,7 +200,7 @@ pub async fn longshore(table: &Table) -> Server {
         &config,
         &format!(
             "[agent]\nlisten = \"127.0.0.1:{agent}\"\ndata_dir = {data:?}\n[proxy]\nhttp = \"127.0.0.1:{port}\"\nhttps = \"127.0.0.1:{tls_port}\"\n\
-             certificates = [{{ cert = {cert:?}, key = {key:?} }}]\n\
+             certificates = [{{ cert = {cert:?}, key = {key:?} }}]\nredirect_http = false\n\
              [proxy.limits]\nconnections_per_client = 100000\n"
         ),
     );

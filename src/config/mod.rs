@@ -14,7 +14,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{AppName, ServiceName};
-use crate::proxy::table::Maintenance;
+use crate::proxy::table::{Maintenance, Protocol};
 use crate::proxy::{Balance, PathPrefix, RouteLimits};
 
 mod acme;
@@ -430,6 +430,8 @@ pub struct ServiceRoute {
     pub balance: Balance,
     /// A client stays with the instance that answered it first. Default off.
     pub sticky: bool,
+    /// What the instances speak. Default: HTTP/1.1.
+    pub protocol: Protocol,
     /// How many requests an instance is given at a time, and how many may wait. Default: without a limit, and none.
     pub limits: RouteLimits,
 }

@@ -9,7 +9,7 @@ use super::field::Field;
 use super::problem::Fault;
 use super::reader::Section;
 use crate::model::shorten;
-use crate::proxy::table::Maintenance;
+use crate::proxy::table::{Maintenance, Protocol};
 use crate::proxy::{Balance, PathPrefix, RouteLimits};
 
 const FORM: &str = "write route = { path = \"/api\" }";
@@ -39,6 +39,7 @@ pub(super) fn read(field: &Field<'_>) -> Option<Read> {
         strip: section.take("strip").and_then(|field| field.boolean()).unwrap_or(false),
         balance: section.take("balance").and_then(|field| field.word(&BALANCES)).unwrap_or_default(),
         sticky: section.take("sticky").and_then(|field| field.boolean()).unwrap_or(false),
+        protocol: section.take("protocol").and_then(|field| field.word(&PROTOCOLS)).unwrap_or_default(),
         limits: limits(&section),
     };
     if route.strip && route.path.is_root() && !unclear {
@@ -94,6 +95,8 @@ fn limits(section: &Section<'_>) -> RouteLimits {
 
 const BALANCES: [(&str, Balance); 2] =
     [("least_connections", Balance::LeastConnections), ("round_robin", Balance::RoundRobin)];
+
+const PROTOCOLS: [(&str, Protocol); 2] = [("http1", Protocol::Http1), ("h2c", Protocol::H2c)];
 
 pub(super) fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
     let elements = field.list("write domains = [\"shop.example.com\"]").unwrap_or_default();

@@ -24,9 +24,10 @@ use super::body::{Answer, Carrier, ClientBody, Outgoing, Progress, Relay, Source
 use super::counts::Tally;
 use super::headers;
 use super::instance::{Claim, Instance};
-use super::pool::{Link, SendError};
+use super::pool::{Link, SendError, Speech};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
+use super::table::Protocol;
 use super::tunnel;
 
 /// Tries after the first.
@@ -123,10 +124,11 @@ impl Attempt<'_> {
 
     async fn run(&mut self, mut request: Request<Outgoing>) -> Result<(Box<Link>, Response<Source>), NoAnswer> {
         loop {
-            let idle = if self.may_reuse { self.claim.instance().pool.take() } else { None };
+            let speech = self.speech();
+            let idle = if self.may_reuse { self.claim.instance().pool.take(speech) } else { None };
             let mut link = match idle {
                 Some(link) => link,
-                None => match self.claim.instance().pool.connect(self.replayable).await {
+                None => match self.claim.instance().pool.connect(speech).await {
                     Ok(link) => link,
                     Err(error) => {
                         self.go_elsewhere(&error)?;
@@ -161,6 +163,15 @@ impl Attempt<'_> {
                 false => self.go_elsewhere(&error)?,
             }
             request = next;
+        }
+    }
+
+    /// How it is said to an instance.
+    fn speech(&self) -> Speech {
+        match self.way.protocol {
+            Protocol::H2c => Speech::Http2,
+            Protocol::Http1 if self.replayable => Speech::Plain,
+            Protocol::Http1 => Speech::Any,
         }
     }
 

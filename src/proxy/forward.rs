@@ -20,7 +20,7 @@ use super::headers::{self, Origin};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
 use super::server::Proxy;
-use super::table::lookup_host;
+use super::table::{Protocol, lookup_host};
 
 /// Answers one request of a client, with its body if it has one.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Option<Incoming>>) -> Response<Sending> {
@@ -110,7 +110,9 @@ async fn forward(
     let is_secure = origin.is_secure(request.headers());
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
-    let upgrade = if request.body().is_end_stream() { headers::upgrade(request.headers()) } else { None };
+    let protocol = way.protocol;
+    let may_upgrade = protocol == Protocol::Http1 && request.body().is_end_stream();
+    let upgrade = if may_upgrade { headers::upgrade(request.headers()) } else { None };
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, origin, authority.clone(), id, upgrade);
@@ -141,7 +143,8 @@ async fn forward(
         way,
         tried: Vec::new(),
         tries_left: EXTRA_TRIES,
-        may_reuse: replayable,
+        // In HTTP/2 the other side says what it has not looked at before it closes (RFC 9113 §6.8).
+        may_reuse: replayable || protocol == Protocol::H2c,
         replayable,
         progress,
         visit,

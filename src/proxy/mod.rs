@@ -38,6 +38,7 @@ mod http1;
 mod instance;
 mod listen;
 mod lookup;
+mod multiplexed;
 mod orders;
 mod path_prefix;
 mod pick;

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::body::{Outgoing, Source};
 use super::http1::{Exchange, LinkError, Unanswered};
 use super::instance::lock;
+use super::multiplexed::{Multiplexed, Stream};
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -38,10 +39,22 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 type Io = TokioIo<TcpStream>;
 
-/// The idle connections of one instance.
+/// How a request is said to an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speech {
+    /// In HTTP/1.1, without a body or an upgrade: on the shorter way.
+    Plain,
+    /// In HTTP/1.1.
+    Any,
+    /// In HTTP/2.
+    Http2,
+}
+
+/// The connections of one instance that are idle, and the one that is shared.
 #[derive(Debug)]
 pub struct Pool {
     address: SocketAddr,
+    http2: Arc<Multiplexed>,
     idle: Mutex<Idle>,
 }
 
@@ -56,7 +69,7 @@ struct Idle {
 impl Pool {
     /// Of the instance at `address`.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::new(Idle { open: true, links: Vec::new() }) }
+        Self { address, http2: Arc::default(), idle: Mutex::new(Idle { open: true, links: Vec::new() }) }
     }
 
     /// Where the instance is.
@@ -65,7 +78,10 @@ impl Pool {
     }
 
     /// An idle connection that is not known to be closed; the one used last, so that the others may age.
-    pub fn take(&self) -> Option<Box<Link>> {
+    pub fn take(&self, speech: Speech) -> Option<Box<Link>> {
+        if speech == Speech::Http2 {
+            return self.http2.share().map(|stream| Link::new(Wire::Http2(stream), true));
+        }
         loop {
             let mut link = lock(&self.idle).links.pop()?;
             if link.is_usable() {
@@ -74,29 +90,22 @@ impl Pool {
         }
     }
 
-    /// A new connection, by hand of the request that needs it. One that `is_plain`, without a body or an upgrade, takes
-    /// the shorter way.
-    pub async fn connect(&self, is_plain: bool) -> io::Result<Box<Link>> {
+    /// A new connection, by hand of the request that needs it.
+    pub async fn connect(&self, speech: Speech) -> io::Result<Box<Link>> {
         let connecting = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(self.address));
         let stream = connecting.await.map_err(|_| {
             io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_LIMIT:?}"))
         })??;
         stream.set_nodelay(true)?;
-        let wire = match is_plain {
-            true => Wire::Plain(Exchange::new(stream)),
-            false => {
+        let wire = match speech {
+            Speech::Plain => Wire::Plain(Exchange::new(stream)),
+            Speech::Any => {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
                 Wire::Any(Any { sender, connection: Some(connection), closed: None })
             }
+            Speech::Http2 => Wire::Http2(self.http2.begin(self.address, stream).await?),
         };
-        Ok(Box::new(Link {
-            wire,
-            reused: false,
-            is_extra: false,
-            ends: false,
-            idle_since: Instant::now(),
-            idle_limit: IDLE_LIMIT,
-        }))
+        Ok(Link::new(wire, false))
     }
 
     /// Keeps a connection for the next request, if it can take one.
@@ -126,6 +135,7 @@ impl Pool {
         let links = std::mem::take(&mut idle.links);
         drop(idle);
         drop(links);
+        self.http2.forget();
     }
 
     /// Takes connections back again.
@@ -168,6 +178,8 @@ enum Wire {
     Plain(Exchange),
     /// hyper, for all.
     Any(Any),
+    /// On the connection that all share.
+    Http2(Stream),
 }
 
 struct Any {
@@ -195,6 +207,17 @@ pub enum SendError {
 }
 
 impl Link {
+    fn new(wire: Wire, reused: bool) -> Box<Self> {
+        Box::new(Self {
+            wire,
+            reused,
+            is_extra: false,
+            ends: false,
+            idle_since: Instant::now(),
+            idle_limit: IDLE_LIMIT,
+        })
+    }
+
     /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile. A request that has
     /// no body and `is_kept` comes back when it is not answered.
     pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
@@ -208,6 +231,7 @@ impl Link {
                 }
             },
             Wire::Any(any) => any.send(request, is_kept).await,
+            Wire::Http2(stream) => stream.send(request, is_kept).await,
         }
     }
 
@@ -222,7 +246,7 @@ impl Link {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
         match &mut self.wire {
             Wire::Plain(exchange) => exchange.poll_frame(cx),
-            Wire::Any(_) => Poll::Ready(None),
+            Wire::Any(_) | Wire::Http2(_) => Poll::Ready(None),
         }
     }
 
@@ -230,7 +254,7 @@ impl Link {
     pub fn left(&self) -> Option<u64> {
         match &self.wire {
             Wire::Plain(exchange) => exchange.left(),
-            Wire::Any(_) => Some(0),
+            Wire::Any(_) | Wire::Http2(_) => Some(0),
         }
     }
 
@@ -239,6 +263,8 @@ impl Link {
         match &self.wire {
             Wire::Plain(exchange) => exchange.is_ready(),
             Wire::Any(any) => any.is_ready(),
+            // It is nobody's to keep.
+            Wire::Http2(_) => false,
         }
     }
 
@@ -252,7 +278,7 @@ impl Link {
     pub fn detach(self: Box<Self>) -> AbortOnDropHandle<()> {
         let connection = match self.wire {
             Wire::Any(any) => any.without_sender(),
-            Wire::Plain(_) => None,
+            Wire::Plain(_) | Wire::Http2(_) => None,
         };
         AbortOnDropHandle::new(tokio::spawn(async move {
             if let Some(connection) = connection
@@ -266,10 +292,14 @@ impl Link {
     /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.
     fn leave(self: Box<Self>) {
         let wire = self.wire;
+        if let Wire::Http2(_) = wire {
+            return;
+        }
         tokio::spawn(tokio::time::timeout(LEAVE_LIMIT, async move {
             let socket = match wire {
                 Wire::Plain(exchange) => Some(exchange.into_socket()),
                 Wire::Any(any) => any.into_socket().await.map(|(socket, _)| socket),
+                Wire::Http2(_) => None,
             };
             if let Some(mut socket) = socket {
                 while matches!(socket.read(&mut [0; 512]).await, Ok(1..)) {}
@@ -281,7 +311,7 @@ impl Link {
     pub async fn into_socket(self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         match self.wire {
             // Nobody asks for an upgrade there.
-            Wire::Plain(_) => None,
+            Wire::Plain(_) | Wire::Http2(_) => None,
             Wire::Any(any) => any.into_socket().await,
         }
     }
@@ -347,7 +377,8 @@ impl Any {
     }
 }
 
-fn without_body(request: &Request<Outgoing>) -> Request<Outgoing> {
+/// The same head, to be sent again.
+pub(super) fn without_body(request: &Request<Outgoing>) -> Request<Outgoing> {
     let mut copy = Request::new(Outgoing::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -372,7 +403,7 @@ mod tests {
 
     /// A connection that has had its request.
     async fn used(pool: &Pool, is_extra: bool) -> Box<Link> {
-        let mut link = pool.connect(!is_extra).await.unwrap();
+        let mut link = pool.connect(if is_extra { Speech::Any } else { Speech::Plain }).await.unwrap();
         link.drive(&mut Context::from_waker(Waker::noop()));
         link.is_extra = is_extra;
         link
@@ -391,7 +422,7 @@ mod tests {
         assert_eq!(lock(&pool.idle).links.len(), ENOUGH, "one more is closed");
 
         let shared = used(&pool, false).await;
-        let taken = pool.take().unwrap();
+        let taken = pool.take(Speech::Plain).unwrap();
         assert!(taken.reused && !taken.is_extra, "it is like any other now");
         pool.put(taken);
         pool.put(shared);

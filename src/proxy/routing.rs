@@ -19,7 +19,7 @@ use super::pick::Picker;
 use super::pool::Pool;
 use super::queue::{Queue, RouteLimits};
 use super::sticky::StickyCookie;
-use super::table::{Maintenance, StaticFiles, Table};
+use super::table::{Maintenance, Protocol, StaticFiles, Table};
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
@@ -68,6 +68,8 @@ pub struct Way {
     pub strip: Option<PathPrefix>,
     /// Where clients stay with an instance.
     pub sticky: Option<StickyCookie>,
+    /// What its instances speak.
+    pub protocol: Protocol,
     /// How many requests its instances are given.
     pub limits: RouteLimits,
     /// Where others wait meanwhile.
@@ -317,6 +319,7 @@ impl Next {
                 app: route.app.clone(),
                 service: route.service.clone(),
                 counters: Arc::clone(lasting.apps.entry(route.app.clone()).or_default()),
+                protocol: route.protocol,
                 limits: route.limits,
                 queue: Arc::clone(lasting.queues.entry((route.app.clone(), route.service.clone())).or_default()),
                 strip: route.strip.then(|| route.path.clone()).filter(|path| !path.is_root()),

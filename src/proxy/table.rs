@@ -39,6 +39,9 @@ pub struct Route {
     /// Whether a client stays with the instance that answered it first, by a cookie.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sticky: bool,
+    /// What the instances speak.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// How many requests its instances are given, and how many may wait.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: RouteLimits,
@@ -65,6 +68,7 @@ impl Route {
             strip: false,
             balance: Balance::default(),
             sticky: false,
+            protocol: Protocol::default(),
             limits: RouteLimits::default(),
             maintenance: None,
             files: Vec::new(),
@@ -73,6 +77,17 @@ impl Route {
             members,
         }
     }
+}
+
+/// What instances speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1, and what it can be upgraded to.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, with prior knowledge (RFC 9113 §3.3): gRPC.
+    H2c,
 }
 
 fn is_default(limits: &RouteLimits) -> bool {

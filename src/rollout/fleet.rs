@@ -385,6 +385,7 @@ impl Way {
             strip: self.route.strip,
             balance: self.route.balance,
             sticky: self.route.sticky,
+            protocol: self.route.protocol,
             limits: self.route.limits,
             maintenance: entrance.maintenance.clone(),
             files: files(members.values().filter(|m| m.duty == Duty::Serving && m.spec.routed && leads_to(m))),

@@ -582,7 +582,7 @@ route = { sticky = true }
     deploy.toml:15:49: apps.shop.services.bad.route.balance must be "least_connections" or "round_robin", got "fair"
         write "least_connections" or "round_robin"
     deploy.toml:15:57: unknown key "stiky", did you mean "sticky"?
-        apps.shop.services.bad.route takes: domains, path, strip, balance, sticky, max_requests, queue, queue_wait
+        apps.shop.services.bad.route takes: domains, path, strip, balance, sticky, protocol, max_requests, queue, queue_wait
     deploy.toml:17:1: apps.shop.services.worker.route leads to a service without a port
         set port, or remove route
     deploy.toml:22:26: apps.full.route.max_requests must be a number from 1 to 100000, got 0

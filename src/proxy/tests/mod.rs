@@ -4,6 +4,7 @@ mod access_log;
 mod agents;
 mod challenges;
 mod files;
+mod h2c;
 mod handover;
 mod http2;
 mod limits;

@@ -1,0 +1,103 @@
+//! HTTP/2 to an instance that speaks it without TLS, as gRPC servers do (RFC 9113 §3.3, with prior knowledge): one
+//! connection for all requests.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::{Request, Response, Uri, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use super::body::{Outgoing, Source};
+use super::instance::lock;
+use super::pool::{SendError, without_body};
+
+/// The connection to one instance, while there is one.
+#[derive(Debug, Default)]
+pub struct Multiplexed {
+    open: Mutex<Option<SendRequest<Outgoing>>>,
+}
+
+/// A request's part of it.
+#[derive(Debug)]
+pub struct Stream {
+    sender: SendRequest<Outgoing>,
+    of: Arc<Multiplexed>,
+}
+
+impl Multiplexed {
+    /// On the connection that is there and not known to be closed, if there is one.
+    pub fn share(self: &Arc<Self>) -> Option<Stream> {
+        let sender = lock(&self.open).clone().filter(|sender| !sender.is_closed())?;
+        Some(Stream { sender, of: Arc::clone(self) })
+    }
+
+    /// On a new connection, over this socket, which the next requests share.
+    pub async fn begin(self: &Arc<Self>, address: SocketAddr, socket: TcpStream) -> io::Result<Stream> {
+        let handshake = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket));
+        let (sender, connection) = handshake.await.map_err(io::Error::other)?;
+        // It ends by itself when nobody can send on it any more and all answers are there.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%address, %error, "connection to an instance ended");
+            }
+        });
+        *lock(&self.open) = Some(sender.clone());
+        Ok(Stream { sender, of: Arc::clone(self) })
+    }
+
+    /// What is under way ends there; the next request takes a new connection.
+    pub fn forget(&self) {
+        drop(lock(&self.open).take());
+    }
+}
+
+impl Stream {
+    /// Sends a request and waits for the head of the answer. One that `is_kept` has no body and comes back when it is
+    /// not answered.
+    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
+        let kept = is_kept.then(|| without_body(&request));
+        match self.sender.try_send_request(in_http2(request)).await {
+            Ok(answer) => Ok(answer.map(Source::Incoming)),
+            Err(mut error) => {
+                self.of.forget();
+                Err(match error.take_message() {
+                    Some(unsent) => SendError::NotSent(Box::new(in_http1(unsent)), error.into_error().into()),
+                    None => SendError::Broken {
+                        error: error.into_error().into(),
+                        silent: true,
+                        request: kept.map(Box::new),
+                    },
+                })
+            }
+        }
+    }
+}
+
+/// The host goes into the target (RFC 9113 §8.3.1), and nothing is said of the connection (§8.2.2).
+fn in_http2(mut request: Request<Outgoing>) -> Request<Outgoing> {
+    let host = request.headers_mut().remove(HOST);
+    request.headers_mut().remove(CONNECTION);
+    let path = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if let Ok(target) = Uri::builder().scheme("http").authority(host).path_and_query(path).build() {
+        *request.uri_mut() = target;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+/// As it was before.
+fn in_http1(mut request: Request<Outgoing>) -> Request<Outgoing> {
+    let authority = request.uri().authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+    if let Some(Ok(host)) = authority {
+        request.headers_mut().insert(HOST, host);
+    }
+    let target = request.uri().path_and_query().cloned();
+    *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
+    *request.version_mut() = Version::HTTP_11;
+    request
+}
