@@ -34,7 +34,7 @@ impl Histogram {
 
     /// How many were counted.
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        sum(&self.counts)
     }
 
     /// What was counted after `earlier`, of the same counter.
@@ -58,13 +58,14 @@ impl Histogram {
         let rank = (q.clamp(0.0, 1.0) * total as f64).ceil().max(1.0);
         let mut below = 0;
         for (bucket, &count) in self.counts.iter().enumerate() {
-            if (below + count) as f64 >= rank {
+            let up_to_here = count.saturating_add(below);
+            if up_to_here as f64 >= rank {
                 let from = bucket.checked_sub(1).map_or(0, |before| BOUNDS_MS[before]);
                 let to = BOUNDS_MS.get(bucket).copied().unwrap_or(from);
                 let inside = (rank - below as f64) / count as f64;
                 return Some(Duration::from_millis(from) + Duration::from_millis(to - from).mul_f64(inside));
             }
-            below += count;
+            below = up_to_here;
         }
         None
     }
@@ -72,7 +73,7 @@ impl Histogram {
     /// How many took longer than this bound (see [`bound_above`](Self::bound_above)); in between, than the next bound
     /// above it.
     pub fn slower_than(&self, bound: Duration) -> u64 {
-        self.counts[bucket_of(bound) + 1..].iter().sum()
+        sum(&self.counts[bucket_of(bound) + 1..])
     }
 
     /// The least bound that at most the share `q` of all took longer than; `None` when that is more than the last bound,
@@ -87,8 +88,13 @@ impl Histogram {
 
 impl AddAssign for Histogram {
     fn add_assign(&mut self, more: Self) {
-        self.counts.iter_mut().zip(more.counts).for_each(|(count, more)| *count += more);
+        self.counts.iter_mut().zip(more.counts).for_each(|(count, more)| *count = count.saturating_add(more));
     }
+}
+
+/// Counts come from another process: whatever they are, there is a sum.
+fn sum(counts: &[u64]) -> u64 {
+    counts.iter().fold(0, |sum, &count| sum.saturating_add(count))
 }
 
 /// A list of counts; empty buckets at its end are left out.

@@ -38,6 +38,9 @@ const MISTAKES: usize = 256;
 /// A silent HTTP/2 client is asked for a sign of life this often, and has this long to give one.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
 
+/// A client that was asked to leave has this long to say that it heard, if it has nothing under way.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// A client that takes nothing for too long ends it.
 type Patient = Pin<Box<TimeoutWriter<ClientStream>>>;
 
@@ -172,7 +175,11 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
             biased;
             ended = connection.as_mut() => return ended,
             () = proxy.leaving.cancelled(), if !told_to_close => true,
-            _ = look.tick(), if !told_to_close => idleness.look(&streams),
+            _ = look.tick() => match idleness.look(&streams) {
+                // Not even that: one that sends a frame byte by byte would never.
+                true if told_to_close => return Ok(()),
+                is_idle => is_idle,
+            },
             _ = review.tick() => {
                 streams.give_up(limits.send_timeout);
                 false
@@ -181,6 +188,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         };
         if is_over {
             told_to_close = true;
+            look.reset_after(FAREWELL.min(limits.header_timeout));
             connection.as_mut().graceful_shutdown();
         }
     }

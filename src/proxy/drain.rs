@@ -71,7 +71,7 @@ struct Deadlines {
 
 impl Deadlines {
     fn from(limits: DrainLimits) -> Self {
-        let now = Instant::now();
+        let (now, limits) = (Instant::now(), limits.bounded());
         Self { requests: now + limits.requests, streams: now + limits.streams }
     }
 

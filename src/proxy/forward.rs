@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderValue, STRICT_TRANSPORT_SECURITY};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::access_log::{Maker, Sending, Visit};
@@ -116,13 +116,14 @@ async fn forward(
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     headers::prepare_request(&mut head.headers, origin, authority.clone(), id, upgrade);
-    let uri = match &way.strip {
-        None => origin_form(head.uri),
-        Some(prefix) => {
-            headers::set_prefix(&mut head.headers, prefix);
-            without(prefix, &origin_form(head.uri))
-        }
-    };
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        // Said here, as hyper takes a GET without a length for one without a body, and would leave it out.
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if let Some(prefix) = &way.strip {
+        headers::set_prefix(&mut head.headers, prefix);
+    }
+    let uri = target_for_instance(head.uri, way.strip.as_ref());
     let head = Head { method: head.method, uri, headers: head.headers };
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
@@ -184,16 +185,18 @@ async fn without_instance(
     }
 }
 
-/// The target as an origin server expects it: path and query alone.
+/// The target as an origin server expects it: path and query alone, and those without a prefix that is taken off.
+pub(super) fn target_for_instance(uri: Uri, strip: Option<&PathPrefix>) -> Uri {
+    let uri = origin_form(uri);
+    let Some(prefix) = strip else { return uri };
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    prefix.strip(target).parse().unwrap_or_default()
+}
+
 fn origin_form(uri: Uri) -> Uri {
     if uri.authority().is_none() {
         return uri;
     }
     let path = uri.into_parts().path_and_query;
     path.map(Uri::from).unwrap_or_default()
-}
-
-fn without(prefix: &PathPrefix, uri: &Uri) -> Uri {
-    let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    prefix.strip(target).parse().unwrap_or_default()
 }

@@ -76,7 +76,7 @@ pub(super) async fn retire(proxy: &Arc<Proxy>, successor: Successor, shutdown: &
 
 /// Resolves when nothing is under way any more, here and in the process before this one.
 async fn finish(proxy: &Proxy, limits: DrainLimits) {
-    let started = Instant::now();
+    let (started, limits) = (Instant::now(), limits.bounded());
     // A client that idles is told with its next answer, or closed as it always would be: never as it sends a request.
     let requests = started + limits.requests.max(proxy.fronts.current().settings.limits.header_timeout);
     let streams = started + limits.streams;

@@ -155,6 +155,14 @@ pub struct DrainLimits {
     pub streams: Duration,
 }
 
+impl DrainLimits {
+    /// What no clock can add to the time of now is as good as a year.
+    pub(super) fn bounded(self) -> Self {
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        Self { requests: self.requests.min(LONGEST), streams: self.streams.min(LONGEST) }
+    }
+}
+
 /// Why a table cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTable {
@@ -236,8 +244,9 @@ pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
             let end = authority.find(':').unwrap_or(authority.len());
             let (name, port) = authority.split_at(end);
             let name = name.strip_suffix('.').unwrap_or(name);
-            let fits = (1..=253).contains(&name.len());
-            if !fits || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+            let part_of_label = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+            let is_label = |label: &str| !label.is_empty() && label.bytes().all(part_of_label);
+            if name.len() > 253 || !name.split('.').all(is_label) {
                 return None;
             }
             (name, port)
@@ -280,6 +289,11 @@ mod tests {
             ("localhost:", Some("localhost")),
             ("[::1]:80", Some("[::1]")),
             ("", None),
+            (".", None),
+            // A label of nothing is none, and so no `*.shop.example.com`.
+            (".shop.example.com", None),
+            ("shop..example.com", None),
+            ("shop.example.com..", None),
             (":80", None),
             ("a b", None),
             ("a/b", None),
@@ -292,6 +306,13 @@ mod tests {
         ] {
             assert_eq!(lookup_host(header).as_deref(), host, "{header}");
         }
+    }
+
+    #[test]
+    fn limits_beyond_every_clock_have_an_end() {
+        let limits = DrainLimits { requests: Duration::MAX, streams: Duration::from_secs(5) }.bounded();
+        assert!(std::time::Instant::now().checked_add(limits.requests).is_some());
+        assert_eq!(limits.streams, Duration::from_secs(5));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::*;
 use crate::config::ProxyLimits;
+use crate::proxy::listen::client_capacity;
 
 /// A proxy with these limits and an instance behind it.
 async fn start(limits: ProxyLimits) -> (TestProxy, Backend) {
@@ -95,4 +96,119 @@ async fn who_is_too_slow_is_not_waited_for() {
         proxy.in_flight(&backend).await == 0 && backend.seen.open.load(SeqCst) == 0
     })
     .await;
+}
+
+/// Slowloris: clients that say a byte now and then, at each place where one may stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_slow_clients_are_closed_and_nobody_notices() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let limits = ProxyLimits { header_timeout: TIMEOUT, connections_per_client: usize::MAX, ..ProxyLimits::default() };
+    let (proxy, backend) = start(limits).await;
+    // A frame of HEADERS that has no end in sight.
+    let http2 =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 9, 0, 1, 0, 0, 0, 0, 1]];
+    let beginnings = [
+        b"".to_vec(),
+        b"G".to_vec(),
+        b"PRI * H".to_vec(),
+        b"GET / HTTP/1.1\r\nHost: shop.test\r\nX: ".to_vec(),
+        http2.concat(),
+    ];
+    let rests = [
+        b"GET /xxxxxxxxxxxxxxxxxxx".as_slice(),
+        b"ET /xxxxxxxxxxxxxxxxxxxxx",
+        b"TTP/2.0\r\n",
+        &[b'x'; 24],
+        &[0x40; 24],
+    ];
+    // Each has two ends here.
+    let many = 2_000.min(client_capacity() / 3);
+    let mut slow = Vec::with_capacity(many);
+    for number in 0..many {
+        let mut wire = proxy.wire().await;
+        wire.stream.write_all(&beginnings[number % beginnings.len()]).await.unwrap();
+        slow.push((number, wire.stream));
+    }
+    let began = Instant::now();
+    let (mut kept, mut took, mut said) = (proxy.wire().await, Vec::new(), 0);
+    while !slow.is_empty() {
+        assert!(began.elapsed() < TIMEOUT + Duration::from_secs(15), "{} are still open", slow.len());
+        let asked = Instant::now();
+        assert_eq!(kept.get("/").await.status, 200);
+        assert_eq!(proxy.wire().await.get("/").await.status, 200);
+        took.push(asked.elapsed() / 2);
+        for (number, stream) in &slow {
+            let rest = rests[number % rests.len()];
+            // Closed or not: that is seen below.
+            let _ = rest.get(said..=said).map(|byte| stream.try_write(byte));
+        }
+        said += 1;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut buffer = [0; 1024];
+        slow.retain(|(_, stream)| {
+            loop {
+                match stream.try_read(&mut buffer) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break true,
+                    _ => break false,
+                }
+            }
+        });
+    }
+    assert!(began.elapsed() > TIMEOUT / 2, "they were not slow: {:?}", began.elapsed());
+    took.sort();
+    assert!(took[took.len() / 2] < Duration::from_millis(100), "requests take {took:?} meanwhile");
+    assert_eq!(backend.requests(), 2 * took.len(), "of the slow ones none was a request");
+}
+
+/// Bodies that never end, several at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_without_an_end_is_refused_and_its_client_sent_away() {
+    let limits = ProxyLimits { max_body_size: Some(100_000), ..ProxyLimits::default() };
+    let (proxy, backend) = start(limits).await;
+    let send = |framing: &'static str, piece: Vec<u8>| {
+        let address = proxy.address;
+        async move {
+            let mut wire = Wire::open(address).await;
+            wire.send(&format!("POST /size HTTP/1.1\r\nHost: shop.test\r\n{framing}\r\n\r\n")).await;
+            let (mut read, mut write) = wire.stream.split();
+            let endless = async {
+                let mut sent = 0_usize;
+                while write.write_all(&piece).await.is_ok() {
+                    sent += piece.len();
+                }
+                sent
+            };
+            let answered = async {
+                let mut answer = Vec::new();
+                // It may end with a reset: more was sent than anybody reads.
+                let _ = read.read_to_end(&mut answer).await;
+                answer
+            };
+            let (sent, answer) = tokio::join!(endless, answered);
+            (sent, String::from_utf8(answer).unwrap())
+        }
+    };
+    let block = vec![b'x'; 1 << 16];
+    let chunk = [b"10000\r\n", block.as_slice(), b"\r\n"].concat();
+    let clients = (0..4).map(|number| match number % 2 {
+        0 => send("Transfer-Encoding: chunked", chunk.clone()),
+        _ => send("Content-Length: 1000000000000", block.clone()),
+    });
+    for (sent, answer) in futures_util::future::join_all(clients).await {
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(sent < 100 << 20, "{sent} bytes were taken of a body that was refused");
+    }
+    let counts = proxy.counts().await;
+    assert_eq!((counts.served, counts.failed), (0, 0), "{counts:?}");
+    eventually("no instance is busy with them", || async { proxy.in_flight(&backend).await == 0 }).await;
+    assert_eq!(proxy.wire().await.get("/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_has_so_many_lines_and_no_more() {
+    let (proxy, backend) = start(ProxyLimits::default()).await;
+    let mut wire = proxy.wire().await;
+    wire.send(&format!("GET / HTTP/1.1\r\nHost: shop.test\r\n{}\r\n", "X: 1\r\n".repeat(5000))).await;
+    assert_eq!((wire.reply().await.status, backend.requests()), (431, 0));
 }

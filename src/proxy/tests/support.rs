@@ -394,7 +394,7 @@ impl Wire {
         true
     }
 
-    async fn more(&mut self) -> bool {
+    pub async fn more(&mut self) -> bool {
         matches!(self.stream.read_buf(&mut self.rest).await, Ok(1..))
     }
 
