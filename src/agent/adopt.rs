@@ -1,7 +1,7 @@
 //! What an earlier life of the agent left: asked of the engine until it answers, then adopted or removed. Nothing of an
 //! app is deployed before: it would be planned as if nothing ran.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,13 +95,15 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     let current: Vec<Current> = observed.iter().map(current).collect();
     let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
-    let mut share = None;
+    let (mut share, mut replaced) = (None, Vec::new());
     if let Some(unfinished) = agent.store.unfinished(app).await? {
         share = share_of(agent, unfinished.id).await?;
         // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
         let ending = agent.store.stops_begun(unfinished.id).await?;
         live.retain(|id| !ending.contains(id));
         left.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
+        let held = held(&shared.routes, app, &live).await;
+        replaced = plan::replaced(&current, |id| held.contains(id));
     }
     for id in &left {
         tracing::warn!(%app, instance = %id, "left behind by a deployment; removing it");
@@ -120,7 +122,8 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
             continue;
         };
         let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
-        let duty = duty_of(&shared.routes, app, &instance, &spec, under_way).await;
+        let is_idle = under_way || replaced.contains(&instance.id);
+        let duty = duty_of(&shared.routes, app, &instance, &spec, is_idle).await;
         // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
         let trusted = !is_canary || shared.routes.holds(app, &instance.id).await;
         adopted.push(Adopted { observed: instance, spec, duty, trusted });
@@ -173,10 +176,21 @@ async fn spec_of(
     Ok(release.and_then(|release| spec::of_running(&release, &instance.service, files)).map(Arc::new))
 }
 
+/// Those of them that the table has.
+async fn held(routes: &Routes, app: &AppName, all: &[InstanceId]) -> BTreeSet<InstanceId> {
+    let mut held = BTreeSet::new();
+    for id in all {
+        if routes.holds(app, id).await {
+            held.insert(id.clone());
+        }
+    }
+    held
+}
+
 /// In the middle of a rollout the proxy's table says who serves; otherwise whoever is live does.
-async fn duty_of(routes: &Routes, app: &AppName, instance: &Observed, spec: &ServiceSpec, under_way: bool) -> Duty {
+async fn duty_of(routes: &Routes, app: &AppName, instance: &Observed, spec: &ServiceSpec, is_idle: bool) -> Duty {
     if !spec.routed || routes.holds(app, &instance.id).await {
         return Duty::Serving;
     }
-    if under_way { Duty::Idle } else { Duty::Serving }
+    if is_idle { Duty::Idle } else { Duty::Serving }
 }

@@ -12,13 +12,14 @@ use super::control::Report;
 use super::instance::{Instance, lock};
 use super::server::Proxy;
 use super::table::{DrainLimits, Table};
+use super::tunnel::QUIET_LIMIT;
 use crate::model::InstanceId;
 
 /// Streams are closed one after another over the last fifth of their budget, so that their clients do not all come
 /// back in one moment.
 const STAGGER: u32 = 5;
-/// How long a cut may take to be noticed by whoever holds the claims.
-const CUT_SETTLES: Duration = Duration::from_millis(250);
+/// How long a cut may take to be noticed by whoever holds the claims; a stream may wait for the end of a message.
+const CUT_SETTLES: Duration = QUIET_LIMIT.saturating_add(Duration::from_millis(250));
 /// Ended drains whose numbers are kept for an agent that lost its connection meanwhile.
 const REMEMBERED: usize = 256;
 

@@ -12,14 +12,15 @@ use super::drain::next_stream_cut;
 use super::orders::Successor;
 use super::server::Proxy;
 use super::table::DrainLimits;
+use super::tunnel::{LINGER, QUIET_LIMIT};
 
 /// At a shutdown, idle clients get this long to send one more request and be told to close; closing at once would
 /// meet requests on their way.
 const IDLE_GRACE: Duration = Duration::from_secs(1);
 /// How often the open streams are counted anew while they are being closed.
 const RECOUNT: Duration = Duration::from_secs(1);
-/// What was cut notices within this time.
-const CUT_SETTLES: Duration = Duration::from_secs(1);
+/// What was cut notices within this time; a stream may wait for the end of a message.
+const CUT_SETTLES: Duration = QUIET_LIMIT.saturating_add(LINGER);
 /// Nothing to accept for so long.
 const NOBODY_WAITS: Duration = Duration::from_millis(10);
 /// The last word to the successor.

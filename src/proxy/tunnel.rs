@@ -1,40 +1,128 @@
 //! After a 101: bytes both ways until both sides have ended, or the instance's budget for streams has.
+//!
+//! A stream whose budget is over is closed between two messages, as far as that can be seen from bytes: when the
+//! instance spoke last and nothing has come for a moment. So what the client has sent is answered, and what it sends from then on
+//! reaches nobody: it may be sent again over another connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, copy_bidirectional, sink};
+use tokio::time::{sleep, timeout};
 use tokio_util::io::{InspectReader, InspectWriter};
+use tokio_util::sync::CancellationToken;
 
 use super::access_log::{End, PassedBytes, Visit};
 use super::instance::Claim;
 use super::pool::Link;
 
-/// Joins the client's side, once the 101 is on its way, to the instance's. Holds the claim all along.
+/// Without a byte for so long it is taken to be between two messages.
+const QUIET: Duration = Duration::from_millis(10);
+/// It is waited for that no longer: two that never pause are closed in the middle.
+pub(super) const QUIET_LIMIT: Duration = Duration::from_secs(2);
+/// A client whose stream was closed gets so long to close its side. Closing before it would reset the
+/// connection under what it is just sending.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// Joins the client's side, once the 101 is on its way, to the instance's. Holds the claim as long as both are joined.
 pub async fn run(client: OnUpgrade, link: Box<Link>, claim: Claim, mut visit: Visit) {
     let (claim, cut) = claim.into_stream();
     // Dropped in the middle, it is the proxy that goes.
     visit.ends(End::TimeOver);
-    let copied = cut.run_until_cancelled(join(client, link, visit.bytes().unwrap_or_default())).await;
-    match copied {
-        Some(Ok(())) => visit.ends(End::Complete),
-        Some(Err(error)) => {
+    let instance = claim.instance().id.clone();
+    match join(client, link, claim, &cut, visit.bytes().unwrap_or_default()).await {
+        Ok(Joined::Ended) => visit.ends(End::Complete),
+        Ok(Joined::Cut) => tracing::debug!(%instance, "tunnel closed at the end of its budget"),
+        Err(error) => {
             visit.ends(End::Broken);
-            tracing::debug!(instance = %claim.instance().id, %error, "tunnel broke");
+            tracing::debug!(%instance, %error, "tunnel broke");
         }
-        None => tracing::debug!(instance = %claim.instance().id, "tunnel closed at the end of its budget"),
     }
 }
 
-async fn join(client: OnUpgrade, link: Box<Link>, passed: Arc<PassedBytes>) -> std::io::Result<()> {
-    let Some((mut instance, first_bytes)) = link.into_socket().await else {
-        return Ok(());
+/// How it came to an end.
+enum Joined {
+    /// Both sides had ended.
+    Ended,
+    /// The budget was over.
+    Cut,
+}
+
+/// Who has spoken.
+#[derive(Debug, Default)]
+struct Talk {
+    pieces: AtomicU64,
+    client_waits: AtomicBool,
+}
+
+impl Talk {
+    fn heard(&self, is_client: bool) {
+        self.client_waits.store(is_client, Relaxed);
+        self.pieces.fetch_add(1, Relaxed);
+    }
+
+    /// Resolves between two messages, or at the limit.
+    async fn pauses(&self) {
+        let pause = async {
+            loop {
+                let before = self.pieces.load(Relaxed);
+                sleep(QUIET).await;
+                if self.pieces.load(Relaxed) == before && !self.client_waits.load(Relaxed) {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(QUIET_LIMIT, pause).await;
+    }
+}
+
+async fn join(
+    client: OnUpgrade,
+    link: Box<Link>,
+    claim: Claim,
+    cut: &CancellationToken,
+    passed: Arc<PassedBytes>,
+) -> std::io::Result<Joined> {
+    let talk = Talk::default();
+    let opening = async {
+        let Some((instance, first_bytes)) = link.into_socket().await else { return Ok(None) };
+        let client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
+        std::io::Result::Ok(Some((client, instance, first_bytes)))
     };
-    let client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
-    let client = InspectReader::new(client, |bytes: &[u8]| passed.add_received(bytes.len()));
-    let mut client = InspectWriter::new(client, |bytes: &[u8]| passed.add_sent(bytes.len()));
-    client.write_all(&first_bytes).await?;
-    copy_bidirectional(&mut client, &mut instance).await?;
-    Ok(())
+    let Some(opened) = cut.run_until_cancelled(opening).await else { return Ok(Joined::Cut) };
+    let Some((client, mut instance, first_bytes)) = opened? else { return Ok(Joined::Ended) };
+    let client = InspectReader::new(client, |bytes: &[u8]| {
+        talk.heard(true);
+        passed.add_received(bytes.len());
+    });
+    let mut client = InspectWriter::new(client, |bytes: &[u8]| {
+        talk.heard(false);
+        passed.add_sent(bytes.len());
+    });
+    let copying = async {
+        client.write_all(&first_bytes).await?;
+        copy_bidirectional(&mut client, &mut instance).await
+    };
+    let cutting = async {
+        cut.cancelled().await;
+        talk.pauses().await;
+    };
+    tokio::select! {
+        // What has come is passed on before it is judged whether anything has.
+        biased;
+        copied = copying => return copied.map(|_| Joined::Ended),
+        () = cutting => {}
+    }
+    drop((instance, claim));
+    let _ = timeout(LINGER, part(client)).await;
+    Ok(Joined::Cut)
+}
+
+/// Says that nothing more comes, and forgets what does until the client has closed its side too.
+async fn part(mut client: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+    client.shutdown().await?;
+    copy(&mut client, &mut sink()).await.map(drop)
 }

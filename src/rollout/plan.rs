@@ -165,6 +165,16 @@ pub fn live_set(
     (live, left)
 }
 
+/// Those in whose place another one that runs gets the requests already: in the middle of a rollout they drain, or wait
+/// for their end, and are not to get requests again.
+pub fn replaced(current: &[Current], holds: impl Fn(&InstanceId) -> bool) -> Vec<InstanceId> {
+    let successors: Vec<&Current> = current.iter().filter(|c| c.running && holds(&c.id)).collect();
+    let is_replaced = |c: &&Current| {
+        !holds(&c.id) && successors.iter().any(|other| (&other.service, other.slot) == (&c.service, c.slot))
+    };
+    current.iter().filter(is_replaced).map(|c| c.id.clone()).collect()
+}
+
 /// Started to restore the old release (`…-r1`).
 fn is_restored(id: &InstanceId) -> bool {
     id.as_str()
@@ -178,6 +188,17 @@ mod tests {
 
     fn web() -> ServiceName {
         "web".parse().unwrap()
+    }
+
+    #[test]
+    fn who_was_switched_away_from_is_replaced_as_long_as_the_new_one_runs() {
+        let mut all = vec![current(1, 1, "a"), current(1, 2, "a"), current(2, 1, "b"), current(2, 2, "b")];
+        let (old, new) = (all[0].id.clone(), all[2].id.clone());
+        let middle = [all[1].id.clone(), new.clone()];
+        assert_eq!(replaced(&all, |id| middle.contains(id)), [old], "the second place is not switched yet");
+        assert_eq!(replaced(&all, |_| false), [], "the proxy knows of nobody");
+        all[2].running = false;
+        assert_eq!(replaced(&all, |id| middle.contains(id)), [], "the new one has died");
     }
 
     fn current(deployment: i64, slot: u32, settings: &str) -> Current {

@@ -69,6 +69,14 @@ impl Latency {
     }
 }
 
+/// `max` of a NULL is NULL: then what is known counts.
+const RECORD_DRAIN: &str = "INSERT INTO drains (deployment, instance, cut_requests, cut_streams, took_ms)
+     VALUES (?, ?, ?, ?, ?)
+     ON CONFLICT (deployment, instance) DO UPDATE SET
+         cut_requests = coalesce(max(cut_requests, excluded.cut_requests), cut_requests, excluded.cut_requests),
+         cut_streams = coalesce(max(cut_streams, excluded.cut_streams), cut_streams, excluded.cut_streams),
+         took_ms = max(took_ms, excluded.took_ms)";
+
 impl Store {
     /// Records the requests of a rollout; said again, the last word counts. Drains are recorded by themselves.
     pub async fn set_requests(&self, id: DeploymentId, requests: Requests) -> Result<(), StoreError> {
@@ -80,18 +88,15 @@ impl Store {
         .await
     }
 
-    /// Records how an instance finished what it had. Told again after a crash, the last word counts.
+    /// Records how an instance finished what it had. Told again after a crash, what is more counts: a proxy that took over
+    /// since, or gave the instance requests again, knows nothing of what was cut before.
     pub async fn record_drain(&self, id: DeploymentId, instance: &InstanceId, how: Drained) -> Result<(), StoreError> {
         let instance = instance.to_string();
         let told = |cut: u64| how.confirmed.then_some(cut as i64);
         let (requests, streams) = (told(how.cut_requests), told(how.cut_streams));
         let took = i64::try_from(how.took.as_millis()).unwrap_or(i64::MAX);
         self.call(move |c| {
-            c.execute(
-                "INSERT OR REPLACE INTO drains (deployment, instance, cut_requests, cut_streams, took_ms)
-                 VALUES (?, ?, ?, ?, ?)",
-                params![id.0, instance, requests, streams, took],
-            )?;
+            c.execute(RECORD_DRAIN, params![id.0, instance, requests, streams, took])?;
             Ok(())
         })
         .await
@@ -137,6 +142,25 @@ mod tests {
         let rolled = Requests { served: Some(70), server_errors: Some(0), failed: Some(2), ..Requests::default() };
         assert_eq!(of_deployment(&journal, DeploymentId(1)).unwrap(), rolled);
         assert_eq!(of_deployment(&journal, DeploymentId(2)).unwrap(), Requests::default(), "it was never rolled out");
+    }
+
+    #[test]
+    fn a_drain_that_is_told_again_loses_nothing_of_what_was_told() {
+        let journal = Connection::open_in_memory().unwrap();
+        MIGRATIONS.iter().for_each(|sql| journal.execute_batch(sql).unwrap());
+        let row = r#"INSERT INTO deployments (id, app, trigger, request, status, queued_at, requests)
+                     VALUES (1, 'shop', 'push', '{}', 'watching', 0, '{"served": 7, "failed": 0, "retried": 0}');"#;
+        journal.execute_batch(row).unwrap();
+        let tell = |requests: Option<i64>, streams: Option<i64>, took: i64| {
+            journal.execute(RECORD_DRAIN, params![1, "d1-web-1", requests, streams, took]).unwrap();
+            of_deployment(&journal, DeploymentId(1)).unwrap().drains.unwrap()
+        };
+        let unknown = Drains { cut_requests: None, cut_streams: None, longest_ms: 10 };
+        assert_eq!(tell(None, None, 10), unknown);
+        let known = Drains { cut_requests: Some(0), cut_streams: Some(11), longest_ms: 300 };
+        assert_eq!(tell(Some(0), Some(11), 300), known);
+        assert_eq!(tell(Some(0), Some(0), 1), known, "by a proxy that knows nothing of it");
+        assert_eq!(tell(None, None, 2), known, "by none");
     }
 
     #[test]

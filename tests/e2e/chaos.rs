@@ -4,12 +4,10 @@
 //! By itself it runs for less than a minute; `./dev chaos` runs it for long (`LONGSHORE_CHAOS_MINUTES`). It prints its
 //! seed: `LONGSHORE_CHAOS_SEED=7` makes the same choices again, though not at the same moments.
 
-mod chance;
 mod checker;
 mod excuses;
 mod faults;
 mod ledger;
-mod load;
 mod pushes;
 mod report;
 mod watching;
@@ -21,18 +19,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::chance::Chance;
+use crate::clients::{self, Kind, Load};
 use crate::shop::{HOST, Options, SECRET, Shop};
 use crate::support::engine;
 use crate::support::private_engine::PrivateEngine;
 use crate::support::repo::Repo;
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
-use chance::Chance;
 use checker::{Findings, Record};
 use excuses::{Excuses, Outage};
 use faults::{Fault, Faults, Harm, Sight};
 use ledger::{Entries, Ledger, Version};
-use load::{Kind, Load};
 use pushes::{App, Door, LEAST_INSTANCES, Pusher};
 use report::{Judged, Told};
 use watching::Fewest;
@@ -223,7 +221,7 @@ struct Aftermath {
     time: Duration,
     ledger: Entries,
     harm: Harm,
-    load: load::Report,
+    load: clients::Report,
     excuses: Excuses,
     fewest: Fewest,
     /// Addresses that the engine gave twice.

@@ -1,7 +1,6 @@
 //! Agent and proxy apart: each is replaced, stopped or refuses, and requests are answered all the same.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::support::agent::rebuilt;
 use crate::support::engine;
 use crate::support::http;
 use crate::support::ports::free_port;
@@ -18,14 +18,6 @@ use crate::support::wait::eventually;
 
 fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
-}
-
-/// The same program with another content, as a rebuilt one.
-fn rebuilt(dir: &Path) -> PathBuf {
-    let path = dir.join("longshore");
-    std::fs::copy(env!("CARGO_BIN_EXE_longshore"), &path).unwrap();
-    std::fs::File::options().append(true).open(&path).unwrap().write_all(b"rebuilt").unwrap();
-    path
 }
 
 async fn ends(pid: i32) {
@@ -56,7 +48,7 @@ async fn an_upgrade_replaces_the_proxy_and_cuts_nothing() {
     let mut half = TcpStream::connect(shop.agent.proxy).await.unwrap();
     half.write_all(b"POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nab").await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    shop.agent.set_binary(rebuilt(dir.path()));
+    shop.agent.set_binary(rebuilt(dir.path(), 1));
     shop.agent.restart().await;
     let new = shop.agent.proxy_pid();
     assert_ne!(new, old, "{}", shop.agent.log());

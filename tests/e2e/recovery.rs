@@ -1,8 +1,9 @@
 //! The agent ends in the middle of things, in order or not: it finishes or undoes what was going on, and nobody notices.
 
-use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
 use crate::support::agent::{Setup, TestAgent};
 use crate::support::engine;
+use crate::support::http;
 use crate::support::site::{Behaviour, DOCKERFILE};
 use crate::support::wait::eventually;
 
@@ -53,6 +54,31 @@ async fn in_the_build() {
         shop.told(number as usize, &[&format!("v{number} is live")]).await;
     }
     load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn who_was_switched_away_from_gets_no_request_again() {
+    let Some(engine) = engine::or_skip("who_was_switched_away_from").await else { return };
+    let options = Options::default().keys("drain = { requests = \"20s\", streams = \"20s\" }\n");
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    // Keeps its old instance for a while.
+    let (proxy, host) = (shop.agent.proxy, HOST);
+    let slow = tokio::spawn(async move { http::get(proxy, host, "/slow?ms=6000").await });
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.says(id, "every instance is switched").await;
+    end_and_start(&mut shop.agent, Killed).await;
+    let asking = async {
+        loop {
+            assert_eq!(shop.version().await, "v2", "{}", shop.agent.log());
+        }
+    };
+    let ended = tokio::select! {
+        ended = shop.agent.deployment_ended(id, LIMIT) => ended,
+        () = asking => unreachable!("it never ends"),
+    };
+    assert_ended(&ended, "succeeded", &[]);
+    assert_eq!(slow.await.unwrap().unwrap().text().trim(), "v1");
     shop.finish().await;
 }
 

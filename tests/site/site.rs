@@ -6,6 +6,7 @@
 //! the server of the same container.
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::exit;
@@ -218,6 +219,9 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
     let wanted =
         |name: &str| request.query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name));
     let number = |name: &str| wanted(name).and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0);
+    if request.method == "POST" {
+        note(behaviour, "posts", request, request.body.len())?;
+    }
     let (status, body) = match request.path.as_str() {
         // Evenly spread, so that any hundred pages in a row have exactly so many.
         _ if !health && (served * failing) % 100 + failing >= 100 => {
@@ -258,7 +262,11 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
         }
         "/exit" => exit(number("code") as i32),
         "/sse" => return send_events(site, out),
-        "/ws" => return echo_upgraded(reader, out),
+        "/download" => {
+            let (pieces, bytes) = (number("pieces").max(1), number("bytes"));
+            return send_slowly(site, request, Duration::from_millis(number("ms")), pieces, bytes as usize, out);
+        }
+        "/ws" => return echo_upgraded(behaviour, request, reader, out),
         _ => ("404 Not Found", b"no such page\n".to_vec()),
     };
     let close = site.stopping.load(SeqCst)
@@ -296,14 +304,61 @@ fn send_events(site: &Site, out: &mut TcpStream) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Accepts any upgrade and sends back every byte that comes.
-fn echo_upgraded(reader: &mut BufReader<TcpStream>, out: &mut TcpStream) -> io::Result<bool> {
-    out.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")?;
-    let mut buffer = [0; 4096];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(false),
-            length => out.write_all(&buffer[..length])?,
-        }
+/// Writes down, in a file that all instances share, how many bytes came with a request: one line in one write, which no
+/// other write gets into (O_APPEND).
+fn note(behaviour: &Behaviour, file: &str, request: &Request, bytes: usize) -> io::Result<()> {
+    let (directory, Some(id)) = (behaviour.text("seen"), request.headers.get("x-load-id")) else { return Ok(()) };
+    if directory.is_empty() {
+        return Ok(());
     }
+    let line = format!("{id} {bytes} {}\n", hostname());
+    OpenOptions::new().create(true).append(true).open(format!("{directory}/{file}"))?.write_all(line.as_bytes())
+}
+
+/// The request's number, as fifteen digits and a point, again and again: so many bytes over so long.
+fn send_slowly(
+    site: &Site,
+    request: &Request,
+    time: Duration,
+    pieces: u64,
+    bytes: usize,
+    out: &mut TcpStream,
+) -> io::Result<bool> {
+    let id = request.headers.get("x-load-id").map_or("0", String::as_str);
+    let word = format!("{id:0>15}.");
+    let body = word.repeat(bytes / word.len());
+    let (version, length) = (site.behaviour.text("version"), body.len());
+    let head =
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nx-version: {version}\r\nx-load-id: {id}\r\n\r\n");
+    out.write_all(head.as_bytes())?;
+    for piece in body.as_bytes().chunks(length.div_ceil(pieces as usize).max(1)) {
+        thread::sleep(time / pieces as u32);
+        out.write_all(piece)?;
+    }
+    Ok(!site.stopping.load(SeqCst))
+}
+
+/// Accepts any upgrade and sends back every byte that comes.
+fn echo_upgraded(
+    behaviour: &Behaviour,
+    request: &Request,
+    reader: &mut BufReader<TcpStream>,
+    out: &mut TcpStream,
+) -> io::Result<bool> {
+    out.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")?;
+    let (mut buffer, mut came) = ([0; 4096], 0);
+    let echoed = loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => break Ok(()),
+            Ok(length) => {
+                came += length;
+                if let Err(error) = out.write_all(&buffer[..length]) {
+                    break Err(error);
+                }
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    note(behaviour, "streams", request, came)?;
+    echoed.map(|()| false)
 }

@@ -1,6 +1,7 @@
 //! longshore itself: the built binary as an operator would run it, with a directory and ports of its own.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
@@ -443,6 +444,16 @@ impl Drop for TestAgent {
         });
         let _ = cleaning.join();
     }
+}
+
+/// The same program with another content, as a rebuilt one: no two with different numbers are the same.
+#[allow(dead_code, reason = "the benchmarks run one")]
+pub fn rebuilt(directory: &Path, number: usize) -> PathBuf {
+    let path = directory.join(format!("longshore-{number}"));
+    fs::copy(env!("CARGO_BIN_EXE_longshore"), &path).expect("a copy of the binary");
+    let mut file = fs::File::options().append(true).open(&path).expect("a copy of the binary");
+    file.write_all(&vec![b'x'; number]).expect("room for a copy of the binary");
+    path
 }
 
 fn tail(log: &str) -> String {

@@ -136,6 +136,13 @@ impl Behaviour {
         self.with("migrate_exit", exit).with("migrate_ms", ms).with("migrate_says", says)
     }
 
+    /// What comes with an `X-Load-Id` is noted in this directory, a line for each: the number, how many bytes came, and the
+    /// instance. In `posts` each POST as it is seen, in `streams` each upgraded connection as it ends.
+    #[allow(dead_code, reason = "not for the benchmarks")]
+    pub fn notes_what_it_sees_in(self, directory: &str) -> Self {
+        self.with("seen", directory)
+    }
+
     /// The lines of `/behaviour`.
     pub fn to_file(&self) -> String {
         self.0.iter().fold(String::new(), |mut file, (key, value)| {

@@ -7,8 +7,15 @@ use tokio::time::timeout;
 use super::support::*;
 
 async fn upgraded(proxy: &TestProxy) -> Wire {
+    upgraded_by(proxy, "/ws").await
+}
+
+async fn upgraded_by(proxy: &TestProxy, path: &str) -> Wire {
     let mut wire = proxy.wire().await;
-    wire.send("GET /ws HTTP/1.1\r\nHost: shop.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\n").await;
+    wire.send(&format!(
+        "GET {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\n"
+    ))
+    .await;
     let reply = wire.reply().await;
     assert_eq!((reply.status, reply.header("upgrade")), (101, Some("echo")));
     wire
@@ -45,6 +52,27 @@ async fn a_tunnel_lives_through_a_switch_until_its_budget() {
     assert!((700..5_000).contains(&drained.took.as_millis()), "{drained:?}");
     let counts = proxy.counts().await;
     assert_eq!((counts.served, counts.failed), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_ends_after_the_answer_to_what_was_said_and_not_before() {
+    let proxy = TestProxy::start().await;
+    let (old, new) = (Backend::start("d1-web-1").await, Backend::start("d2-web-1").await);
+    proxy.route(&[&old]).await;
+    // Its answers take a while; one is waited for when the budget is over, and the other one never comes.
+    let (mut slow, mut mute) = (upgraded_by(&proxy, "/ws?250").await, upgraded_by(&proxy, "/ws?60000").await);
+    for tunnel in [&mut slow, &mut mute] {
+        assert_eq!(tunnel.until(b"\n").await.as_deref(), Some("hello from d1-web-1\n"));
+        tunnel.send("a message\n").await;
+    }
+    eventually("both have come", || async { proxy.in_flight(&old).await == 2 }).await;
+    proxy.route(&[&new]).await;
+    let drained = proxy.client.drain(&old.id, limits(50, 50)).await;
+    assert_eq!((drained.cut_streams, drained.confirmed), (2, true), "{drained:?}");
+    assert!(drained.took < Duration::from_secs(5), "{drained:?}");
+    assert_eq!(slow.until(b"\n").await.as_deref(), Some("a message\n"));
+    assert!(slow.is_closed().await && mute.is_closed().await);
+    assert_eq!(proxy.in_flight(&old).await, 0, "whoever is silent for ever is waited for no longer than the limit");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

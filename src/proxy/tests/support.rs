@@ -276,11 +276,13 @@ async fn answer(name: &str, seen: &Seen, mut request: Request<Incoming>) -> Resp
         "/ws" => {
             let upgrade = hyper::upgrade::on(&mut request);
             let name = name.to_owned();
+            let thinks = request.uri().query().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
             tokio::spawn(async move {
                 let mut io = TokioIo::new(upgrade.await.unwrap());
                 let _ = io.write_all(format!("hello from {name}\n").as_bytes()).await;
                 let mut buffer = [0; 1024];
                 while let Ok(read @ 1..) = io.read(&mut buffer).await {
+                    sleep(thinks.unwrap_or_default()).await;
                     if io.write_all(&buffer[..read]).await.is_err() {
                         return;
                     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::load::{Failure, Kind, What};
+use crate::clients::{Failure, Kind, What};
 
 /// A death is heard of a little before or after its request breaks.
 const HEARD_WITHIN: Duration = Duration::from_millis(500);

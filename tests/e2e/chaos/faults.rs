@@ -1,10 +1,9 @@
 //! What goes wrong meanwhile, and how long until all is as before.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,10 +17,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::chance::Chance;
 use super::excuses::{Excuses, Outage};
 use super::pushes::Door;
-use crate::support::agent::TestAgent;
+use crate::chance::Chance;
+use crate::support::agent::{TestAgent, rebuilt};
 use crate::support::engine::Engine;
 use crate::support::http;
 use crate::support::private_engine::PrivateEngine;
@@ -316,7 +315,8 @@ impl Faults {
                 self.start_agent(fault);
             }
             Fault::AgentUpgraded => {
-                let binary = self.rebuilt();
+                self.upgrades += 1;
+                let binary = rebuilt(self.binaries.path(), self.upgrades);
                 self.terminate().await;
                 self.agent.set_binary(binary);
                 self.start_agent(fault);
@@ -360,16 +360,6 @@ impl Faults {
         if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) {
             harm.wrong.push(format!("the agent ended with {status}"));
         }
-    }
-
-    /// The same program with another content, as a rebuilt one.
-    fn rebuilt(&mut self) -> PathBuf {
-        self.upgrades += 1;
-        let path = self.binaries.path().join(format!("longshore-{}", self.upgrades));
-        std::fs::copy(env!("CARGO_BIN_EXE_longshore"), &path).expect("a copy of the binary");
-        let mut file = std::fs::File::options().append(true).open(&path).expect("a copy");
-        file.write_all(&vec![b'x'; self.upgrades]).expect("room for a copy");
-        path
     }
 
     /// Declares the outage, which ends when something takes connections again.

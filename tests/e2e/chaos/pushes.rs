@@ -11,9 +11,9 @@ use tokio::task::block_in_place;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::chance::Chance;
 use super::excuses::Excuses;
 use super::ledger::{Ledger, Pushed, Version};
+use crate::chance::Chance;
 use crate::shop::SECRET;
 use crate::support::github::{Delivery, Push};
 use crate::support::http::{self, Response};

@@ -7,8 +7,8 @@ use super::checker::Record;
 use super::excuses::{Excuse, Excuses, Outage};
 use super::faults::Harm;
 use super::ledger::Entries;
-use super::load::{Failure, Report};
 use super::watching::Fewest;
+use crate::clients::{Failure, Report};
 
 /// Failed requests: those that count, and the others by excuse.
 pub struct Judged {
