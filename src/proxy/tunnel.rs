@@ -1,16 +1,20 @@
 //! After a 101: bytes both ways until both sides have ended, or the instance's budget for streams has.
 //!
-//! A stream whose budget is over is closed between two messages, as far as that can be seen from bytes: when the
-//! instance spoke last and nothing has come for a moment. So what the client has sent is answered, and what it sends from then on
-//! reaches nobody: it may be sent again over another connection.
+//! A stream whose budget is over is closed between two messages, as far as that can be seen from bytes. As soon as the
+//! instance has spoken last nothing more is taken from the client, and when the instance has been quiet for a moment the stream is
+//! closed. So what the client has sent is answered, and what it sends from then on reaches nobody: it may be sent
+//! again over another connection.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, copy_bidirectional, sink};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy, copy_bidirectional, sink};
 use tokio::time::{sleep, timeout};
 use tokio_util::io::{InspectReader, InspectWriter};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +60,8 @@ enum Joined {
 struct Talk {
     pieces: AtomicU64,
     client_waits: AtomicBool,
+    /// The budget is over.
+    ends: AtomicBool,
 }
 
 impl Talk {
@@ -64,8 +70,14 @@ impl Talk {
         self.pieces.fetch_add(1, Relaxed);
     }
 
+    /// Whether nothing more is taken from the client. It stays so: only the instance may still speak.
+    fn is_client_done(&self) -> bool {
+        self.ends.load(Relaxed) && !self.client_waits.load(Relaxed)
+    }
+
     /// Resolves between two messages, or at the limit.
     async fn pauses(&self) {
+        self.ends.store(true, Relaxed);
         let pause = async {
             loop {
                 let before = self.pieces.load(Relaxed);
@@ -79,29 +91,63 @@ impl Talk {
     }
 }
 
+/// What a client says, for as long as it is listened to.
+struct Listened<'a, R> {
+    client: R,
+    talk: &'a Talk,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Listened<'_, R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.talk.is_client_done() {
+            // Nobody is woken: the stream is closed by whoever waits for the pause.
+            return Poll::Pending;
+        }
+        let before = into.filled().len();
+        let polled = Pin::new(&mut self.client).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.talk.heard(true);
+        }
+        polled
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Listened<'_, W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.client).poll_write(cx, bytes);
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            self.talk.heard(false);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_shutdown(cx)
+    }
+}
+
 async fn join(
     client: OnUpgrade,
     link: Box<Link>,
     claim: Claim,
     cut: &CancellationToken,
     passed: Arc<PassedBytes>,
-) -> std::io::Result<Joined> {
+) -> io::Result<Joined> {
     let talk = Talk::default();
     let opening = async {
         let Some((instance, first_bytes)) = link.into_socket().await else { return Ok(None) };
-        let client = TokioIo::new(client.await.map_err(std::io::Error::other)?);
-        std::io::Result::Ok(Some((client, instance, first_bytes)))
+        let client = TokioIo::new(client.await.map_err(io::Error::other)?);
+        io::Result::Ok(Some((client, instance, first_bytes)))
     };
     let Some(opened) = cut.run_until_cancelled(opening).await else { return Ok(Joined::Cut) };
     let Some((client, mut instance, first_bytes)) = opened? else { return Ok(Joined::Ended) };
-    let client = InspectReader::new(client, |bytes: &[u8]| {
-        talk.heard(true);
-        passed.add_received(bytes.len());
-    });
-    let mut client = InspectWriter::new(client, |bytes: &[u8]| {
-        talk.heard(false);
-        passed.add_sent(bytes.len());
-    });
+    let client = InspectReader::new(client, |bytes: &[u8]| passed.add_received(bytes.len()));
+    let client = InspectWriter::new(client, |bytes: &[u8]| passed.add_sent(bytes.len()));
+    let mut client = Listened { client, talk: &talk };
     let copying = async {
         client.write_all(&first_bytes).await?;
         copy_bidirectional(&mut client, &mut instance).await
@@ -117,12 +163,12 @@ async fn join(
         () = cutting => {}
     }
     drop((instance, claim));
-    let _ = timeout(LINGER, part(client)).await;
+    let _ = timeout(LINGER, part(client.client)).await;
     Ok(Joined::Cut)
 }
 
 /// Says that nothing more comes, and forgets what does until the client has closed its side too.
-async fn part(mut client: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+async fn part(mut client: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     client.shutdown().await?;
     copy(&mut client, &mut sink()).await.map(drop)
 }

@@ -165,8 +165,8 @@ pub fn live_set(
     (live, left)
 }
 
-/// Those in whose place another one that runs gets the requests already: in the middle of a rollout they drain, or wait
-/// for their end, and are not to get requests again.
+/// Those in whose place another one that runs gets the requests: in the middle of a rollout they wait for their turn, or
+/// drain and are not to get requests again.
 pub fn replaced(current: &[Current], holds: impl Fn(&InstanceId) -> bool) -> Vec<InstanceId> {
     let successors: Vec<&Current> = current.iter().filter(|c| c.running && holds(&c.id)).collect();
     let is_replaced = |c: &&Current| {
@@ -193,12 +193,13 @@ mod tests {
     #[test]
     fn who_was_switched_away_from_is_replaced_as_long_as_the_new_one_runs() {
         let mut all = vec![current(1, 1, "a"), current(1, 2, "a"), current(2, 1, "b"), current(2, 2, "b")];
-        let (old, new) = (all[0].id.clone(), all[2].id.clone());
-        let middle = [all[1].id.clone(), new.clone()];
-        assert_eq!(replaced(&all, |id| middle.contains(id)), [old], "the second place is not switched yet");
+        let (old, waiting) = (all[0].id.clone(), all[3].id.clone());
+        // The second place is not switched yet.
+        let middle = [all[1].id.clone(), all[2].id.clone()];
+        assert_eq!(replaced(&all, |id| middle.contains(id)), [old, waiting.clone()]);
         assert_eq!(replaced(&all, |_| false), [], "the proxy knows of nobody");
         all[2].running = false;
-        assert_eq!(replaced(&all, |id| middle.contains(id)), [], "the new one has died");
+        assert_eq!(replaced(&all, |id| middle.contains(id)), [waiting], "the new one has died");
     }
 
     fn current(deployment: i64, slot: u32, settings: &str) -> Current {
