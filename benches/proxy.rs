@@ -23,6 +23,7 @@ const HOST: &str = "localhost";
 const IDLE: usize = 8_000;
 /// Milliseconds that each connection waits between two requests, where all proxies are offered the same load.
 const PAUSE: u32 = 5;
+const AT_ONE_LOAD: Load = Load { size: PAGES[0].1, tls: false, pause: PAUSE };
 
 /// What is asked for: a name and the size of its answer.
 const PAGES: [(&str, usize); 2] = [("1 KB", 1 << 10), ("64 KB", 64 << 10)];
@@ -149,7 +150,7 @@ async fn over_tls(servers: &[Server]) -> Vec<Figure> {
 
 /// Well below what either can do.
 async fn at_the_same_load(servers: &[Server]) -> Figure {
-    let medians = rounds(servers, "1 KB at the same load", Load { size: PAGES[0].1, tls: false, pause: PAUSE }).await;
+    let medians = rounds(servers, "1 KB at the same load", AT_ONE_LOAD).await;
     let [ours, nginx] = &medians[..] else { panic!("two of them") };
     let rate = (ours.rate / 1000.0).round();
     let what = format!("99th percentile of a GET of 1 KB, {rate}.000 requests/s offered");

@@ -22,6 +22,8 @@ pub const CLIENT: &str = "1";
 pub const UP: Duration = Duration::from_secs(10);
 const CERTIFICATE: &str = "shop.pem";
 const KEY: &str = "shop.key";
+/// Of our proxy, in its directory.
+pub const LOG: &str = "proxy.log";
 
 /// A certificate for [`HOST`], signed by itself, its key, and both in one file as HAProxy wants them.
 pub fn pem_files(directory: &Path) -> (PathBuf, PathBuf) {
@@ -206,7 +208,7 @@ pub async fn longshore(table: &Table) -> Server {
     );
     let binary = std::env::var("LONGSHORE_BENCH_BINARY").unwrap_or(env!("CARGO_BIN_EXE_longshore").to_owned());
     let mut command = Command::new(binary);
-    command.arg("proxy").arg("--config").arg(&config);
+    command.arg("proxy").arg("--config").arg(&config).arg("--log").arg(directory.path().join(LOG));
     let mut server = Server::start("longshore", PROXY, port, command).await;
     server.directory = Some(directory);
     server.with_tls(tls_port)

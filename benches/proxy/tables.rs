@@ -1,13 +1,43 @@
 //! Large tables: how long a switch takes, and a start.
 
-use std::time::Instant;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use longshore::proxy::ProxyClient;
+use longshore::proxy::table::Route;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
-use super::asked;
-use super::servers::{UP, longshore, table};
+use super::servers::{LOG, UP, longshore, table};
+use super::{AT_ONE_LOAD, asked, wrk};
 use crate::figure::{Figure, Target};
 use crate::rounds::{ROUNDS, median, ms, show};
+
+const BETWEEN_SWITCHES: Duration = Duration::from_millis(50);
+
+/// What the proxy says of a switch, in microseconds: `switched_in=210.3µs`.
+fn switched_in(line: &str) -> Option<f64> {
+    let (_, said) = line.split_once("switched_in=")?;
+    let number: String = said.chars().take_while(|letter| letter.is_ascii_digit() || *letter == '.').collect();
+    let scale = match &said[number.len()..] {
+        unit if unit.starts_with("ns") => 1e-3,
+        unit if unit.starts_with("ms") => 1e3,
+        _ => 1.0,
+    };
+    Some(number.parse::<f64>().ok()? * scale)
+}
+
+/// One switch after another until it is over; how many there were.
+async fn switch_on(client: ProxyClient, routes: Vec<Route>, mut is_over: oneshot::Receiver<()>) -> usize {
+    let mut count = 0;
+    while is_over.try_recv() == Err(TryRecvError::Empty) {
+        let mut routes = routes.clone();
+        routes[0].members.truncate(1 + count % 2);
+        client.apply(routes).await.expect("the table is taken");
+        count += 1;
+        tokio::time::sleep(BETWEEN_SWITCHES).await;
+    }
+    count
+}
 
 /// Large tables: a switch among 200 routes, and a start with 10,000.
 pub async fn figures(ports: [u16; 2]) -> Vec<Figure> {
@@ -24,6 +54,15 @@ pub async fn figures(ports: [u16; 2]) -> Vec<Figure> {
         client.apply(routes).await.expect("the table is taken");
         switches.push(ms(began.elapsed()));
     }
+    let log = fs::read_to_string(data.with_file_name(LOG)).expect("the proxy's log");
+    let alone: Vec<f64> = log.lines().filter_map(switched_in).collect();
+    assert!(alone.len() >= switches.len(), "each switch is in the log");
+    let calm = wrk(&server, AT_ONE_LOAD).await.p99;
+    let (still, is_over) = tokio::sync::oneshot::channel::<()>();
+    let switching = tokio::spawn(switch_on(client, many.routes.clone(), is_over));
+    let switched = wrk(&server, AT_ONE_LOAD).await.p99;
+    drop(still);
+    let count = switching.await.expect("switches");
     drop(server);
     let large = table(ports, 10_000);
     let mut starts = Vec::new();
@@ -39,7 +78,12 @@ pub async fn figures(ports: [u16; 2]) -> Vec<Figure> {
     }
     show("a switch among 200 routes of 5, on disk and acknowledged, ms", &switches[..5]);
     show("a start with 10,000 routes, ms more than with one", &starts);
+    show("a switch among 200 routes of 5, in the proxy alone, µs", &alone[..5]);
+    let under = format!("99th percentile of requests with {count} switches among them");
     vec![
+        Figure::new("a switch among 200 routes of 5, in the proxy alone", median(&alone) / 1e3, "ms")
+            .target(Target::AtMost(1.0)),
+        Figure::new(under, switched, "ms").against("without any", calm),
         Figure::new("a switch among 200 routes of 5, on disk and acknowledged", median(&switches), "ms"),
         Figure::new("a start with 10,000 routes of 5, beyond one with a single route", median(&starts), "ms")
             .target(Target::AtMost(100.0)),

@@ -13,12 +13,13 @@ pub(super) fn read(field: &Field<'_>) -> ProxyLimits {
     let usual = ProxyLimits::default();
     let Some(section) = field.section("write [proxy.limits] on a line of its own") else { return usual };
     let wait = |key: &'static str, usual| section.take(key).and_then(|field| field.duration(WAITS)).unwrap_or(usual);
+    let number = |key: &'static str| {
+        let field = section.take(key)?;
+        usize::try_from(field.number(1..=1_000_000, "a number from 1 to 1000000")?).ok()
+    };
     let limits = ProxyLimits {
-        connections_per_client: section
-            .take("connections_per_client")
-            .and_then(|field| field.number(1..=1_000_000, "a number from 1 to 1000000"))
-            .and_then(|number| usize::try_from(number).ok())
-            .unwrap_or(usual.connections_per_client),
+        connections: number("connections"),
+        connections_per_client: number("connections_per_client").unwrap_or(usual.connections_per_client),
         header_timeout: wait("header_timeout", usual.header_timeout),
         answer_timeout: wait("answer_timeout", usual.answer_timeout),
         send_timeout: wait("send_timeout", usual.send_timeout),

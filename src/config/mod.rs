@@ -113,8 +113,10 @@ pub struct ProxyConfig {
 /// `[proxy.limits]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProxyLimits {
-    /// Open at a time from one address (IPv6: one /64), unless it is a trusted proxy's. Default 1000. In all there are as
-    /// many as the process may have open files for.
+    /// Open at a time, in all; more wait until one has ended. Default, and at most: what the open files that the process
+    /// may have are enough for. Counts from the proxy's next start on.
+    pub connections: Option<usize>,
+    /// Open at a time from one address (IPv6: one /64), unless it is a trusted proxy's. Default 1000.
     pub connections_per_client: usize,
     /// For the head of a request, from the beginning of the connection or the end of the answer before. Default 30 s.
     pub header_timeout: Duration,
@@ -131,6 +133,7 @@ pub struct ProxyLimits {
 impl Default for ProxyLimits {
     fn default() -> Self {
         Self {
+            connections: None,
             connections_per_client: 1000,
             header_timeout: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(60),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -81,6 +81,7 @@ impl Stream {
 fn in_http2(mut request: Request<Outgoing>) -> Request<Outgoing> {
     let host = request.headers_mut().remove(HOST);
     request.headers_mut().remove(CONNECTION);
+    request.headers_mut().remove(TRANSFER_ENCODING);
     let path = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
     if let Ok(target) = Uri::builder().scheme("http").authority(host).path_and_query(path).build() {

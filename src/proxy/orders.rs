@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::io::BufReader;
@@ -288,12 +288,14 @@ pub async fn apply(proxy: &Arc<Proxy>, table: Table) -> Result<(), String> {
         tables.on_disk = on_disk;
         outcome.map_err(|error| format!("the table cannot be kept on disk: {error}"))?;
     }
+    let began = Instant::now();
     proxy.routing.replace(&table);
+    let switched_in = began.elapsed();
     proxy.drains.forget(&table);
     if let Some(before) = proxy.predecessor() {
         before.apply(&table.routes).await;
     }
-    tracing::info!(generation = table.generation, routes = table.routes.len(), "route table in force");
+    tracing::info!(generation = table.generation, routes = table.routes.len(), ?switched_in, "route table in force");
     tables.in_force = table;
     Ok(())
 }

@@ -314,7 +314,8 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
         ),
     };
     let Ground { mut lock, mut control, listeners, boot, tables, before } = ground;
-    let capacity = listen::client_capacity();
+    let allowed = fronts.current().settings.limits.connections;
+    let capacity = listen::client_capacity().min(allowed.unwrap_or(usize::MAX));
     let addresses = listeners.iter().map(|one| one.socket.local_addr()).collect::<io::Result<Vec<_>>>()?;
     let named: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     let (proxy, mut succeeded) = Proxy::new(saved, fronts, boot, named.clone(), activated);

@@ -40,6 +40,20 @@ async fn one_client_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_so_many_connections_in_all_one_waits_for_another_to_end() {
+    let (proxy, _backend) = start(ProxyLimits { connections: Some(2), ..ProxyLimits::default() }).await;
+    let (mut first, mut second) = (proxy.wire().await, proxy.wire().await);
+    assert_eq!((first.get("/").await.status, second.get("/").await.status), (200, 200));
+    let mut third = proxy.wire().await;
+    third.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    let waits = tokio::time::timeout(Duration::from_millis(200), third.try_reply()).await;
+    assert!(waits.is_err(), "it is neither answered nor closed: {waits:?}");
+    assert_eq!(first.get("/").await.status, 200);
+    drop(second);
+    assert_eq!(third.reply().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_and_bodies_have_a_largest_size() {
     let limits = ProxyLimits { max_header_size: 8 << 10, max_body_size: Some(1000), ..ProxyLimits::default() };
     let (proxy, backend) = start(limits).await;
