@@ -1,6 +1,7 @@
 //! The proxy process: what its parts share, its listeners, and the way down.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -236,7 +237,9 @@ impl Proxy {
     /// Unique among all processes of this proxy.
     pub(super) fn next_request_id(&self) -> HeaderValue {
         let number = self.requests.fetch_add(1, Relaxed);
-        HeaderValue::try_from(format!("{}-{number:x}", self.process)).unwrap_or(HeaderValue::from_static("-"))
+        let mut id = String::with_capacity(self.process.len() + 17);
+        let _ = write!(id, "{}-{number:x}", self.process);
+        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// An instance did not take a request or broke off: others are preferred for a while, and the agent is told.

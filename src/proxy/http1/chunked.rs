@@ -92,17 +92,19 @@ fn trailers(input: &mut BytesMut) -> Result<Piece, Malformed> {
         input.advance(2);
         return Ok(Piece::End(None));
     }
-    let Some((end, true)) = head::end(input, 0) else {
-        return if input.len() > MOST_TRAILERS || input.starts_with(b"\n") {
-            Err(Malformed)
-        } else {
-            Ok(Piece::Partial)
-        };
+    if input.starts_with(b"\n") {
+        return Err(Malformed);
+    }
+    let end = match head::end(input, 0) {
+        Some((end, true)) => end,
+        Some((_, false)) => return Err(Malformed),
+        None if input.len() > MOST_TRAILERS => return Err(Malformed),
+        None => return Ok(Piece::Partial),
     };
     let lines = input.split_to(end).freeze();
     let mut parsed = [httparse::EMPTY_HEADER; 16];
     match httparse::parse_headers(&lines, &mut parsed) {
-        Ok(httparse::Status::Complete((_, parsed))) => {
+        Ok(httparse::Status::Complete((read, parsed))) if read == lines.len() => {
             Ok(Piece::End(Some(head::fields(&lines, parsed, 0).ok_or(Malformed)?)))
         }
         _ => Err(Malformed),
@@ -164,6 +166,8 @@ mod tests {
             b"4_0\r\n",
             b"10000000000000000\r\n",
             b"0\r\n\n",
+            b"0\r\n\n\r\n",
+            b"0\r\nA: b\n\nC: d\r\n\r\n",
             b"0\r\nno colon\r\n\r\n",
             &long,
             &endless,
