@@ -18,7 +18,8 @@ pub struct Connection {
 
 /// Why there is no answer.
 pub enum Error {
-    /// Nothing was sent: the other side had said that it takes no more over this connection.
+    /// The other side has not looked at it: it was not sent, or crossed the last word on this connection, which says what
+    /// was looked at (RFC 9113 §6.8). It is to be sent over another one.
     GivenBack,
     Broken(String),
 }
@@ -41,12 +42,21 @@ impl Connection {
         let answer = self.sender.try_send_request(absolute(request)).await;
         let answer = answer.map_err(|mut error| match error.take_message() {
             Some(_) => Error::GivenBack,
-            None => broken(error.into_error()),
+            None => {
+                let error = error.into_error();
+                if was_passed_over(&error) { Error::GivenBack } else { broken(error) }
+            }
         })?;
         let (head, body) = answer.into_parts();
         let body = body.collect().await.map_err(broken)?.to_bytes();
         Ok(Response { status: head.status, headers: head.headers, body })
     }
+}
+
+/// Whether the server's last word names only requests before this one.
+fn was_passed_over(error: &hyper::Error) -> bool {
+    let why = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    why.is_some_and(|why| why.is_go_away() && why.is_remote() && why.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 /// With the host in the target, where HTTP/2 has it (RFC 9113 §8.3.1).

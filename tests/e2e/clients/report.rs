@@ -70,6 +70,6 @@ pub struct Report {
     pub slowest: Duration,
     /// The numbers of all POSTs, answered or not.
     pub posts: BTreeSet<u64>,
-    /// Requests that HTTP/2 gave back unsent, because the connection was being closed: sent on another one.
+    /// Requests that HTTP/2 gave back, because the connection was being closed: sent on another one.
     pub given_back: u64,
 }

@@ -209,7 +209,7 @@ impl Proof {
         if let Some(age) = sockets.youngest {
             row("the youngest of them", format!("{:.2} s", age.as_secs_f64()));
         }
-        row("HTTP/2 requests given back unsent, sent on another connection", self.load.given_back);
+        row("HTTP/2 requests given back as not looked at, sent on another connection", self.load.given_back);
         row("slowest answer", format!("{:.2} s", self.load.slowest.as_secs_f64()));
         row("POSTs sent / seen by the app exactly once", format!("{} / {}", self.load.posts.len(), seen.once));
         row(
