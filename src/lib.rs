@@ -35,3 +35,6 @@ pub mod runtime;
 pub mod serve;
 pub mod store;
 pub mod trigger;
+
+#[cfg(feature = "fuzzing")]
+pub use proxy::fuzzing;

@@ -31,7 +31,8 @@ mod drain;
 mod files;
 mod forward;
 mod front;
-
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handover;
 mod headers;
 mod http1;

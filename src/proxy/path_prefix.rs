@@ -56,6 +56,10 @@ impl PathPrefix {
 
     /// A request's target, path and query, without it.
     pub fn strip<'a>(&self, target: &'a str) -> std::borrow::Cow<'a, str> {
+        if self.is_root() {
+            // Also `*`, which asks about the server as a whole (RFC 9112, section 3.2.4).
+            return target.into();
+        }
         match target.strip_prefix(&self.0) {
             Some(rest) if rest.starts_with('/') => rest.into(),
             Some(rest) => format!("/{rest}").into(),
@@ -120,6 +124,7 @@ mod tests {
             ("/api", "/api?x=/api", "/?x=/api"),
             ("/api", "/api//evil.test", "//evil.test"),
             ("/", "/x", "/x"),
+            ("/", "*", "*"),
         ] {
             assert_eq!(path(prefix).strip(target), left, "{prefix} {target}");
         }

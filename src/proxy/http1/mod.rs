@@ -7,6 +7,8 @@
 
 mod chunked;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod head;
 mod request;
 mod response;
