@@ -56,12 +56,9 @@ impl PathPrefix {
 
     /// A request's target, path and query, without it.
     pub fn strip<'a>(&self, target: &'a str) -> std::borrow::Cow<'a, str> {
-        if self.is_root() {
-            // Also `*`, which asks about the server as a whole (RFC 9112, section 3.2.4).
-            return target.into();
-        }
         match target.strip_prefix(&self.0) {
-            Some(rest) if rest.starts_with('/') => rest.into(),
+            // `*` asks about the server as a whole (RFC 9112, section 3.2.4).
+            Some(rest) if rest.starts_with('/') || target == "*" => rest.into(),
             Some(rest) => format!("/{rest}").into(),
             None => target.into(),
         }
@@ -125,6 +122,8 @@ mod tests {
             ("/api", "/api//evil.test", "//evil.test"),
             ("/", "/x", "/x"),
             ("/", "*", "*"),
+            // Of `http://shop.test?page=2`.
+            ("/", "?page=2", "/?page=2"),
         ] {
             assert_eq!(path(prefix).strip(target), left, "{prefix} {target}");
         }
