@@ -79,13 +79,20 @@ pub fn answer(packets: &[&[u8]], to_head: bool) -> Result<Option<Answered>, &'st
     Ok(None)
 }
 
-/// Reads a chunked body, packet by packet: its data, and what follows it in the packets that had come by then.
-pub fn chunks(packets: &[&[u8]]) -> Result<Option<(Vec<u8>, Vec<u8>)>, ()> {
+/// A chunked body is malformed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// The data of a chunked body, and what follows it in the packets that had come by then.
+pub type Body = (Vec<u8>, Vec<u8>);
+
+/// Reads a chunked body, packet by packet; `Ok(None)` when it is not whole.
+pub fn chunks(packets: &[&[u8]]) -> Result<Option<Body>, Malformed> {
     let (mut chunked, mut input, mut data) = (Chunked::default(), BytesMut::new(), Vec::new());
     for packet in packets {
         input.extend_from_slice(packet);
         loop {
-            match chunked.read(&mut input).map_err(|_| ())? {
+            match chunked.read(&mut input).map_err(|_| Malformed)? {
                 Piece::Partial => break,
                 Piece::Data(piece) => data.extend_from_slice(&piece),
                 Piece::End(_) => return Ok(Some((data, input.to_vec()))),
