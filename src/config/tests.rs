@@ -147,7 +147,7 @@ fn the_example_names_every_default_as_it_is() {
         hsts: None,
         trusted_proxies: Vec::new(),
         access_log: None,
-        limits: ProxyLimits { max_body_size: None, ..front.limits },
+        limits: ProxyLimits { connections: None, max_body_size: None, ..front.limits },
         ..front
     };
     assert_eq!((&with_defaults.proxy, &with_defaults.runtime), (&plain, &example.runtime));
