@@ -15,4 +15,6 @@ mod response;
 mod serve;
 
 pub use exchange::{Exchange, LinkError, Unanswered};
+#[cfg(test)]
+pub use serve::HALF_CLOSE;
 pub use serve::{Served, serve};

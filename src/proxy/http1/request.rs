@@ -73,9 +73,18 @@ fn plain(bytes: &Bytes) -> Option<Request<()>> {
 fn is_special(name: &HeaderName, value: &HeaderValue) -> bool {
     match *name {
         CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT | TE | TRAILER => true,
-        CONNECTION => !value.as_bytes().eq_ignore_ascii_case(b"keep-alive"),
+        CONNECTION => !value.as_bytes().eq_ignore_ascii_case(b"keep-alive") && !says_close(value),
         _ => false,
     }
+}
+
+fn says_close(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"close")
+}
+
+/// Whether the connection ends with its answer (RFC 9112 §9.6).
+pub fn is_last<B>(request: &Request<B>) -> bool {
+    request.headers().get_all(CONNECTION).iter().any(says_close)
 }
 
 /// Writes the head of a request that has no body.
@@ -111,6 +120,7 @@ mod tests {
         assert_eq!(request.headers()["host"], "shop.test");
         assert_eq!(request.headers().get_all("x-many").iter().count(), 2);
         assert_eq!(rest, b"GET /next");
+        assert!(!is_last(&request));
         let mut written = Vec::new();
         write(&request, &mut written);
         let (Arrived::Plain(again), _) = arrived(std::str::from_utf8(&written).unwrap()) else { panic!("{written:?}") };
@@ -131,7 +141,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-A\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-A\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",

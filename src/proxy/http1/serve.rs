@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
-use hyper::header::CONNECTION;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
@@ -25,6 +26,8 @@ use super::response::{self, Coding};
 const READ: usize = 4 << 10;
 /// Data of a body that is written together with the head, in one piece.
 const JOINED: usize = 16 << 10;
+/// A client that ends its side so soon behind its request has said only that this was all; one that does later has left.
+pub const HALF_CLOSE: Duration = Duration::from_millis(50);
 /// Behind the last chunk of a body (RFC 9112 §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -86,14 +89,19 @@ where
             input = BytesMut::new();
         }
         let to_head = request.method() == Method::HEAD;
-        let Some(response) = answer(proxy, stream, origin, request, &mut input).await? else {
+        let is_last = request::is_last(&request);
+        let mut client = Client { stream: &mut *stream, input: &mut input, spoke_at: Instant::now(), has_ended: false };
+        let Some(mut response) = answer(proxy, &mut client, origin, request).await? else {
             return Ok(Served::Ended);
         };
+        if is_last {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let closes = response.headers().get(CONNECTION).is_some_and(|value| value == "close");
-        if !send(stream, &mut input, &mut output, response, to_head).await? {
+        if !send(&mut client, &mut output, response, to_head).await? {
             return Ok(Served::Ended);
         }
-        if closes {
+        if closes || client.has_ended {
             stream.shutdown().await?;
             return Ok(Served::Ended);
         }
@@ -101,26 +109,50 @@ where
     }
 }
 
+/// A client that waits for its answer.
+struct Client<'a, S> {
+    stream: &'a mut S,
+    input: &'a mut BytesMut,
+    /// When its request was there.
+    spoke_at: Instant,
+    /// It sends nothing more, and still wants its answer.
+    has_ended: bool,
+}
+
+impl<S: AsyncRead + Unpin> Client<'_, S> {
+    /// Whether it leaves. One that sends its next request meanwhile does not.
+    fn poll_leaves(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_ended || !self.input.is_empty() {
+            return Poll::Pending;
+        }
+        if ready!(poll_input(self.stream, cx, self.input))? == 0 {
+            self.has_ended = self.spoke_at.elapsed() < HALF_CLOSE;
+            if !self.has_ended {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Pending
+    }
+}
+
 /// Asks for the answer; `None` when the client leaves meanwhile.
 async fn answer<S: AsyncRead + Unpin>(
     proxy: &Arc<Proxy>,
-    stream: &mut S,
+    client: &mut Client<'_, S>,
     origin: &Arc<Origin>,
     request: Request<()>,
-    input: &mut BytesMut,
 ) -> io::Result<Option<Response<Sending>>> {
     let mut answer = pin!(forward::handle(Arc::clone(proxy), Arc::clone(origin), request.map(|()| None)));
     std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Ok(Some(response))),
-        Poll::Pending => poll_leaves(stream, cx, input).map(|left| left.map(|()| None)),
+        Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| None)),
     })
     .await
 }
 
 /// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end.
 async fn send<S>(
-    stream: &mut S,
-    input: &mut BytesMut,
+    client: &mut Client<'_, S>,
     output: &mut Vec<u8>,
     response: Response<Sending>,
     to_head: bool,
@@ -132,7 +164,7 @@ where
     let coding = response::write(&response, length, to_head, output);
     let mut body = pin!(response.into_body());
     if coding == Coding::None {
-        write(stream, output, Bytes::new(), b"").await?;
+        write(client.stream, output, Bytes::new(), b"").await?;
         return Ok(true);
     }
     let mut is_over = body.is_end_stream();
@@ -146,18 +178,18 @@ where
             Poll::Ready(None) => Poll::Ready(Next::End),
             // The head need not wait for the first bytes of a slow body.
             Poll::Pending if !output.is_empty() => Poll::Ready(Next::Later),
-            Poll::Pending => poll_leaves(stream, cx, input).map(Next::Left),
+            Poll::Pending => client.poll_leaves(cx).map(Next::Left),
         });
         let frame = match next.await {
             Next::Frame(frame) => frame,
             Next::End => Frame::data(Bytes::new()),
             Next::Later => {
-                write(stream, output, Bytes::new(), b"").await?;
+                write(client.stream, output, Bytes::new(), b"").await?;
                 continue;
             }
             Next::Broken => {
                 // It must not look whole: what there is of it goes out, and then the connection ends.
-                write(stream, output, Bytes::new(), b"").await?;
+                write(client.stream, output, Bytes::new(), b"").await?;
                 return Ok(false);
             }
             Next::Left(how) => return how.map(|()| false),
@@ -177,9 +209,9 @@ where
                 (false, true) => b"\r\n0\r\n\r\n",
             };
         }
-        write(stream, output, data, tail).await?;
+        write(client.stream, output, data, tail).await?;
     }
-    write(stream, output, Bytes::new(), b"").await?;
+    write(client.stream, output, Bytes::new(), b"").await?;
     Ok(true)
 }
 
@@ -222,18 +254,4 @@ where
     ready!(Pin::new(stream).poll_read(cx, &mut read))?;
     input.extend_from_slice(read.filled());
     Poll::Ready(Ok(read.filled().len()))
-}
-
-/// Whether a client leaves that waits for its answer. One that sends its next request meanwhile does not.
-fn poll_leaves<S>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<()>>
-where
-    S: AsyncRead + Unpin,
-{
-    if !input.is_empty() {
-        return Poll::Pending;
-    }
-    match ready!(poll_input(stream, cx, input))? {
-        0 => Poll::Ready(Ok(())),
-        _ => Poll::Pending,
-    }
 }

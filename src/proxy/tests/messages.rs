@@ -9,19 +9,7 @@ use tokio::time::timeout;
 
 use super::recorder::{Recorded, Recorder};
 use super::support::*;
-use crate::model::InstanceId;
-use crate::proxy::table::Member;
-
-/// A proxy with an instance that the test speaks for.
-async fn spoken() -> (TestProxy, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let proxy = TestProxy::start().await;
-    let mut route = route("shop", "shop.test", &[]);
-    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
-    proxy.client.apply(vec![route]).await.unwrap();
-    (proxy, listener)
-}
+use crate::proxy::http1::HALF_CLOSE;
 
 async fn accepted(listener: &TcpListener) -> Wire {
     Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() }
@@ -221,18 +209,28 @@ async fn a_tunnel_ends_on_each_side_by_itself() {
     assert_eq!((counts.served, counts.failed, counts.client_aborted), (1, 0, 0), "{counts:?}");
 }
 
-/// A client that closes its side of the connection while it waits is taken for gone, as it is by nginx and by Go's servers: from
-/// here one that has gone looks the same. Its instance is told, and nobody is blamed.
+/// A client that closes its side with its request has said only that this was all (as `nc -N` does). One that does it later is
+/// taken for gone, as it is by nginx and by Go's servers: from here one that has gone looks the same. Its instance is told,
+/// and nobody is blamed.
 #[tokio::test]
-async fn a_client_that_says_no_more_has_gone() {
-    let (proxy, recorder) = (TestProxy::start().await, Backend::start("d1-web-1").await);
-    proxy.route(&[&recorder]).await;
+async fn a_client_that_says_no_more_is_answered_and_one_that_leaves_is_let_go() {
+    let (proxy, backend) = (TestProxy::start().await, Backend::start("d1-web-1").await);
+    proxy.route(&[&backend]).await;
+    for fields in ["", "Connection: close\r\n"] {
+        let mut half = proxy.wire().await;
+        half.send(&format!("GET /slow?150 HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\n")).await;
+        half.stream.shutdown().await.unwrap();
+        assert_eq!(half.reply().await.body, "d1-web-1");
+        assert!(half.is_closed().await);
+    }
     let mut client = proxy.wire().await;
     client.send("GET /slow?60000 HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
-    eventually("it is under way", || async { proxy.in_flight(&recorder).await == 1 }).await;
+    eventually("it is under way", || async { proxy.in_flight(&backend).await == 1 }).await;
+    // Time itself is what tells the two apart.
+    tokio::time::sleep(HALF_CLOSE * 2).await;
     client.stream.shutdown().await.unwrap();
     assert!(client.is_closed().await);
-    eventually("its instance is let go of", || async { proxy.in_flight(&recorder).await == 0 }).await;
+    eventually("its instance is let go of", || async { proxy.in_flight(&backend).await == 0 }).await;
     let counts = proxy.counts().await;
-    assert_eq!((counts.served, counts.failed, counts.client_aborted), (0, 0, 1), "{counts:?}");
+    assert_eq!((counts.served, counts.failed, counts.client_aborted), (2, 0, 1), "{counts:?}");
 }

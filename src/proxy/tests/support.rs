@@ -82,6 +82,17 @@ impl TestProxy {
     }
 }
 
+/// A proxy with an instance that the test speaks for.
+pub async fn spoken() -> (TestProxy, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = TestProxy::start().await;
+    let mut route = route("shop", "shop.test", &[]);
+    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
+    proxy.client.apply(vec![route]).await.unwrap();
+    (proxy, listener)
+}
+
 /// What a proxy without an operator shows.
 pub fn fronts() -> Arc<Fronts> {
     let (front, access_log) = (ProxyConfig::plain(([127, 0, 0, 1], 0).into()), AccessLog::off(Path::new("")));

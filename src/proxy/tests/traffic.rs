@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::support::*;
 use crate::proxy::PathPrefix;
 use crate::proxy::control::{LineBuffer, Report, SOCKET_NAME, read_message};
+use crate::proxy::http1::HALF_CLOSE;
 use crate::proxy::table::Route;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,6 +289,7 @@ async fn every_end_is_counted_once_and_blamed_on_the_right_side() {
     let mut leaves = proxy.wire().await;
     leaves.send("GET /slow?5000 HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     eventually("it is under way", || async { proxy.in_flight(&backend).await == 1 }).await;
+    sleep(HALF_CLOSE * 2).await;
     drop(leaves);
     eventually("it is not any more", || async { proxy.in_flight(&backend).await == 0 }).await;
     let mut breaks = proxy.wire().await;
