@@ -28,7 +28,7 @@ use super::pool::{Link, SendError, Speech};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
 use super::table::Protocol;
-use super::tunnel;
+use super::{tunnel, websocket};
 
 /// Tries after the first.
 pub(super) const EXTRA_TRIES: u32 = 2;
@@ -272,7 +272,8 @@ impl Attempt<'_> {
         if let (true, Some(client)) = (switching, client) {
             self.tally.served();
             self.visit.answered(head.status, Maker::App);
-            self.proxy.spawn(tunnel::run(client, link, self.claim, std::mem::take(self.visit)));
+            let is_websocket = websocket::is_agreed(&head.headers);
+            self.proxy.spawn(tunnel::run(client, link, self.claim, is_websocket, std::mem::take(self.visit)));
             return Ok(Response::from_parts(head, Answer::Own(None)));
         }
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());

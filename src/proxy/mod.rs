@@ -54,6 +54,7 @@ mod stream;
 mod streams;
 mod tls;
 mod tunnel;
+mod websocket;
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,10 @@ pub(super) async fn wind_down(proxy: &Proxy) {
     proxy.close_idle.cancel();
     if timeout_at(now + grace, proxy.tasks.wait()).await.is_err() {
         tracing::warn!(connections = proxy.tasks.len(), "closing what did not end in time");
+        for instance in proxy.routing.instances() {
+            instance.cut_streams(usize::MAX);
+        }
+        let _ = timeout(CUT_SETTLES, proxy.tasks.wait()).await;
     }
     proxy.abort.cancel();
     proxy.tasks.wait().await;

@@ -1,9 +1,9 @@
 //! After a 101: bytes both ways until both sides have ended, or the instance's budget for streams has.
 //!
 //! A stream whose budget is over is closed between two messages, as far as that can be seen from bytes. As soon as the
-//! instance has spoken last nothing more is taken from the client, and when the instance has been quiet for a moment the stream is
-//! closed. So what the client has sent is answered, and what it sends from then on reaches nobody: it may be sent
-//! again over another connection.
+//! instance has spoken last nothing more is taken from the client, and when the instance has been quiet for a moment the
+//! stream is closed. So what the client has sent is answered, and what it sends from then on reaches nobody: it may be
+//! sent again over another connection. Of a WebSocket both sides are told so, by a frame.
 
 use std::io;
 use std::pin::Pin;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::access_log::{End, PassedBytes, Visit};
 use super::instance::Claim;
 use super::pool::Link;
+use super::websocket::{self, Frames};
 
 /// Without a byte for so long it is taken to be between two messages.
 const QUIET: Duration = Duration::from_millis(10);
@@ -32,12 +33,12 @@ pub(super) const QUIET_LIMIT: Duration = Duration::from_secs(2);
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// Joins the client's side, once the 101 is on its way, to the instance's. Holds the claim as long as both are joined.
-pub async fn run(client: OnUpgrade, link: Box<Link>, claim: Claim, mut visit: Visit) {
+pub async fn run(client: OnUpgrade, link: Box<Link>, claim: Claim, is_websocket: bool, mut visit: Visit) {
     let (claim, cut) = claim.into_stream();
     // Dropped in the middle, it is the proxy that goes.
     visit.ends(End::TimeOver);
     let instance = claim.instance().id.clone();
-    match join(client, link, claim, &cut, visit.bytes().unwrap_or_default()).await {
+    match join(client, link, claim, is_websocket, &cut, visit.bytes().unwrap_or_default()).await {
         Ok(Joined::Ended) => visit.ends(End::Complete),
         Ok(Joined::Cut) => tracing::debug!(%instance, "tunnel closed at the end of its budget"),
         Err(error) => {
@@ -134,6 +135,7 @@ async fn join(
     client: OnUpgrade,
     link: Box<Link>,
     claim: Claim,
+    is_websocket: bool,
     cut: &CancellationToken,
     passed: Arc<PassedBytes>,
 ) -> io::Result<Joined> {
@@ -144,10 +146,21 @@ async fn join(
         io::Result::Ok(Some((client, instance, first_bytes)))
     };
     let Some(opened) = cut.run_until_cancelled(opening).await else { return Ok(Joined::Cut) };
-    let Some((client, mut instance, first_bytes)) = opened? else { return Ok(Joined::Ended) };
+    let Some((client, instance, first_bytes)) = opened? else { return Ok(Joined::Ended) };
     let client = InspectReader::new(client, |bytes: &[u8]| passed.add_received(bytes.len()));
     let client = InspectWriter::new(client, |bytes: &[u8]| passed.add_sent(bytes.len()));
+    let (mut for_client, mut for_instance) = (Frames::default(), Frames::default());
+    let client = InspectWriter::new(client, |bytes: &[u8]| {
+        if is_websocket {
+            for_client.follow(bytes)
+        }
+    });
     let mut client = Listened { client, talk: &talk };
+    let mut instance = InspectWriter::new(instance, |bytes: &[u8]| {
+        if is_websocket {
+            for_instance.follow(bytes)
+        }
+    });
     let copying = async {
         client.write_all(&first_bytes).await?;
         copy_bidirectional(&mut client, &mut instance).await
@@ -162,13 +175,24 @@ async fn join(
         copied = copying => return copied.map(|_| Joined::Ended),
         () = cutting => {}
     }
-    drop((instance, claim));
-    let _ = timeout(LINGER, part(client.client)).await;
+    drop(claim);
+    let (client, instance) = (client.client.into_inner(), instance.into_inner());
+    let goodbye = |frames: Frames, frame: Vec<u8>| if is_websocket && frames.may_close() { frame } else { Vec::new() };
+    let told_client = goodbye(for_client, websocket::close_for_client());
+    let told_instance = goodbye(for_instance, websocket::close_for_server(mask()));
+    let parting = async { tokio::join!(part(client, &told_client), part(instance, &told_instance)) };
+    let _ = timeout(LINGER, parting).await;
     Ok(Joined::Cut)
 }
 
-/// Says that nothing more comes, and forgets what does until the client has closed its side too.
-async fn part(mut client: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    client.shutdown().await?;
-    copy(&mut client, &mut sink()).await.map(drop)
+/// Says that nothing more comes, and forgets what does until the other side has closed its own too.
+async fn part(mut side: impl AsyncRead + AsyncWrite + Unpin, last_words: &[u8]) -> io::Result<()> {
+    side.write_all(last_words).await?;
+    side.shutdown().await?;
+    copy(&mut side, &mut sink()).await.map(drop)
+}
+
+/// Against caches that take frames for requests (RFC 6455 §10.3); ours has nothing that anybody chose.
+fn mask() -> [u8; 4] {
+    getrandom::u32().unwrap_or_default().to_ne_bytes()
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -19,6 +19,7 @@ use http::{Request, read_request};
 
 mod http;
 mod signals;
+mod websocket;
 
 struct Behaviour(HashMap<String, String>);
 
@@ -266,7 +267,7 @@ fn answer(site: &Site, request: &Request, reader: &mut BufReader<TcpStream>, out
             let (pieces, bytes) = (number("pieces").max(1), number("bytes"));
             return send_slowly(site, request, Duration::from_millis(number("ms")), pieces, bytes as usize, out);
         }
-        "/ws" => return echo_upgraded(behaviour, request, reader, out),
+        "/ws" => return echo_messages(behaviour, request, reader, out),
         _ => ("404 Not Found", b"no such page\n".to_vec()),
     };
     let close = site.stopping.load(SeqCst)
@@ -338,27 +339,21 @@ fn send_slowly(
     Ok(!site.stopping.load(SeqCst))
 }
 
-/// Accepts any upgrade and sends back every byte that comes.
-fn echo_upgraded(
+/// Agrees to a WebSocket and sends every message back.
+fn echo_messages(
     behaviour: &Behaviour,
     request: &Request,
     reader: &mut BufReader<TcpStream>,
     out: &mut TcpStream,
 ) -> io::Result<bool> {
-    out.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")?;
-    let (mut buffer, mut came) = ([0; 4096], 0);
-    let echoed = loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => break Ok(()),
-            Ok(length) => {
-                came += length;
-                if let Err(error) = out.write_all(&buffer[..length]) {
-                    break Err(error);
-                }
-            }
-            Err(error) => break Err(error),
-        }
-    };
+    let accept = websocket::accept(request.headers.get("sec-websocket-key").map_or("", String::as_str));
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-accept: {accept}\r\n\r\n"
+    );
+    out.write_all(head.as_bytes())?;
+    let mut came = 0;
+    let echoed = websocket::echo(reader, out, &mut came);
     note(behaviour, "streams", request, came)?;
     echoed.map(|()| false)
 }

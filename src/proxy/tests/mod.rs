@@ -17,4 +17,5 @@ mod streams;
 mod support;
 mod tls;
 mod traffic;
+mod websocket;
 mod wire;

@@ -48,6 +48,8 @@ pub struct Sockets {
     pub ended: u64,
     /// Connections that ended with a message under way.
     pub ended_with_message: u64,
+    /// Those of both that were asked in a frame to come back (close code 1012).
+    pub told: u64,
     /// Those of both that were reset rather than closed.
     pub reset: u64,
     /// The age of the youngest one that ended.

@@ -164,6 +164,9 @@ impl Proof {
             format!("a WebSocket ended after {:?}, before its time for streams was over", sockets.youngest)
         });
         wrong.unless(sockets.reset == 0, || format!("{} WebSockets were reset", sockets.reset));
+        wrong.unless(sockets.told == ended, || {
+            format!("of {ended} WebSockets that ended {} were told to come back", sockets.told)
+        });
         // A proxy that was replaced closes the rest of its own by itself.
         let most = recorded + (self.upgrades * 20) as u64;
         wrong.unless((recorded..=most).contains(&ended), || {
@@ -202,10 +205,14 @@ impl Proof {
         let sockets = &self.load.sockets;
         row("WebSocket messages echoed", sockets.echoed);
         row(
-            "WebSockets closed at the end of their budget between messages / as one was sent, unseen by the app / reset",
-            format!("{} / {} / {}", sockets.ended, sockets.ended_with_message, sockets.reset),
+            "WebSockets closed at the end of their budget between messages / as one was sent, unseen by the app",
+            format!("{} / {}", sockets.ended, sockets.ended_with_message),
         );
-        row("those of them that the app had left without an answer for more than 2 s", sockets.unanswered.len());
+        row(
+            "those of them that were told to come back (close code 1012) / that were reset",
+            format!("{} / {}", sockets.told, sockets.reset),
+        );
+        row("those that the app had left without an answer for more than 2 s", sockets.unanswered.len());
         if let Some(age) = sockets.youngest {
             row("the youngest of them", format!("{:.2} s", age.as_secs_f64()));
         }
