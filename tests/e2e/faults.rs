@@ -2,7 +2,7 @@
 //! reaching N: SQLite's way of testing. After each fault the agent starts again, and all that is promised is checked.
 //!
 //! By itself a test takes a sample of the points, chosen by a seed that it prints. `LONGSHORE_FAULTS=all` takes them all,
-//! `LONGSHORE_FAULT_SEED=7` the same sample again.
+//! `LONGSHORE_FAULTS=200..` those from the 200th on, `LONGSHORE_FAULT_SEED=7` the same sample again.
 
 use std::time::{Duration, SystemTime};
 
@@ -66,8 +66,10 @@ struct Sample {
 
 impl Sample {
     fn of(test: &str, step: usize) -> Self {
-        if std::env::var("LONGSHORE_FAULTS").is_ok_and(|which| which == "all") {
-            return Self { first: 1, step: 1 };
+        let which = std::env::var("LONGSHORE_FAULTS").unwrap_or_default();
+        let first = if which == "all" { Some("1") } else { which.strip_suffix("..") };
+        if let Some(first) = first {
+            return Self { first: first.parse().expect("LONGSHORE_FAULTS is all or N.."), step: 1 };
         }
         let now =
             || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis() as usize);
@@ -288,6 +290,9 @@ async fn at_every_point(test: &str, version: Version, point: Point, step: usize)
     let mut at = sample.first;
     while yard.run(version, point, at).await {
         at += sample.step;
+        if sample.step == 1 && at.is_multiple_of(10) {
+            println!("{test}: {at} is next");
+        }
     }
     assert!(at > sample.first, "no point was reached at all");
     println!("{test}: {} points", (at - sample.first) / sample.step);
