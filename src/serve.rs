@@ -129,6 +129,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         }
     };
     let agent = Arc::new(Agent::detached(id, store, config_path.clone(), config));
+    agent.connect_proxy(proxy.clone());
     let shutdown = agent.shutdown().clone();
     let (adopted, all_adopted) = oneshot::channel();
     let engine_answers = engine.is_ok();

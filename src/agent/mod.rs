@@ -19,6 +19,7 @@ use crate::deploy::plan_view::{self, PlanView};
 use crate::disk;
 use crate::journal::Journal;
 use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, Status};
+use crate::proxy::{Counts, ProxyClient};
 use crate::rollout::canary::Wish;
 use crate::rollout::driver::canary::{CanaryState, WishRefused};
 use crate::rollout::{Entrance, InstanceState};
@@ -57,6 +58,8 @@ pub struct Agent {
     /// How the permanent canaries stand.
     canaries: watch::Sender<BTreeMap<AppName, CanaryStanding>>,
     parts: OnceLock<apps::Shared>,
+    /// The data plane, which needs no engine.
+    proxy: OnceLock<ProxyClient>,
     /// Why there are no parts yet.
     unconnected: RwLock<String>,
     /// The apps' workers: at the end what they do now is finished or left in order.
@@ -96,6 +99,7 @@ impl Agent {
             apps: RwLock::new(BTreeMap::new()),
             canaries: watch::Sender::new(BTreeMap::new()),
             parts: OnceLock::new(),
+            proxy: OnceLock::new(),
             unconnected: RwLock::new(STARTING.to_owned()),
             workers: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -105,6 +109,11 @@ impl Agent {
     /// Gives it engine and proxy. Once is enough; a second call changes nothing.
     pub fn connect(&self, parts: apps::Shared) {
         let _ = self.parts.set(parts);
+    }
+
+    /// Gives it the proxy, which may be there before the engine. Once is enough; a second call changes nothing.
+    pub fn connect_proxy(&self, proxy: ProxyClient) {
+        let _ = self.proxy.set(proxy);
     }
 
     /// Says why it has no engine yet; `None`: it has reached it and is about to be connected.
@@ -224,6 +233,12 @@ impl Agent {
     /// An app's instances now; `None` when the app is not configured.
     pub fn instances(&self, app: &AppName) -> Option<Vec<InstanceState>> {
         self.app(app).map(|app| app.driver.instances())
+    }
+
+    /// What the proxy has counted, of all apps; `None` when it is not there, or does not answer within a second.
+    pub async fn counts(&self) -> Option<Counts> {
+        let proxy = self.proxy.get().filter(|proxy| proxy.status().connected)?;
+        proxy.counts().await
     }
 
     /// An app's canary, if one is under way.

@@ -12,6 +12,7 @@ use super::problem::Problem;
 use super::views::{AppFacts, AppView, DeploymentView, DriftView, SharesView};
 use crate::config::{App, Config};
 use crate::model::shorten;
+use crate::proxy::Counts;
 use crate::queue::Request;
 
 /// Entries of drift that an app is shown with.
@@ -22,9 +23,11 @@ const MOST_DRIFT: u64 = 1000;
 
 pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<Vec<AppView>>, Problem> {
     let config = api.agent.config();
+    // Once for all of them: a proxy that hangs takes a second.
+    let counts = api.agent.counts().await;
     let mut apps = Vec::with_capacity(config.apps.len());
     for app in config.apps.values() {
-        apps.push(view(&api, &config, app).await?);
+        apps.push(view(&api, &config, app, counts.as_ref()).await?);
     }
     Ok(Json(apps))
 }
@@ -32,7 +35,8 @@ pub(super) async fn list(State(api): State<ApiState>) -> Result<Json<Vec<AppView
 pub(super) async fn show(State(api): State<ApiState>, Path(name): Path<String>) -> Result<Json<AppView>, Problem> {
     let config = api.agent.config();
     let app = find(&config, &name)?;
-    Ok(Json(view(&api, &config, app).await?))
+    let counts = api.agent.counts().await;
+    Ok(Json(view(&api, &config, app, counts.as_ref()).await?))
 }
 
 pub(super) async fn drift(
@@ -62,7 +66,7 @@ pub(super) fn find<'a>(config: &'a Config, name: &str) -> Result<&'a App, Proble
     Err(Problem::new(StatusCode::NOT_FOUND, detail).field("app"))
 }
 
-async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Problem> {
+async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts>) -> Result<AppView, Problem> {
     let store = &api.agent.store;
     let running = store.unfinished(&app.name).await?;
     let mut services = Vec::with_capacity(app.services.len());
@@ -90,6 +94,7 @@ async fn view(api: &ApiState, config: &Config, app: &App) -> Result<AppView, Pro
             .map(|of| SharesView::of(&of.app, of.share, api.agent.canary_standing(&app.name))),
         permanent_canary: own
             .map(|(canary, of)| SharesView::of(&canary.name, of.share, api.agent.canary_standing(&canary.name))),
+        counts,
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,
         waits: api.agent.waits(&app.name),

@@ -31,8 +31,10 @@ mod respond;
 mod serve;
 mod services;
 mod sse;
+pub mod static_files;
 mod table;
 mod tokens;
+pub mod traffic;
 pub mod views;
 
 pub use auth::LocalPeer;

@@ -15,13 +15,16 @@ use super::*;
 use crate::config::*;
 use crate::journal::DeployEvent;
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, ServiceName, Status};
+use crate::proxy::control::Report;
+use crate::proxy::table::{Member, Route};
+use crate::proxy::{ProxyClient, ProxyOptions, RouteLimits};
 use crate::store::{Finish, ReleaseBody, ReleasedService, Scope, Store};
 
 /// A router with an agent that has one app, `shop`, with the services `web` and `worker`.
 struct Api {
     router: Router,
     agent: Arc<Agent>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 struct Answer {
@@ -49,7 +52,7 @@ impl Api {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("journal.db")).unwrap();
         let agent = Arc::new(Agent::detached("test".into(), store, std::path::PathBuf::new(), config(dir.path())));
-        Self { router: routes(agent.clone()), agent, _dir: dir }
+        Self { router: routes(agent.clone()), agent, dir }
     }
 
     async fn token(&self, scope: Scope) -> String {
@@ -465,6 +468,103 @@ async fn an_app_shows_what_is_live_and_what_runs() {
     assert_eq!((&app["deployment"]["id"], &app["queued"]), (&json!(id), &json!(0)));
     assert_eq!(app["services"][1]["instances"], json!({ "desired": 4, "ready": 0, "serving": 0 }));
     assert_eq!(app["services"][0]["image"], json!(format!("sha256:{:064x}", 1)));
+}
+
+#[tokio::test]
+async fn an_app_shows_what_the_proxy_counts() {
+    let api = Api::new();
+    let app = || async { api.local("GET", "/api/v1/apps/shop", None).await.json() };
+    let unknown = app().await;
+    let (traffic, web) = (&unknown["traffic"], &unknown["services"][0]);
+    assert_eq!((traffic, &web["in_flight"], &web["waiting"]), (&Value::Null, &Value::Null, &Value::Null), "no proxy");
+
+    // A request that waits for the service's first instance until one is there, which then answers it.
+    let (ready, address) = tokio::sync::oneshot::channel();
+    let free = ([127, 0, 0, 1], 0).into();
+    let options = ProxyOptions { ready: Some(ready), ..ProxyOptions::new(free, api.dir.path().to_owned()) };
+    let proxy_ends = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(crate::proxy::run(options, proxy_ends.clone()));
+    let address = address.await.unwrap();
+    let proxy = ProxyClient::start(api.dir.path());
+    assert!(proxy.connected(Duration::from_secs(5)).await);
+    api.agent.connect_proxy(proxy.clone());
+    let limits = RouteLimits { queue: 9, queue_wait: Duration::from_secs(60), ..RouteLimits::default() };
+    let route = |members| {
+        let route = Route::new(shop(), "web".parse().unwrap(), vec!["shop.example.com".into()], members);
+        vec![Route { limits, ..route }]
+    };
+    proxy.apply(route(Vec::new())).await.unwrap();
+    let mut visitor = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = b"GET / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut visitor, head).await.unwrap();
+    let waiting = async {
+        while app().await["services"][0]["waiting"] != 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
+
+    let backend = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let instance = crate::model::InstanceId::parse("d1-web-1").unwrap();
+    let member = Member { instance, address: backend.local_addr().unwrap(), weight: 1, group: 0 };
+    proxy.apply(route(vec![member])).await.unwrap();
+    let (mut asked, _) = backend.accept().await.unwrap();
+    read_until(&mut asked, "\r\n\r\n").await;
+    let answer = b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno";
+    tokio::io::AsyncWriteExt::write_all(&mut asked, answer).await.unwrap();
+    read_until(&mut visitor, "\r\n\r\nno").await;
+    let served = async {
+        while app().await["traffic"]["served"] != 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), served).await.unwrap();
+    let mut known = api.local("GET", "/api/v1/apps", None).await.json()[0].take();
+    let latency = known["traffic"]["latency"].take();
+    assert!(latency["p50_ms"].as_f64().unwrap() > 0.0 && latency["p99_ms"].is_number(), "{latency}");
+    assert_eq!(
+        known["traffic"],
+        json!({
+            "served": 1, "failed": 0, "server_errors": 1, "retried": 0, "client_aborted": 0, "files": 0, "latency": null,
+        })
+    );
+    let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
+    for (schema, shown) in [("App", &known), ("Service", &known["services"][0]), ("Traffic", &known["traffic"])] {
+        let documented = &document["components"]["schemas"][schema]["properties"];
+        let names =
+            |object: &Value| object.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(names(documented), names(shown), "{schema}");
+    }
+    let of = |service: &Value| (service["in_flight"].clone(), service["waiting"].clone());
+    assert_eq!(of(&known["services"][0]), (Value::Null, json!(0)), "which instances there are is not known yet");
+    assert_eq!(of(&known["services"][1]), (Value::Null, Value::Null), "nothing is asked of a worker");
+
+    proxy_ends.cancel();
+    proxy.watch_status().wait_for(|status| !status.connected).await.unwrap();
+    assert_eq!(app().await["traffic"], Value::Null, "it has ended");
+}
+
+#[tokio::test]
+async fn a_proxy_that_hangs_does_not_hold_up_the_api() {
+    let api = Api::new();
+    let listener = tokio::net::UnixListener::bind(api.dir.path().join(crate::proxy::control::SOCKET_NAME)).unwrap();
+    let proxy = ProxyClient::start(api.dir.path());
+    let (mut hanging, _) = listener.accept().await.unwrap();
+    let hello = Report::Hello {
+        version: "1".into(),
+        pid: 1,
+        boot: "boot".into(),
+        generation: 0,
+        listeners: Vec::new(),
+        activated: false,
+        answers: false,
+    };
+    crate::proxy::control::write_message(&mut hanging, &hello).await.unwrap();
+    assert!(proxy.connected(Duration::from_secs(5)).await);
+    api.agent.connect_proxy(proxy);
+    let asked = tokio::time::timeout(Duration::from_secs(3), api.local("GET", "/api/v1/apps", None)).await;
+    let apps = asked.expect("an answer in time").json();
+    assert_eq!((&apps[0]["name"], &apps[0]["traffic"]), (&json!("shop"), &Value::Null));
 }
 
 #[tokio::test]

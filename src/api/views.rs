@@ -4,10 +4,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::static_files::StaticView;
+use super::traffic::{InstanceTrafficView, ServiceTrafficView, TrafficView};
 use crate::agent::Waits;
 use crate::agent::canaries::CanaryStanding;
 use crate::config::{App, Fraction, Service};
 use crate::model::{AppName, CommitSha, Duty, Health, Status, Trigger};
+use crate::proxy::Counts;
 use crate::queue::Request;
 use crate::rollout::InstanceState;
 use crate::rollout::driver::canary::CanaryState;
@@ -44,6 +47,10 @@ pub struct AppView {
     /// The app that gets a share of its requests, for one that has a permanent canary.
     #[serde(default)]
     pub permanent_canary: Option<SharesView>,
+    /// What became of its requests; null when the proxy does not answer, and for an app that is a canary itself, whose
+    /// requests count as its production's.
+    #[serde(default)]
+    pub traffic: Option<TrafficView>,
     /// How many deployments wait.
     pub queued: usize,
     /// What last happened to live instances outside of deployments, newest first.
@@ -176,6 +183,12 @@ pub struct ServiceView {
     pub image: Option<String>,
     /// argv; null = the image's own.
     pub command: Option<Vec<String>>,
+    /// The static files of the live release.
+    #[serde(rename = "static", default)]
+    pub static_files: Vec<StaticView>,
+    /// Its requests now.
+    #[serde(flatten)]
+    pub traffic: ServiceTrafficView,
 }
 
 /// Instances of a service, counted.
@@ -216,6 +229,9 @@ pub struct InstanceView {
     pub address: Option<String>,
     /// The last answer of its health check.
     pub last_check: Option<String>,
+    /// Its requests.
+    #[serde(flatten)]
+    pub traffic: InstanceTrafficView,
 }
 
 /// A deployment.
@@ -318,13 +334,15 @@ pub struct QuantilesView {
     pub p99_ms: f64,
 }
 
+impl From<Latency> for QuantilesView {
+    fn from(Latency { p50_us, p99_us }: Latency) -> Self {
+        Self { p50_ms: p50_us as f64 / 1000.0, p99_ms: p99_us as f64 / 1000.0 }
+    }
+}
+
 impl From<Requests> for RequestsView {
     fn from(requests: Requests) -> Self {
         let Requests { served, server_errors, failed, retried, latency_before, latency_during, drains } = requests;
-        let quantiles = |latency: Latency| QuantilesView {
-            p50_ms: latency.p50_us as f64 / 1000.0,
-            p99_ms: latency.p99_us as f64 / 1000.0,
-        };
         Self {
             served,
             server_errors,
@@ -333,7 +351,10 @@ impl From<Requests> for RequestsView {
             cut_requests: drains.and_then(|drains| drains.cut_requests),
             cut_streams: drains.and_then(|drains| drains.cut_streams),
             longest_drain_seconds: drains.map(|drains| drains.longest_ms as f64 / 1000.0),
-            latency: LatencyView { before: latency_before.map(quantiles), during: latency_during.map(quantiles) },
+            latency: LatencyView {
+                before: latency_before.map(QuantilesView::from),
+                during: latency_during.map(QuantilesView::from),
+            },
         }
     }
 }
@@ -406,21 +427,29 @@ pub(super) struct AppFacts<'a> {
     pub canary: Option<CanaryState>,
     pub canary_of: Option<SharesView>,
     pub permanent_canary: Option<SharesView>,
+    /// What the proxy has counted, of all apps; `None` when it does not answer.
+    pub counts: Option<&'a Counts>,
     pub queued: usize,
     pub drift: Vec<Drift>,
     pub waits: Option<Waits>,
 }
 
+impl AppFacts<'_> {
+    /// `None` as long as it is not known which there are.
+    fn known_instances(&self) -> Option<&[InstanceState]> {
+        let unknown = self.waits.is_some() && self.instances.is_empty();
+        (!unknown).then_some(&self.instances)
+    }
+}
+
 impl AppView {
     pub(super) fn of(facts: AppFacts<'_>) -> Self {
         let live = facts.live.as_ref();
-        let mut instances: Vec<InstanceView> = facts.instances.iter().map(InstanceView::of).collect();
+        let of_instance = |instance| InstanceView::of(instance, facts.counts);
+        let mut instances: Vec<InstanceView> = facts.instances.iter().map(of_instance).collect();
         instances.sort_by(|a, b| (&a.service, a.slot, a.release).cmp(&(&b.service, b.slot, b.release)));
-        let services = facts
-            .services
-            .iter()
-            .map(|(service, desired)| ServiceView::of(service, *desired, live, &facts.instances))
-            .collect();
+        let services =
+            facts.services.iter().map(|(service, desired)| ServiceView::of(service, *desired, &facts)).collect();
         Self {
             name: facts.app.name.to_string(),
             repo: facts.app.repo.to_string(),
@@ -434,6 +463,7 @@ impl AppView {
             canary: facts.canary.map(CanaryView::from),
             canary_of: facts.canary_of,
             permanent_canary: facts.permanent_canary,
+            traffic: facts.counts.and_then(|counts| TrafficView::of(facts.app, counts)),
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
             waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),
@@ -455,8 +485,9 @@ impl LiveView {
 }
 
 impl ServiceView {
-    fn of(service: &Service, desired: u32, live: Option<&Release>, instances: &[InstanceState]) -> Self {
-        let own = || instances.iter().filter(|instance| instance.service == service.name);
+    fn of(service: &Service, desired: u32, facts: &AppFacts<'_>) -> Self {
+        let own = || facts.instances.iter().filter(|instance| instance.service == service.name);
+        let live = facts.live.as_ref().and_then(|release| release.body.service(&service.name));
         Self {
             name: service.name.to_string(),
             port: service.port,
@@ -467,14 +498,16 @@ impl ServiceView {
                     .filter(|instance| instance.duty == Duty::Serving && instance.health == Health::Ready)
                     .count(),
             },
-            image: live.and_then(|release| release.body.service(&service.name)).map(|live| live.image.to_string()),
+            image: live.map(|live| live.image.to_string()),
             command: service.command.clone(),
+            static_files: live.map(|live| StaticView::all_of(&live.service)).unwrap_or_default(),
+            traffic: ServiceTrafficView::of(facts.app, service, facts.known_instances(), facts.counts),
         }
     }
 }
 
 impl InstanceView {
-    fn of(instance: &InstanceState) -> Self {
+    fn of(instance: &InstanceState, counts: Option<&Counts>) -> Self {
         Self {
             id: instance.id.to_string(),
             service: instance.service.to_string(),
@@ -488,6 +521,7 @@ impl InstanceView {
             restarts: instance.restarts,
             address: instance.address.map(|address| address.to_string()),
             last_check: instance.last_check.clone(),
+            traffic: InstanceTrafficView::of(&instance.id, counts),
         }
     }
 }

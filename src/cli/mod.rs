@@ -31,11 +31,13 @@ mod scale;
 mod serve;
 mod sockets;
 mod sse;
+mod static_files;
 mod status;
 mod target;
 mod term;
 mod text;
 mod token;
+mod traffic;
 mod watch;
 
 use client::Client;

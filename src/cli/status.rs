@@ -7,7 +7,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 
 use super::client::{AskError, Client, Readiness};
 use super::error::CliError;
@@ -16,7 +16,7 @@ use super::sse::Event;
 use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
 use super::watch::{PATIENCE, RETRY};
-use super::{Json, text};
+use super::{Json, static_files, text, traffic};
 use crate::api::views::{AppView, DeploymentView, InstanceView, SharesView, WaitsView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
 use crate::rollout::permanent::Standing;
@@ -26,12 +26,17 @@ pub(super) const EXAMPLES: &str = "Examples:
   longshore status shop
   longshore status shop --watch
 
+Of one app it tells its requests since the proxy began, those that are under way and those that wait for an instance with
+room, and how long answers took to begin (half of them, 99 of 100).
+
 --watch shows every change until Ctrl-C.";
 
 /// How old drift may be to be shown.
 const DRIFT_SHOWN: SignedDuration = SignedDuration::from_hours(1);
 /// For the times that are shown ("3 min ago").
 const TICK: Duration = Duration::from_secs(1);
+/// For the requests, of which no event tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -121,8 +126,9 @@ async fn show_changes(
     mut events: Events,
     printed: &mut String,
 ) -> Result<String, CliError> {
-    let mut tick = interval(TICK);
+    let (mut tick, mut again) = (interval(TICK), interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let lines = seen.lines(Timestamp::now(), term.paint());
         if term.is_live() {
@@ -142,7 +148,8 @@ async fn show_changes(
                     Some(Err(why)) => return Ok(why),
                     None => return Ok("the agent closed the connection".into()),
                 },
-                // Times alone are news only to those who look.
+                // Times and requests alone are news only to those who look.
+                _ = again.tick(), if term.is_live() => break true,
                 _ = tick.tick(), if term.is_live() => break false,
             }
         };
@@ -286,6 +293,12 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     if !app.domains.is_empty() {
         fact("domains", clean(&app.domains.join(" ")));
     }
+    if let Some(prefixes) = static_files::prefixes(app) {
+        fact("static", prefixes);
+    }
+    if let Some(traffic) = traffic::traffic(app) {
+        fact("traffic", traffic);
+    }
     if let Some(running) = &app.deployment {
         let progress = Progress::new(running.clone());
         fact("now", title(running, paint));
@@ -314,18 +327,28 @@ fn stands(canary: &SharesView, now: Timestamp) -> String {
 }
 
 fn instances(instances: &[&InstanceView], now: Timestamp) -> String {
+    // Nothing is known of workers, and of nobody when the proxy does not answer.
+    let counted = instances.iter().any(|instance| instance.traffic.in_flight.is_some());
     let row = |instance: &&InstanceView| {
-        vec![
+        let in_flight = instance.traffic.in_flight.map_or("-".into(), text::thousands);
+        let mut cells = vec![
             instance.id.clone(),
             ReleaseNumber(instance.release).to_string(),
             instance.health.to_string(),
             instance.duty.to_string(),
+        ];
+        cells.extend(counted.then_some(in_flight));
+        cells.extend([
             instance.started_at.map_or("-".into(), |at| span(now.as_second() - at.as_second())),
             instance.restarts.to_string(),
             instance.address.clone().unwrap_or_else(|| "-".into()),
             shorten(instance.last_check.as_deref().unwrap_or("-"), 60),
-        ]
+        ]);
+        cells
     };
+    let mut head = vec!["INSTANCE", "RELEASE", "HEALTH", "DUTY"];
+    head.extend(counted.then_some("IN FLIGHT"));
+    head.extend(["UP", "RESTARTS", "ADDRESS", "LAST CHECK"]);
     let rows: Vec<Vec<String>> = instances.iter().map(row).collect();
-    table(&["INSTANCE", "RELEASE", "HEALTH", "DUTY", "UP", "RESTARTS", "ADDRESS", "LAST CHECK"], &rows)
+    table(&head, &rows)
 }

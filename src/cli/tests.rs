@@ -183,6 +183,69 @@ fn a_permanent_canary_is_told_by_both_apps() {
     insta::assert_snapshot!(said("permanent_canary", json!({ "standing": "suspended", "since": null })), @"  shared   1/3 of the requests with other: none, suspended");
 }
 
+/// The app with what the proxy counts: `web` gets requests, `worker` gets none.
+fn busy(change: Value) -> AppView {
+    let mut app = serde_json::to_value(app()).unwrap();
+    app["traffic"] = json!({
+        "served": 12345, "failed": 3, "server_errors": 0, "retried": 1, "client_aborted": 2, "files": 120,
+        "latency": { "p50_ms": 1.24, "p99_ms": 48.9 },
+    });
+    (app["services"][0]["in_flight"], app["services"][0]["waiting"]) = (json!(4), json!(0));
+    for instance in app["instances"].as_array_mut().unwrap().iter_mut().take(2) {
+        (instance["in_flight"], instance["answered"], instance["server_errors"]) = (json!(2), json!(99), json!(0));
+    }
+    for (key, value) in change.as_object().unwrap() {
+        app[key] = value.clone();
+    }
+    serde_json::from_value(app).unwrap()
+}
+
+#[test]
+fn a_status_tells_the_requests_of_an_app() {
+    let lines = |change: Value| status::detail(&busy(change), None, now(), Paint(false));
+    let said = |change: Value| lines(change).into_iter().find(|line| line.starts_with("  traffic")).unwrap();
+    let quiet = json!({
+        "served": 0, "failed": 0, "server_errors": 0, "retried": 0, "client_aborted": 0, "files": 0, "latency": null,
+    });
+    let failing = json!({
+        "served": 9, "failed": 0, "server_errors": 2, "retried": 0, "client_aborted": 0, "files": 0, "latency": null,
+    });
+    let canary_of = json!({ "app": "other", "share": "1/3", "standing": "serving", "since": null, "why": null });
+    insta::assert_snapshot!(said(json!({})), @"  traffic  12,345 served, 3 failed, 120 files; 4 under way, 0 waiting; p50 1.2 ms, p99 49 ms");
+    insta::assert_snapshot!(said(json!({ "traffic": quiet })), @"  traffic  0 served, 0 failed; 4 under way, 0 waiting");
+    insta::assert_snapshot!(said(json!({ "traffic": failing })), @"  traffic  9 served, 2 answered with 5xx, 0 failed; 4 under way, 0 waiting");
+    let mut unknown = busy(json!({}));
+    unknown.services[0].traffic.in_flight = None;
+    assert!(
+        super::traffic::traffic(&unknown).unwrap().contains("; ? under way, 0 waiting;"),
+        "before what runs is known"
+    );
+    insta::assert_snapshot!(said(json!({ "traffic": null, "canary_of": canary_of })), @"  traffic  4 under way; counted as other's");
+
+    let table = lines(json!({}));
+    let from = table.iter().position(|line| line.starts_with("INSTANCE")).unwrap();
+    insta::assert_snapshot!([&table[from], &table[from + 1], &table[from + 6]].map(String::as_str).join("\n"), @r"
+    INSTANCE     RELEASE  HEALTH    DUTY      IN FLIGHT  UP     RESTARTS  ADDRESS          LAST CHECK
+    d8-web-1     v8       ready     serving   2          3 min  0         172.18.0.4:8000  200 in 3 ms
+    d7-worker-1  v7       ready     serving   -          3 min  0         172.18.0.4:8000  200 in 3 ms
+    ");
+    let overview = |app: AppView| status::overview(&[app], now());
+    assert_eq!(overview(busy(json!({}))), overview(app()), "all apps' status is as narrow as ever");
+}
+
+#[test]
+fn a_status_tells_static_files() {
+    let mut app = app();
+    let files = |files: Value| serde_json::from_value(files).unwrap();
+    app.services[0].static_files = files(json!([
+        { "prefix": "/media", "volume": "media", "directory": "public" },
+        { "prefix": "/static", "volume": null, "directory": "staticfiles" },
+    ]));
+    app.services[1].static_files = files(json!([{ "prefix": "/all", "volume": "all", "directory": "" }]));
+    let lines = status::detail(&app, None, now(), Paint(false));
+    insta::assert_snapshot!(lines.iter().find(|line| line.starts_with("  static")).unwrap(), @"  static   /media from public in volume media, /static from staticfiles of the image, /all from volume all");
+}
+
 #[test]
 fn the_end_is_one_line() {
     let say = |change: Value| summary(&deployment(change), Some(&app()), Paint(false));

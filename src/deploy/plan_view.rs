@@ -11,8 +11,15 @@ use crate::model::{CommitSha, GitRef};
 use crate::store::{Release, ReleasedService};
 use tokio_util::sync::CancellationToken;
 
+mod canary;
+mod files;
+
+use canary::Change;
+pub use canary::{CanaryPlan, SharesPlan, StrategyPlan};
+pub use files::{FilesPlan, StaticPlan};
+
 /// The answer of a dry run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
     /// Of which commit.
     pub commit: CommitSha,
@@ -24,6 +31,16 @@ pub struct PlanView {
     pub live: Option<String>,
     /// Service by service, in the order of the rollout.
     pub services: Vec<ServicePlan>,
+    /// How instances are replaced, as it is configured.
+    #[serde(default)]
+    pub strategy: StrategyPlan,
+    /// The canary that this deployment would be; null where instances are replaced one after another, also where there is
+    /// nothing to share requests with.
+    #[serde(default)]
+    pub canary: Option<CanaryPlan>,
+    /// Whose requests the app gets a share of, for one that is a permanent canary.
+    #[serde(default)]
+    pub canary_of: Option<SharesPlan>,
     /// The release command that would run, if any.
     pub release_command: Option<Vec<String>>,
     /// Why the commit is held: pushes do not deploy it again, a person's deployment does.
@@ -56,6 +73,9 @@ pub struct ServicePlan {
     pub stopped: u32,
     /// `start_first` or `stop_first`.
     pub order: Order,
+    /// Its static files.
+    #[serde(rename = "static", default)]
+    pub static_files: Vec<StaticPlan>,
 }
 
 /// Plans a deployment of `want` (a full commit id, a ref, a branch; `None` = the branch's tip).
@@ -66,7 +86,7 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
     let source = deployer.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await;
     let source = source.map_err(|err| err.to_string())?;
     let live = deployer.store.live_release(&app.name).await.map_err(|err| err.to_string())?;
-    let (mut services, mut unchanged) = (Vec::new(), Vec::new());
+    let (mut services, mut changes, mut unchanged) = (Vec::new(), Vec::new(), Vec::new());
     for service in app.services.values() {
         let request = BuildRequest {
             app: &app.name,
@@ -78,10 +98,14 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
         if live_image(live.as_ref(), service, &key).is_some() {
             unchanged.push(service.name.clone());
         }
-        services.push(service_plan(deployer, &app, live.as_ref(), service, &key).await?);
+        let (plan, change) = service_plan(deployer, &app, live.as_ref(), service, &key).await?;
+        services.push(plan);
+        changes.push(change);
     }
     for gone in gone_services(&app, live.as_ref()) {
         let stopped = running(deployer, &gone);
+        // It may still be in the routes.
+        changes.push(Change { service: gone.clone(), routed: true, comes: false, goes: stopped > 0 });
         services.push(ServicePlan {
             name: gone,
             image: ImagePlan::Reuse,
@@ -89,6 +113,7 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
             replaced: 0,
             stopped,
             order: app.rollout.order,
+            static_files: Vec::new(),
         });
     }
     // The release command runs where the image that it runs in is not the live one.
@@ -102,6 +127,9 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
         author: source.author,
         live: live.map(|live| live.number.to_string()),
         services,
+        strategy: StrategyPlan::from(&app.rollout.strategy),
+        canary: CanaryPlan::of(&app.rollout.strategy, &changes),
+        canary_of: app.canary_of.as_ref().map(SharesPlan::from),
         release_command,
     })
 }
@@ -130,9 +158,12 @@ async fn service_plan(
     live: Option<&Release>,
     service: &Service,
     key: &str,
-) -> Result<ServicePlan, String> {
+) -> Result<(ServicePlan, Change), String> {
     let same_image = live_image(live, service, key);
-    let is_there = same_image.is_some() || deployer.builder.has(&app.name, key).await.map_err(|err| err.to_string())?;
+    let image = match same_image {
+        Some(released) => Some(released.image.clone()),
+        None => deployer.builder.find(&app.name, key).await.map_err(|err| err.to_string())?,
+    };
     let configured = service.instances;
     let instances = deployer.store.scale(&app.name, &service.name, configured).await.map_err(|err| err.to_string())?;
     let now = running(deployer, service.name.as_str());
@@ -141,14 +172,23 @@ async fn service_plan(
         _ => false,
     };
     let replaced = if unchanged { instances.saturating_sub(now) } else { instances };
-    Ok(ServicePlan {
+    let stopped = now.saturating_sub(instances);
+    let change = Change {
+        service: service.name.to_string(),
+        routed: app.leads_to(service),
+        comes: replaced > 0,
+        goes: if unchanged { stopped > 0 } else { now > 0 },
+    };
+    let plan = ServicePlan {
         name: service.name.to_string(),
-        image: if is_there { ImagePlan::Reuse } else { ImagePlan::Build },
+        image: if image.is_some() { ImagePlan::Reuse } else { ImagePlan::Build },
         instances,
         replaced,
-        stopped: now.saturating_sub(instances),
+        stopped,
         order: app.rollout.order,
-    })
+        static_files: StaticPlan::all_of(&app.name, service, image.as_ref(), &deployer.static_files),
+    };
+    Ok((plan, change))
 }
 
 /// Whether instances of `service` with the live image would be what runs now.

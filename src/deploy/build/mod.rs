@@ -156,9 +156,9 @@ impl Builder {
         Ok(Artifact { key, image, base, built })
     }
 
-    /// Whether content of this key was built before and its image is still there.
-    pub async fn has(&self, app: &AppName, key: &str) -> Result<bool, BuildError> {
-        Ok(within(self.images(app).find(key)).await?.is_some())
+    /// The image of content of this key, when it was built before and is still there.
+    pub async fn find(&self, app: &AppName, key: &str) -> Result<Option<ImageId>, BuildError> {
+        within(self.images(app).find(key)).await
     }
 
     /// Whether the image is on the engine.

@@ -49,7 +49,7 @@ impl StaticStore {
     /// What the proxy is to serve for a service of a release.
     pub fn files(&self, app: &AppName, released: &ReleasedService) -> Vec<StaticFiles> {
         let of_prefix = |(prefix, source): (_, &FilesSource)| {
-            let dir = self.root.join(app.as_str()).join(name(&released.image, source));
+            let dir = self.directory(app, &released.image, source);
             let below = match source {
                 FilesSource::Image(_) => String::new(),
                 FilesSource::Volume { path, .. } => path.clone(),
@@ -58,6 +58,11 @@ impl StaticStore {
         };
         let files = &released.service.static_files;
         files.iter().map(|(prefix, source)| of_prefix((prefix.clone(), source))).collect()
+    }
+
+    /// Where a directory of an image is, once it is copied out, or the link to a volume.
+    pub fn directory(&self, app: &AppName, image: &ImageId, source: &FilesSource) -> PathBuf {
+        self.root.join(app.as_str()).join(name(image, source))
     }
 
     /// Removes an app's files that are of none of these releases, and what was not finished. How many directories went.
