@@ -28,6 +28,7 @@ pub use names::{Names, Skipped};
 use order::Tools;
 use plan::{Failure, Failures, Held, Next, Pauses, Trouble};
 use shelf::Shelf;
+pub use transport::examine as examine_roots;
 
 /// After a failure: the first pause, and the longest. Doubled each time, they make five tries in the first hour, as many as
 /// Let's Encrypt allows for a host (https://letsencrypt.org/docs/rate-limits/).

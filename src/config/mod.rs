@@ -47,7 +47,7 @@ mod volumes;
 mod tests;
 
 pub use canary_of::{CanaryOf, Fraction};
-pub use problem::{Problem, Problems};
+pub use problem::{Place, Problem, Problems};
 pub use secret_ref::Environment;
 pub use service::routed_service;
 pub use source_url::RepoUrl;
@@ -66,6 +66,8 @@ pub struct Config {
     pub notify: Vec<NotifyTarget>,
     /// What is deployed.
     pub apps: BTreeMap<AppName, App>,
+    /// Where the files that it names are written, by the dotted keys, such as `proxy.certificates[0].cert`.
+    pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
 }

@@ -208,6 +208,7 @@ fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
         runtime: RuntimeConfig { docker_host: "unix:///nowhere".into() },
         notify,
         apps: BTreeMap::new(),
+        files: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }
