@@ -271,11 +271,15 @@ pub enum NoticeKind {
     CanaryDown,
     /// It gets its share again.
     CanaryUp,
+    /// A certificate cannot be ordered or renewed, or the authority cannot be used, again and again.
+    CertificateFailed,
+    /// It is in order again.
+    CertificateIssued,
 }
 
 impl NoticeKind {
     /// Every kind: the default of `events`.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Started,
         Self::Succeeded,
         Self::Failed,
@@ -286,6 +290,8 @@ impl NoticeKind {
         Self::EngineUp,
         Self::CanaryDown,
         Self::CanaryUp,
+        Self::CertificateFailed,
+        Self::CertificateIssued,
     ];
 }
 
