@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::CanaryOf;
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumber, ServiceName, Status};
-use crate::store::{Deployment, Finish, LogLine, Raised, Store, StoreError};
+use crate::store::{CertificateTrouble, Deployment, Finish, LogLine, Raised, Store, StoreError};
 
 /// Events that a slow reader may lag behind before it has to read the record again.
 const BACKLOG: usize = 8192;
@@ -114,7 +114,7 @@ impl Journal {
         self.bus.subscribe()
     }
 
-    /// Changes whenever an outage of the engine, or an alert about a canary, begins or ends.
+    /// Changes whenever an outage of the engine, or an alert about a canary or a certificate, begins or ends.
     pub fn subscribe_alarms(&self) -> watch::Receiver<()> {
         self.alarms.subscribe()
     }
@@ -143,6 +143,25 @@ impl Journal {
     /// Records that it is over.
     pub async fn end_canary_alert(&self, app: &AppName, tell: bool) -> Result<bool, StoreError> {
         let ended = self.store.end_canary_alert(app, tell).await?;
+        self.alarms.send_replace(());
+        Ok(ended)
+    }
+
+    /// Records that a certificate cannot be had, and tells it once for as long as it lasts.
+    pub async fn raise_certificate_alert(&self, trouble: &CertificateTrouble) -> Result<bool, StoreError> {
+        let begun = self.store.raise_certificate_alert(trouble).await?;
+        self.alarms.send_replace(());
+        Ok(begun)
+    }
+
+    /// Records that it is over.
+    pub async fn end_certificate_alert(
+        &self,
+        host: Option<&str>,
+        issued_until: Option<Timestamp>,
+        tell: bool,
+    ) -> Result<bool, StoreError> {
+        let ended = self.store.end_certificate_alert(host, issued_until, tell).await?;
         self.alarms.send_replace(());
         Ok(ended)
     }

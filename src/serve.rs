@@ -144,7 +144,8 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
     let certificates = {
         let (standing, config) = (agent.certificates.clone(), agent.watch_config());
-        let ordering = acme::keep(data_dir, proxy, config, standing, shutdown.clone());
+        let outbox = acme::Outbox { store: agent.store.clone(), journal: agent.journal.clone() };
+        let ordering = acme::keep(data_dir, proxy, outbox, config, standing, shutdown.clone());
         tokio::spawn(ordering)
     };
 

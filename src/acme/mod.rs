@@ -1,8 +1,8 @@
 //! Certificates that are ordered and renewed by itself (ACME, RFC 8555).
 //!
 //! The agent orders, one certificate at a time; the proxy answers what the authority asks of a host, and serves what it finds
-//! on disk, with or without an agent. `names` says for which hosts, `plan` what is due and when (both pure); `shelf` keeps
-//! what there is and what has failed; `order` speaks with the authority by `transport`.
+//! on disk, with or without an agent. `names` says for which hosts, `plan` what is due and when, `news` what people are told
+//! (all pure); `shelf` keeps what there is and what has failed; `order` speaks with the authority by `transport`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,19 +15,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{AcmeConfig, Config, ProxyConfig};
 use crate::fail_point::hurried;
+use crate::journal::Journal;
 use crate::proxy::certificate::Facts;
 use crate::proxy::client::ProxyClient;
+use crate::store::{CertificateTrouble, Store, StoreError};
 
 mod names;
+mod news;
 mod order;
 mod plan;
 mod shelf;
 mod transport;
 
 pub use names::{Names, Skipped};
+use news::News;
 use order::Tools;
 use plan::{Failure, Failures, Held, Next, Pauses, Trouble};
 use shelf::Shelf;
+pub use transport::examine as examine_roots;
 
 /// After a failure: the first pause, and the longest. Doubled each time, they make five tries in the first hour, as many as
 /// Let's Encrypt allows for a host (https://letsencrypt.org/docs/rate-limits/).
@@ -64,15 +69,17 @@ fn configured(proxy: &ProxyConfig) -> Vec<Facts> {
     proxy.certificates.iter().filter_map(|files| Facts::read(&files.cert).ok()).collect()
 }
 
-/// Orders and renews until the agent ends. As long as `acme` is not configured it does nothing.
+/// Orders and renews until the agent ends, and has people told what they should know. As long as `acme` is not configured it
+/// does nothing.
 pub async fn keep(
     data_dir: PathBuf,
     proxy: ProxyClient,
+    outbox: Outbox,
     mut config: watch::Receiver<Arc<Config>>,
     standing: Standing,
     shutdown: CancellationToken,
 ) {
-    let mut keeper = Keeper { shelf: Shelf::new(&data_dir), proxy, standing, told: Vec::new() };
+    let mut keeper = Keeper { shelf: Shelf::new(&data_dir), proxy, standing, outbox, told: Vec::new() };
     let orders = async {
         loop {
             let now = config.borrow_and_update().clone();
@@ -93,10 +100,20 @@ async fn sleep(pause: Option<Duration>) {
     }
 }
 
+/// What people were told, and how they are told more.
+#[derive(Clone)]
+pub struct Outbox {
+    /// Where it is on record.
+    pub store: Store,
+    /// Writes it down.
+    pub journal: Journal,
+}
+
 struct Keeper {
     shelf: Shelf,
     proxy: ProxyClient,
     standing: Standing,
+    outbox: Outbox,
     /// The hosts for which it was said that none is ordered.
     told: Vec<(String, Skipped)>,
 }
@@ -113,7 +130,7 @@ impl Keeper {
     async fn turn(&mut self, config: &Arc<Config>) -> Option<Duration> {
         let Some(acme) = &config.proxy.acme else {
             self.standing.set(Vec::new());
-            return None;
+            return self.outbox.end_all().await;
         };
         let (shelf, read, directory) = (self.shelf.clone(), Arc::clone(config), acme.directory_url.clone());
         let seen = tokio::task::spawn_blocking(move || Seen {
@@ -142,7 +159,9 @@ impl Keeper {
             },
         };
         self.standing.set(warnings(&seen, Timestamp::now()));
-        Some(pause)
+        let told = self.outbox.tell(&seen, Timestamp::now()).await;
+        // What could not be recorded is tried again before long.
+        Some(if told { pause } else { pause.min(PAUSES.0) })
     }
 
     /// Places one order. The error is that of the disk.
@@ -193,6 +212,54 @@ impl Keeper {
     }
 }
 
+impl Outbox {
+    /// Has on record what people are to know, and tells them when that is new. False when it could not be recorded.
+    async fn tell(&self, seen: &Seen, now: Timestamp) -> bool {
+        is_recorded(self.record(seen, now).await)
+    }
+
+    async fn record(&self, seen: &Seen, now: Timestamp) -> Result<(), StoreError> {
+        let told = self.on_record().await?;
+        for news in news::news(&seen.names.wanted, &seen.held, &seen.failures, &told, now) {
+            match news {
+                News::Failed(trouble) => self.journal.raise_certificate_alert(&trouble).await?,
+                News::Issued { host, until } => {
+                    self.journal.end_certificate_alert(host.as_deref(), until, true).await?
+                }
+                News::Dropped(host) => self.journal.end_certificate_alert(host.as_deref(), None, false).await?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Nothing is ordered any more, so there is nothing to tell. When it is tried again, if that could not be recorded.
+    async fn end_all(&self) -> Option<Duration> {
+        (!is_recorded(self.drop_all().await)).then_some(PAUSES.0)
+    }
+
+    async fn drop_all(&self) -> Result<(), StoreError> {
+        for trouble in self.on_record().await? {
+            self.journal.end_certificate_alert(trouble.host.as_deref(), None, false).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_record(&self) -> Result<Vec<CertificateTrouble>, StoreError> {
+        let open = self.store.open_certificate_alerts().await?;
+        Ok(open.into_iter().map(|alert| alert.trouble).collect())
+    }
+}
+
+fn is_recorded(recorded: Result<(), StoreError>) -> bool {
+    match recorded {
+        Ok(()) | Err(StoreError::Closed) => true,
+        Err(error) => {
+            tracing::error!(%error, "how the certificates stand could not be recorded; it is tried again");
+            false
+        }
+    }
+}
+
 /// What is to be said of the state of things.
 fn warnings(seen: &Seen, now: Timestamp) -> Vec<String> {
     let again = |failure: &Failure| format!("{}; tried again at {}", failure.why, clock(failure.again));
@@ -221,4 +288,57 @@ fn chance() -> u8 {
     // Without any, all pauses are the shortest.
     let _ = getrandom::fill(&mut byte);
     byte[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NoticeKind;
+    use crate::store::About;
+
+    fn seen(held: &[(&str, Held)], failed: &[&str], now: Timestamp) -> Seen {
+        let failure = Failure { why: "no".into(), times: 3, since: Some(now), at: now, again: Timestamp::MAX };
+        Seen {
+            names: Names { wanted: vec!["a.test".into(), "b.test".into()], skipped: Vec::new() },
+            held: held.iter().map(|(host, held)| ((*host).to_owned(), held.clone())).collect(),
+            failures: Failures {
+                directory: "https://ca.example/dir".into(),
+                authority: None,
+                hosts: failed.iter().map(|host| ((*host).to_owned(), failure.clone())).collect(),
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn people_are_told_once_whatever_becomes_of_the_agent_and_once_when_it_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("journal.db")).unwrap();
+        assert_eq!(store.next_notice("discord").await.unwrap(), None);
+        let agent = || Outbox { store: store.clone(), journal: Journal::new(store.clone()) };
+        let now = Timestamp::from_second(1_790_000_000).unwrap();
+        let good = Held {
+            directory: "https://ca.example/dir".into(),
+            not_before: now,
+            not_after: Timestamp::from_second(1_790_000_000 + 90 * 24 * 3600).unwrap(),
+        };
+        let both_fail = seen(&[], &["a.test", "b.test"], now);
+        assert!(agent().tell(&both_fail, now).await);
+        assert!(agent().tell(&both_fail, now).await, "as an agent would that was started again");
+        let one_is_issued = seen(&[("a.test", good.clone())], &["b.test"], now);
+        assert!(agent().tell(&one_is_issued, now).await);
+        assert_eq!(agent().end_all().await, None, "nothing is ordered any more");
+        assert!(agent().tell(&seen(&[("a.test", good.clone()), ("b.test", good)], &[], now), now).await);
+
+        let mut told = Vec::new();
+        while let Some(notice) = store.next_notice("discord").await.unwrap() {
+            let About::CertificateAlert(id) = notice.about else { panic!("{notice:?}") };
+            let alert = store.certificate_alert(id).await.unwrap().unwrap();
+            told.push((notice.kind, alert.trouble.host.unwrap(), alert.issued_until.is_some()));
+            store.notice_done("discord", &notice, None).await.unwrap();
+        }
+        let (failed, issued) = (NoticeKind::CertificateFailed, NoticeKind::CertificateIssued);
+        let expected = [(failed, "a.test", true), (failed, "b.test", false), (issued, "a.test", true)];
+        assert_eq!(told, expected.map(|(kind, host, until)| (kind, host.to_owned(), until)));
+        assert_eq!(store.open_certificate_alerts().await.unwrap(), []);
+    }
 }

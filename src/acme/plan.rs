@@ -20,7 +20,7 @@ pub struct Held {
 
 impl Held {
     /// When a third of its lifetime is left.
-    fn renew_at(&self) -> Timestamp {
+    pub fn renew_at(&self) -> Timestamp {
         let lifetime = self.not_after.duration_since(self.not_before);
         self.not_after.checked_sub(lifetime / 3).unwrap_or(self.not_after)
     }
@@ -33,6 +33,9 @@ pub struct Failure {
     pub why: String,
     /// In a row.
     pub times: u32,
+    /// The first of these times; an older version did not keep it.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
     /// The last time.
     pub at: Timestamp,
     /// Not before this time.
@@ -57,7 +60,13 @@ impl Failure {
         let pause = pauses.first.saturating_mul(2_u32.saturating_pow(times - 1)).min(pauses.longest);
         let pause = pause + pause / 4 * u32::from(pauses.chance) / 255;
         let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
-        Self { why, times, at: now, again: now.checked_add(pause).unwrap_or(Timestamp::MAX) }
+        let since = Some(before.map_or(now, Self::since));
+        Self { why, times, since, at: now, again: now.checked_add(pause).unwrap_or(Timestamp::MAX) }
+    }
+
+    /// When it failed for the first time, as far as it is known.
+    pub fn since(&self) -> Timestamp {
+        self.since.unwrap_or(self.at)
     }
 
     /// Until when nothing is tried. A failure in the future is that of a clock that has been set back since.
@@ -192,7 +201,7 @@ mod tests {
     }
 
     fn failure(at_second: i64, again: i64, times: u32) -> Failure {
-        Failure { why: String::new(), times, at: at(at_second), again: at(again) }
+        Failure { why: String::new(), times, since: None, at: at(at_second), again: at(again) }
     }
 
     fn decide(held: &[(&str, Held)], failures: &[(&str, Failure)], authority: Option<Failure>, now: i64) -> Next {
@@ -236,6 +245,7 @@ mod tests {
         for _ in 0..12 {
             let failure = Failure::after(last.as_ref(), "no".to_owned(), at(0), PAUSES);
             pauses.push(failure.again.as_second() / 60);
+            assert_eq!(failure.since(), at(0));
             last = Some(failure);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 720, 720]);

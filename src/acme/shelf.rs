@@ -172,13 +172,19 @@ mod tests {
     fn failures_come_back_for_the_same_authority_alone() {
         let dir = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(dir.path());
-        let failure = Failure { why: "no".into(), times: 3, at: Timestamp::UNIX_EPOCH, again: Timestamp::UNIX_EPOCH };
+        let epoch = Timestamp::UNIX_EPOCH;
+        let failure = Failure { why: "no".into(), times: 3, since: Some(epoch), at: epoch, again: epoch };
         let mut failures = shelf.failures(CA);
         failures.hosts.insert("shop.test".to_owned(), failure);
         shelf.keep_failures(&failures).unwrap();
         assert_eq!(shelf.failures(CA), failures);
         assert!(shelf.failures("https://other.example/dir").hosts.is_empty());
-        fs::write(dir.path().join("acme/failures.json"), "{").unwrap();
+        // As an older version wrote them.
+        let path = dir.path().join("acme/failures.json");
+        let text = fs::read_to_string(&path).unwrap().replace("\"since\"", "\"unknown\"");
+        fs::write(&path, text).unwrap();
+        assert_eq!(shelf.failures(CA).hosts["shop.test"].since(), epoch);
+        fs::write(&path, "{").unwrap();
         assert!(shelf.failures(CA).hosts.is_empty());
     }
 }

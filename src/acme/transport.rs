@@ -26,28 +26,38 @@ impl Transport {
     /// One that believes the system's roots, or those in a file and no others, and gives each request, its answer included,
     /// so long.
     pub fn new(roots: Option<&Path>, limit: Duration) -> Result<Self, String> {
-        let mut builder = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .https_only(true)
-            .timeout(limit);
-        if let Some(path) = roots {
-            let cannot = |why: String| format!("ca_file {} cannot be used: {why}", path.display());
-            let text = std::fs::read(path).map_err(|error| cannot(error.to_string()))?;
-            let roots = Certificate::from_pem_bundle(&text).map_err(|error| cannot(error.to_string()))?;
-            if roots.is_empty() {
-                return Err(cannot("it holds no certificate in PEM form".to_owned()));
-            }
-            builder = builder.tls_certs_only(roots);
-        }
-        let client = builder.build().map_err(|error| {
+        let cannot = |path: &Path, why: String| format!("ca_file {} cannot be used: {why}", path.display());
+        let roots = roots.map(|path| read_roots(path).map_err(|why| cannot(path, why))).transpose()?;
+        let client = client(roots, limit).map_err(|why| {
             format!(
-                "no HTTPS client can be made ({}): install the system's CA certificates, or name some in ca_file",
-                crate::text::with_causes(&error)
+                "no HTTPS client can be made ({why}): install the system's CA certificates, or name some in ca_file"
             )
         })?;
         Ok(Self { client })
     }
+}
+
+/// Whether the roots in a file can be believed; if not, why.
+pub fn examine(roots: &Path) -> Result<(), String> {
+    client(Some(read_roots(roots)?), Duration::from_secs(1)).map(drop)
+}
+
+fn read_roots(path: &Path) -> Result<Vec<Certificate>, String> {
+    let text = std::fs::read(path).map_err(|error| error.to_string())?;
+    let roots = Certificate::from_pem_bundle(&text).map_err(|error| error.to_string())?;
+    if roots.is_empty() {
+        return Err("it holds no certificate in PEM form".to_owned());
+    }
+    Ok(roots)
+}
+
+fn client(roots: Option<Vec<Certificate>>, limit: Duration) -> Result<Client, String> {
+    let mut builder =
+        Client::builder().redirect(reqwest::redirect::Policy::none()).referer(false).https_only(true).timeout(limit);
+    if let Some(roots) = roots {
+        builder = builder.tls_certs_only(roots);
+    }
+    builder.build().map_err(|error| crate::text::with_causes(&error))
 }
 
 impl HttpClient for Transport {

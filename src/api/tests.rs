@@ -199,6 +199,7 @@ fn config(dir: &std::path::Path) -> Config {
         runtime: RuntimeConfig { docker_host: "unix:///var/run/docker.sock".into() },
         notify: Vec::new(),
         apps: [(shop(), app)].into(),
+        files: std::collections::BTreeMap::new(),
         warnings: Vec::new(),
     }
 }

@@ -1,11 +1,24 @@
-//! `longshore check`: says whether the configuration is valid, and everything that is wrong with it.
+//! `longshore check`: says whether the configuration is valid, and everything that is wrong with it; and with the files that
+//! it names, as a warning: they may be on another machine.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
+
 use crate::acme;
 use crate::config::{Config, Problems, load};
+
+mod files;
+
+pub(super) const EXAMPLES: &str = "\
+Certificates with their keys, and what else [proxy] names, are opened. What is wrong with them is a warning, with exit code 0:
+they may be on another machine.
+
+Examples:
+  longshore check
+  longshore check --config /etc/longshore/deploy.toml";
 
 /// Prints a summary and the warnings, or every problem to stderr. Exit code 0, or 2 for a bad configuration.
 pub fn run(path: &Path) -> ExitCode {
@@ -26,7 +39,11 @@ pub fn run(path: &Path) -> ExitCode {
 fn accepted(file: &str, config: &Config) -> String {
     let services = config.apps.values().map(|app| app.services.len()).sum();
     let mut text = format!("{file}: ok ({}, {})\n", count(config.apps.len(), "app"), count(services, "service"));
-    for warning in &config.warnings {
+    let mut warnings = config.warnings.clone();
+    warnings.extend(files::warnings(config, Timestamp::now()));
+    // In the order of the file, and last what belongs to none of its lines.
+    warnings.sort_by_key(|warning| (warning.line == 0, warning.line, warning.column));
+    for warning in &warnings {
         text.push_str(&warning.render(file, "warning: "));
         text.push('\n');
     }
@@ -72,6 +89,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_files_stands_where_they_are_named() {
+        insta::assert_snapshot!(check(
+            "[apps.shop]\nrepo = \"https://h/x\"\n\n\n\
+             [proxy]\nhttps = \"0.0.0.0:443\"\ncertificates = [{ cert = \"none.pem\", key = \"none.key\" }]\n\
+             [apps.blog]\nrepo = \"https://h/y\"\n"
+        ), @r#"
+        deploy.toml: ok (2 apps, 2 services)
+        deploy.toml:1:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m
+            write webhook = { provider = "github", secret = { env = "NAME" } }
+        deploy.toml:7:26: warning: proxy.certificates[0].cert: cannot read /srv/none.pem: No such file or directory (os error 2)
+            name a file that is there; paths are relative to the directory of the configuration
+        deploy.toml:7:44: warning: proxy.certificates[0].key: cannot read /srv/none.key: No such file or directory (os error 2)
+            name a file that is there; paths are relative to the directory of the configuration
+        deploy.toml:8:7: warning: apps.blog has no webhook: a push is noticed only by the check every 5m
+            write webhook = { provider = "github", secret = { env = "NAME" } }
+        "#);
+    }
+
+    #[test]
     fn it_is_said_for_which_hosts_no_certificate_can_be_ordered() {
         let proxy = "[proxy]\nhttps = \"0.0.0.0:443\"\n";
         let app = "[apps.shop]\nrepo = \"https://h/x\"\nport = 8000\nhealth = { path = \"/\" }\n\
@@ -98,7 +134,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deploy.toml");
         assert_eq!(run(&path), ExitCode::from(2));
-        std::fs::write(&path, "[agent]\n").unwrap();
+        // A certificate may be on the machine that it is for.
+        let files = "[proxy]\nhttps = \"0.0.0.0:443\"\ncertificates = [{ cert = \"none.pem\", key = \"none.key\" }]\n";
+        std::fs::write(&path, files).unwrap();
         assert_eq!(run(&path), ExitCode::SUCCESS);
     }
 }

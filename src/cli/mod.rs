@@ -66,7 +66,7 @@ enum Command {
     #[command(after_help = proxy::EXAMPLES)]
     Proxy(proxy::ProxyArgs),
     /// Say whether the configuration is valid, and everything that is wrong with it.
-    #[command(after_help = "Examples:\n  longshore check\n  longshore check --config /etc/longshore/deploy.toml")]
+    #[command(after_help = check::EXAMPLES)]
     Check,
     /// Write a first configuration with a fresh webhook secret.
     #[command(after_help = init::EXAMPLES)]

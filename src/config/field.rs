@@ -254,7 +254,10 @@ impl<'s> Field<'s> {
                 self.problem(": ~ is not expanded", "write the absolute path");
                 None
             }
-            text => Some(self.reader.dir.join(text)),
+            text => {
+                self.reader.file(&self.path, &self.span());
+                Some(self.reader.dir.join(text))
+            }
         }
     }
 

@@ -47,7 +47,7 @@ mod volumes;
 mod tests;
 
 pub use canary_of::{CanaryOf, Fraction};
-pub use problem::{Problem, Problems};
+pub use problem::{Place, Problem, Problems};
 pub use secret_ref::Environment;
 pub use service::routed_service;
 pub use source_url::RepoUrl;
@@ -66,6 +66,8 @@ pub struct Config {
     pub notify: Vec<NotifyTarget>,
     /// What is deployed.
     pub apps: BTreeMap<AppName, App>,
+    /// Where the files that it names are written, by the dotted keys, such as `proxy.certificates[0].cert`.
+    pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
 }
@@ -269,11 +271,15 @@ pub enum NoticeKind {
     CanaryDown,
     /// It gets its share again.
     CanaryUp,
+    /// A certificate cannot be ordered or renewed, or the authority cannot be used, again and again.
+    CertificateFailed,
+    /// It is in order again.
+    CertificateIssued,
 }
 
 impl NoticeKind {
     /// Every kind: the default of `events`.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Started,
         Self::Succeeded,
         Self::Failed,
@@ -284,6 +290,8 @@ impl NoticeKind {
         Self::EngineUp,
         Self::CanaryDown,
         Self::CanaryUp,
+        Self::CertificateFailed,
+        Self::CertificateIssued,
     ];
 }
 

@@ -10,7 +10,7 @@ use super::{Channel, NoticeKind, NotifyTarget};
 /// Hosts that serve Discord's webhooks.
 const DISCORD_HOSTS: [&str; 4] = ["discord.com", "discordapp.com", "canary.discord.com", "ptb.discord.com"];
 
-const EVENTS: [(&str, NoticeKind); 10] = [
+const EVENTS: [(&str, NoticeKind); 12] = [
     ("started", NoticeKind::Started),
     ("succeeded", NoticeKind::Succeeded),
     ("failed", NoticeKind::Failed),
@@ -21,6 +21,8 @@ const EVENTS: [(&str, NoticeKind); 10] = [
     ("engine_up", NoticeKind::EngineUp),
     ("canary_down", NoticeKind::CanaryDown),
     ("canary_up", NoticeKind::CanaryUp),
+    ("certificate_failed", NoticeKind::CertificateFailed),
+    ("certificate_issued", NoticeKind::CertificateIssued),
 ];
 
 pub(super) fn targets(field: Option<Field<'_>>) -> Vec<NotifyTarget> {

@@ -16,6 +16,15 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+/// Where something is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// From 1; 0 when it belongs to no line.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+}
+
 impl Problem {
     /// A problem of the file as a whole.
     pub(super) fn of_file(what: impl Into<String>, hint: impl Into<String>) -> Self {

@@ -5,6 +5,7 @@
 //! file to be refused, the caller may go on with any stand-in value.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::field::Field;
-use super::problem::{Places, Problem};
+use super::problem::{Place, Places, Problem};
 use super::secret_ref::Environment;
 use super::suggest::did_you_mean;
 use crate::model::shorten;
@@ -22,6 +23,7 @@ pub(super) struct Reader<'r> {
     places: Places<'r>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    files: RefCell<BTreeMap<String, Place>>,
     pub environment: &'r Environment<'r>,
     /// What relative paths are relative to.
     pub dir: &'r Path,
@@ -29,7 +31,8 @@ pub(super) struct Reader<'r> {
 
 impl<'r> Reader<'r> {
     pub(super) fn new(text: &'r str, dir: &'r Path, environment: &'r Environment<'r>) -> Self {
-        Self { places: Places::new(text), problems: RefCell::default(), warnings: RefCell::default(), environment, dir }
+        let (problems, warnings, files) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { places: Places::new(text), problems, warnings, files, environment, dir }
     }
 
     pub(super) fn problem(&self, span: &Range<usize>, what: impl Into<String>, hint: impl Into<String>) {
@@ -42,6 +45,17 @@ impl<'r> Reader<'r> {
 
     pub(super) fn warning(&self, span: &Range<usize>, what: impl Into<String>, hint: impl Into<String>) {
         self.warnings.borrow_mut().push(self.places.problem(span, what.into(), Some(hint.into())));
+    }
+
+    /// Remembers where the path of a file is written.
+    pub(super) fn file(&self, key: &str, span: &Range<usize>) {
+        let (line, column) = self.places.of(span.start);
+        self.files.borrow_mut().insert(key.to_owned(), Place { line, column });
+    }
+
+    /// Where the paths of files are written, by their dotted keys.
+    pub(super) fn take_files(&self) -> BTreeMap<String, Place> {
+        self.files.take()
     }
 
     /// The line of a place, for a problem that names two of them.

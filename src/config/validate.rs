@@ -71,9 +71,10 @@ pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_
     }
     let reader = Reader::new(text, dir, environment);
     let config = whole(Section::new(&reader, String::new(), 0..0, tree.get_ref()));
+    let files = reader.take_files();
     let (problems, warnings) = reader.into_findings();
     if problems.is_empty() {
-        return Ok(Config { warnings, ..config });
+        return Ok(Config { files, warnings, ..config });
     }
     Err(Problems { file: file.to_owned(), problems })
 }
@@ -120,7 +121,7 @@ fn whole(file: Section<'_>) -> Config {
     let forbidden = Forbidden::new(&agent.data_dir, &runtime.docker_host);
     let apps = apps(file.take("apps"), &agent, &forbidden);
     file.finish();
-    Config { agent, proxy, runtime, notify, apps, warnings: Vec::new() }
+    Config { agent, proxy, runtime, notify, apps, files: BTreeMap::new(), warnings: Vec::new() }
 }
 
 /// `[agent]`, and where its `listen` is written.

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::discord::Payload;
 use super::message::{Message, News, compose};
 use super::webhook::{Answer, Webhook};
-use super::{Target, canary, facts, outage, targets};
+use super::{Target, canary, certificate, facts, outage, targets};
 use crate::config::{Config, NoticeKind};
 use crate::journal::{DeployEvent, Journal, Published};
 use crate::model::AppName;
-use crate::store::{About, CanaryAlert, Deployment, Notice, Outage, Store, StoreError};
+use crate::store::{About, CanaryAlert, CertificateAlert, Deployment, Notice, Outage, Store, StoreError};
 
 /// The waits of a delivery.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +100,8 @@ enum Verdict {
     TellOutage(Outage),
     /// A message about a canary.
     TellCanary(CanaryAlert),
+    /// A message about a certificate.
+    TellCertificate(CertificateAlert),
     /// Nothing: the receiver did not ask for it, or a notice behind it says more.
     NotWanted,
     /// Nothing but a count in a later message about this app.
@@ -227,6 +229,13 @@ impl Courier {
                 let message = tell(&alert, config.agent.public_url.clone());
                 self.send(target, &notice, &message, None).await?;
             }
+            Verdict::TellCertificate(alert) => {
+                self.report_dropped();
+                let is_over = notice.kind == NoticeKind::CertificateIssued;
+                let tell = if is_over { certificate::issued } else { certificate::failed };
+                let message = tell(&alert, config.agent.public_url.clone());
+                self.send(target, &notice, &message, None).await?;
+            }
         }
         self.store.notice_done(&self.name, &notice, told).await?;
         Ok(true)
@@ -248,6 +257,7 @@ impl Courier {
                 let alert = self.store.canary_alert(id).await?;
                 return Ok(alert.map_or(Verdict::NotWanted, Verdict::TellCanary));
             }
+            (About::CertificateAlert(id), _) => return self.judge_certificate(notice, id, target).await,
             (About::Deployment(_), None) => return Ok(Verdict::NotWanted),
         };
         let Some(record) = self.store.deployment(id).await? else { return Ok(Verdict::NotWanted) };
@@ -268,6 +278,15 @@ impl Courier {
             && outage.ended_at.is_some()
             && target.events.contains(&NoticeKind::EngineUp);
         Ok(if overtaken { Verdict::NotWanted } else { Verdict::TellOutage(outage) })
+    }
+
+    /// So is a certificate that could not be had for a while; and of one that is not wanted any more there is nothing to tell.
+    async fn judge_certificate(&self, notice: &Notice, id: i64, target: &Target) -> Result<Verdict, StoreError> {
+        let Some(alert) = self.store.certificate_alert(id).await? else { return Ok(Verdict::NotWanted) };
+        let overtaken = notice.kind == NoticeKind::CertificateFailed
+            && alert.ended_at.is_some()
+            && target.events.contains(&NoticeKind::CertificateIssued);
+        Ok(if overtaken { Verdict::NotWanted } else { Verdict::TellCertificate(alert) })
     }
 
     /// Tells a notice, and returns the id of a message that is new.
@@ -382,7 +401,8 @@ impl Courier {
         }
     }
 
-    /// Returns when a deployment changed its state, or the engine or a canary went or came, and at the latest after the check interval.
+    /// Returns when a deployment changed its state, or an outage or an alert began or ended, and at the latest after the check
+    /// interval.
     async fn wait_for_news(&mut self) {
         let check = sleep(self.timing.check);
         tokio::pin!(check);

@@ -53,9 +53,12 @@ impl News {
             NoticeKind::RolledBack => Self::RolledBack,
             NoticeKind::Superseded => Self::Superseded,
             NoticeKind::Cancelled => Self::Cancelled,
-            NoticeKind::EngineDown | NoticeKind::EngineUp | NoticeKind::CanaryDown | NoticeKind::CanaryUp => {
-                return None;
-            }
+            NoticeKind::EngineDown
+            | NoticeKind::EngineUp
+            | NoticeKind::CanaryDown
+            | NoticeKind::CanaryUp
+            | NoticeKind::CertificateFailed
+            | NoticeKind::CertificateIssued => return None,
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Tells people how deployments go, when the engine does not answer, and when a permanent canary gets no requests.
+//! Tells people how deployments go, when the engine does not answer, when a permanent canary gets no requests, and when a
+//! certificate cannot be had.
 //!
 //! The outbox on disk is written with the states it tells about ([`crate::store`]); here each configured receiver
 //! has a task of its own that works through it at its own pace, so a slow or broken one delays neither a deployment
@@ -21,6 +22,7 @@ use crate::journal::Journal;
 use crate::store::Store;
 
 mod canary;
+mod certificate;
 mod delivery;
 pub mod discord;
 mod facts;

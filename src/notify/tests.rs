@@ -14,7 +14,9 @@ use crate::config::{
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, Status, Trigger};
 use crate::proxy::client::Drained;
 use crate::queue::Request;
-use crate::store::{Admission, Finish, Latency, NewDeployment, ReleaseBody, ReleasedService, Requests};
+use crate::store::{
+    Admission, CertificateTrouble, Finish, Latency, NewDeployment, ReleaseBody, ReleasedService, Requests,
+};
 
 /// Waits short enough for a test.
 const QUICK: Timing = Timing {
@@ -165,10 +167,12 @@ impl World {
 
     /// Waits until the receiver has been told everything.
     async fn settled(&self) {
-        let name = targets(&self.config.borrow().clone()).into_keys().next().unwrap();
+        let names = targets(&self.config.borrow().clone()).into_keys();
         let wait = async {
-            while self.store.next_notice(&name).await.unwrap().is_some() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+            for name in names {
+                while self.store.next_notice(&name).await.unwrap().is_some() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
             }
         };
         tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the outbox empties");
@@ -208,6 +212,7 @@ fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
         runtime: RuntimeConfig { docker_host: "unix:///nowhere".into() },
         notify,
         apps: BTreeMap::new(),
+        files: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }
@@ -664,4 +669,39 @@ async fn an_outage_that_is_over_before_it_is_told_is_told_by_its_end() {
     assert!(seen[0].content().contains("answers again after"), "{}", seen[0].content());
     world.settled().await;
     assert_eq!(discord.channel().len(), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_is_told_to_those_who_want_it_and_not_when_it_is_over_already() {
+    let (all, failures) = (Discord::start().await, Discord::start().await);
+    let entries = vec![
+        entry(&all.url, &NoticeKind::ALL),
+        entry(&failures.url, &[NoticeKind::CertificateFailed, NoticeKind::Failed]),
+    ];
+    let mut world = World::with(entries, QUICK).await;
+    let trouble = |host: &str| CertificateTrouble {
+        host: Some(host.into()),
+        directory: "https://ca.example/dir".into(),
+        why: "no valid A records".into(),
+        times: 3,
+        since: jiff::Timestamp::now(),
+        good_until: None,
+    };
+    world.journal.raise_certificate_alert(&trouble("a.test")).await.unwrap();
+    for discord in [&all, &failures] {
+        let seen = discord.seen(1).await;
+        assert!(seen[0].content().starts_with("a.test has no certificate"), "{}", seen[0].content());
+    }
+    world.journal.end_certificate_alert(Some("a.test"), Some(jiff::Timestamp::now()), true).await.unwrap();
+    assert!(all.seen(2).await[1].content().starts_with("a.test has a new certificate, good until"));
+    // One that is over before it is told is told by its end, and one that nobody wants any more not at all.
+    world.end().await;
+    for host in ["b.test", "c.test"] {
+        world.journal.raise_certificate_alert(&trouble(host)).await.unwrap();
+        world.journal.end_certificate_alert(Some(host), None, host == "b.test").await.unwrap();
+    }
+    world.begin().await;
+    world.settled().await;
+    assert!(all.seen(3).await[2].content().starts_with("b.test has a new certificate"));
+    assert_eq!((all.channel().len(), failures.channel().len()), (3, 3), "{:?}", failures.channel());
 }

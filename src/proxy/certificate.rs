@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -117,20 +118,9 @@ impl Facts {
 impl Certificate {
     /// Reads both files.
     pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
-        let (cert, key) = (text(&files.cert)?, text(&files.key)?);
-        let no_certificate = |error| CertificateError::Pem { path: files.cert.clone(), what: "certificate", error };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert).collect();
-        let chain = chain.map_err(no_certificate)?;
-        let first = chain.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| CertificateError::Pem {
-            path: files.key.clone(),
-            what: "private key",
-            error,
-        })?;
-        let said = facts(first).map_err(|why| CertificateError::Unusable { path: files.cert.clone(), why })?;
-        let tls =
-            server(chain, key, tickets).map_err(|error| CertificateError::Mismatch { files: files.clone(), error })?;
-        Ok(Self { names: said.names, not_after: said.not_after, tls: Arc::new(tls) })
+        let (chain, said) = chain(&files.cert)?;
+        let tls = belonging(files, chain, private_key(&files.key)?)?;
+        Ok(Self { names: said.names, not_after: said.not_after, tls: with_tickets(tls, tickets) })
     }
 
     /// One for this name that nobody has signed.
@@ -139,9 +129,23 @@ impl Certificate {
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
         let cert = made.cert.der().clone();
         let Facts { names, not_after, .. } = facts(&cert)?;
-        let tls = server(vec![cert], key, tickets).map_err(|error| error.to_string())?;
-        Ok(Self { names, not_after, tls: Arc::new(tls) })
+        let tls = server(vec![cert], key).map_err(|error| error.to_string())?;
+        Ok(Self { names, not_after, tls: with_tickets(tls, tickets) })
     }
+}
+
+/// Reads both files as [`Certificate::read`] does, for those who want to know: what the certificate says of itself, or
+/// everything that is wrong with the two.
+pub fn examine(files: &CertificateFiles) -> Result<Facts, Vec<CertificateError>> {
+    match (chain(&files.cert), private_key(&files.key)) {
+        (Ok((chain, said)), Ok(key)) => belonging(files, chain, key).map(|_| said).map_err(|error| vec![error]),
+        (cert, key) => Err(cert.err().into_iter().chain(key.err()).collect()),
+    }
+}
+
+/// Whether every user of this machine may read a private key.
+pub fn is_open_to_all(key: &Path) -> bool {
+    fs::metadata(key).is_ok_and(|key| key.mode() & 0o007 != 0)
 }
 
 /// How the handshake is done by which a certificate authority finds out whether it speaks with this host's server: with a
@@ -170,13 +174,41 @@ fn text(path: &Path) -> Result<Vec<u8>, CertificateError> {
     fs::read(path).map_err(|error| CertificateError::File { path: path.to_owned(), error })
 }
 
-fn server(
+/// The certificates in a file, and what the first one says of itself.
+fn chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Facts), CertificateError> {
+    let no_certificate = |error| CertificateError::Pem { path: path.to_owned(), what: "certificate", error };
+    let text = text(path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let chain = chain.map_err(no_certificate)?;
+    let first = chain.first().ok_or(pem::Error::NoItemsFound).map_err(no_certificate)?;
+    let said = facts(first).map_err(|why| CertificateError::Unusable { path: path.to_owned(), why })?;
+    Ok((chain, said))
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
+    PrivateKeyDer::from_pem_slice(&text(path)?).map_err(|error| CertificateError::Pem {
+        path: path.to_owned(),
+        what: "private key",
+        error,
+    })
+}
+
+/// Refuses what does not belong together.
+fn belonging(
+    files: &CertificateFiles,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    tickets: &Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, rustls::Error> {
-    let mut config = server_builder()?.with_single_cert(chain, key)?;
+) -> Result<ServerConfig, CertificateError> {
+    server(chain, key).map_err(|error| CertificateError::Mismatch { files: files.clone(), error })
+}
+
+fn with_tickets(mut config: ServerConfig, tickets: &Arc<dyn ProducesTickets>) -> Arc<ServerConfig> {
     config.ticketer = Arc::clone(tickets);
+    Arc::new(config)
+}
+
+fn server(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = server_builder()?.with_single_cert(chain, key)?;
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }

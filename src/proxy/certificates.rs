@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio_rustls::rustls::server::ProducesTickets;
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, is_open_to_all};
 use crate::config::CertificateFiles;
 
 /// A file's identity and age: another one is to be read anew.
@@ -97,7 +97,7 @@ fn read_or_keep(
             if not_after < Timestamp::now() {
                 tracing::warn!(?names, %not_after, "this certificate has expired: clients refuse it");
             }
-            if fs::metadata(&pair.key).is_ok_and(|key| key.mode() & 0o007 != 0) {
+            if is_open_to_all(&pair.key) {
                 let key = pair.key.display();
                 tracing::warn!(%key, "every user of this machine may read this private key: chmod o-rwx {key}");
             }

@@ -29,6 +29,8 @@ pub enum About {
     Outage(i64),
     /// An alert about a canary, by its number.
     CanaryAlert(i64),
+    /// An alert about a certificate, by its number.
+    CertificateAlert(i64),
 }
 
 impl Store {
@@ -43,7 +45,7 @@ impl Store {
                 params![target],
             )?;
             c.query_row(
-                "SELECT id, deployment, outage, canary_alert, kind, at FROM notices
+                "SELECT id, deployment, outage, canary_alert, certificate_alert, kind, at FROM notices
                  WHERE id > (SELECT delivered FROM notice_cursors WHERE target = ?) ORDER BY id LIMIT 1",
                 params![target],
                 read,
@@ -95,6 +97,7 @@ pub(super) fn add_notice(c: &Connection, about: About, kind: NoticeKind, now: i6
         About::Deployment(id) => ("deployment", id.0),
         About::Outage(id) => ("outage", id),
         About::CanaryAlert(id) => ("canary_alert", id),
+        About::CertificateAlert(id) => ("certificate_alert", id),
     };
     let sql = format!("INSERT INTO notices ({column}, kind, at) VALUES (?, ?, ?)");
     c.prepare_cached(&sql)?.execute(params![id, to_json(&kind)?, now])?;
@@ -102,16 +105,17 @@ pub(super) fn add_notice(c: &Connection, about: About, kind: NoticeKind, now: i6
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Notice> {
-    let (deployment, outage): (Option<i64>, Option<i64>) = (row.get(1)?, row.get(2)?);
-    let kind: String = row.get(4)?;
+    let [deployment, outage, canary]: [Option<i64>; 3] = [row.get(1)?, row.get(2)?, row.get(3)?];
+    let kind: String = row.get(5)?;
     Ok(Notice {
         id: row.get(0)?,
-        about: match (deployment, outage) {
-            (Some(id), _) => About::Deployment(DeploymentId(id)),
-            (None, Some(id)) => About::Outage(id),
-            (None, None) => About::CanaryAlert(row.get(3)?),
+        about: match (deployment, outage, canary) {
+            (Some(id), ..) => About::Deployment(DeploymentId(id)),
+            (_, Some(id), _) => About::Outage(id),
+            (.., Some(id)) => About::CanaryAlert(id),
+            (None, None, None) => About::CertificateAlert(row.get(4)?),
         },
         kind: from_json(&kind)?,
-        at: timestamp(row.get(5)?),
+        at: timestamp(row.get(6)?),
     })
 }

@@ -329,3 +329,41 @@ async fn an_alert_about_a_canary_is_told_once_and_so_is_its_end() {
     assert_eq!(told, expected);
     assert!(store.canary_alert(2).await.unwrap().unwrap().ended_at.is_some());
 }
+
+#[tokio::test]
+async fn an_alert_about_a_certificate_is_told_once_and_so_is_its_end() {
+    use crate::config::NoticeKind;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    assert_eq!(store.next_notice("discord").await.unwrap(), None);
+    let trouble = |host: Option<&str>, times: u32| CertificateTrouble {
+        host: host.map(str::to_owned),
+        directory: "https://ca.example/dir".into(),
+        why: format!("{times} times"),
+        times,
+        since: timestamp(1_790_000_000_000),
+        good_until: (times == 4).then(|| timestamp(1_790_000_001_000)),
+    };
+    let (shop, until) = (Some("shop.test"), Some(timestamp(1_800_000_000_000)));
+    assert!(!store.end_certificate_alert(shop, until, true).await.unwrap(), "there is none");
+    assert!(store.raise_certificate_alert(&trouble(shop, 3)).await.unwrap());
+    // As an agent would that was restarted in the middle, or had tried once more.
+    assert!(!store.raise_certificate_alert(&trouble(shop, 4)).await.unwrap());
+    assert!(store.raise_certificate_alert(&trouble(None, 3)).await.unwrap(), "the authority's is another one");
+    let open: Vec<_> = store.open_certificate_alerts().await.unwrap().into_iter().map(|alert| alert.trouble).collect();
+    assert_eq!(open, [trouble(None, 3), trouble(shop, 4)]);
+    assert!(store.end_certificate_alert(shop, until, true).await.unwrap());
+    assert!(store.end_certificate_alert(None, None, false).await.unwrap(), "it is not wanted any more");
+    assert!(store.raise_certificate_alert(&trouble(shop, 3)).await.unwrap(), "that is another one");
+
+    let mut told = Vec::new();
+    while let Some(notice) = store.next_notice("discord").await.unwrap() {
+        told.push((notice.kind, notice.about));
+        store.notice_done("discord", &notice, None).await.unwrap();
+    }
+    let (failed, issued) = (NoticeKind::CertificateFailed, NoticeKind::CertificateIssued);
+    let expected = [(failed, 1), (failed, 2), (issued, 1), (failed, 3)];
+    assert_eq!(told, expected.map(|(kind, id)| (kind, About::CertificateAlert(id))));
+    let ended = store.certificate_alert(1).await.unwrap().unwrap();
+    assert!(ended.ended_at.is_some() && ended.issued_until == until);
+}

@@ -66,6 +66,7 @@ pub fn config(apps: impl IntoIterator<Item = App>) -> Config {
         runtime: RuntimeConfig { docker_host: "unix:///nonexistent".into() },
         notify: Vec::new(),
         apps: apps.into_iter().map(|app| (app.name.clone(), app)).collect(),
+        files: BTreeMap::new(),
         warnings: Vec::new(),
     }
 }

@@ -887,7 +887,7 @@ events = []
         it must be https://discord.com/api/webhooks/ID/TOKEN, as Discord's channel settings show it
     deploy.toml:10:1: notify[2].url: the environment variable LOCAL_URL holds an address on this machine (its value is not shown here)
         set allow_local = true if a stand-in on this machine is meant
-    deploy.toml:11:11: notify[2].events[0] must be one of "started", "succeeded", "failed", "rolled_back", "superseded", "cancelled", "engine_down", "engine_up", "canary_down", "canary_up", got "suceeded"
+    deploy.toml:11:11: notify[2].events[0] must be one of "started", "succeeded", "failed", "rolled_back", "superseded", "cancelled", "engine_down", "engine_up", "canary_down", "canary_up", "certificate_failed", "certificate_issued", got "suceeded"
         did you mean "succeeded"?
     deploy.toml:11:33: notify[2].events[2] is in the list twice
         remove one of them

@@ -205,3 +205,35 @@ async fn a_journal_is_copied_before_it_is_migrated() {
     drop(reopen(&path).await.unwrap());
     assert!(!copy.exists());
 }
+
+#[tokio::test]
+async fn what_was_to_be_told_of_anything_still_is_after_a_migration() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let version_8 = Connection::open(&path).unwrap();
+    version_8.execute_batch(&schema::MIGRATIONS[..8].concat()).unwrap();
+    let told = "INSERT INTO notices (id, deployment, kind, at) VALUES (5, 1, '\"failed\"', 5);
+                INSERT INTO notices (id, outage, kind, at) VALUES (7, 2, '\"engine_down\"', 6);
+                INSERT INTO notices (id, canary_alert, kind, at) VALUES (9, 3, '\"canary_down\"', 7);
+                INSERT INTO notice_cursors VALUES ('discord', 4); PRAGMA user_version = 8";
+    version_8.execute_batch(told).unwrap();
+    drop(version_8);
+    let store = Store::open(&path).unwrap();
+    let mut told = Vec::new();
+    while let Some(notice) = store.next_notice("discord").await.unwrap() {
+        store.notice_done("discord", &notice, None).await.unwrap();
+        told.push((notice.id, notice.about));
+    }
+    let expected = [(5, About::Deployment(DeploymentId(1))), (7, About::Outage(2)), (9, About::CanaryAlert(3))];
+    assert_eq!(told, expected);
+    let trouble = CertificateTrouble {
+        host: None,
+        directory: "https://ca.example/dir".into(),
+        why: "gone".into(),
+        times: 3,
+        since: timestamp(8),
+        good_until: None,
+    };
+    assert!(store.raise_certificate_alert(&trouble).await.unwrap());
+    assert_eq!(store.next_notice("discord").await.unwrap().unwrap().id, 10, "ids go on");
+}
