@@ -48,11 +48,12 @@ fn request(bytes: &[u8], cuts: &[u16]) {
             let mut parsed = httparse::Request::new(&mut fields);
             assert_eq!(parsed.parse(head), Ok(httparse::Status::Complete(head.len())));
             assert_eq!((parsed.method, parsed.version), (Some(method.as_str()), Some(1)));
-            assert_eq!(parsed.headers.len(), lines.len());
+            let passed_on = parsed.headers.iter().filter(|field| !field.name.eq_ignore_ascii_case("connection"));
+            assert_eq!(passed_on.count(), lines.len());
             assert!(target.starts_with('/'));
             for (name, value) in lines {
                 assert!(!SPECIAL.contains(&name.as_str()), "{name}");
-                assert!(name != "connection" || value.eq_ignore_ascii_case(b"keep-alive"));
+                assert_ne!(name, "connection");
                 assert!(!value.contains(&b'\r') && !value.contains(&b'\n') && !value.contains(&0));
             }
             match ask(&[written]) {

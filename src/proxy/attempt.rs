@@ -247,7 +247,9 @@ impl Attempt<'_> {
     ) -> Result<Response<Answer>, Own> {
         let (mut head, source) = response.into_parts();
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
-        if (switching && client.is_none()) || !headers::is_plain_chunked(&head.headers) {
+        // On the link itself it was read, and so understood.
+        let is_framed = matches!(source, Source::Link) || headers::is_plain_chunked(&head.headers);
+        if (switching && client.is_none()) || !is_framed {
             self.blame(&UnusableAnswer);
             self.tally.failed();
             return Err(Own::BadGateway);

@@ -22,17 +22,18 @@ use super::routing::{NoClaim, Seeker};
 use super::server::Proxy;
 use super::table::{Protocol, lookup_host};
 
-/// Answers one request of a client, with its body if it has one.
+/// Answers one request of a client. `None` for its body: the request is a plain one ([`super::http1`]), without any.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Option<Incoming>>) -> Response<Sending> {
+    let is_plain = request.body().is_none();
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
     let method = request.method().clone();
     let accepted = headers::accepted(request.headers());
     let is_http2 = request.version() == Version::HTTP_2;
-    let is_held_back = request.headers().contains_key(EXPECT);
+    let is_held_back = !is_plain && request.headers().contains_key(EXPECT);
     let most = origin.limits.max_body_size;
     let request = request.map(|body| ClientBody::new(body, is_held_back, most, visit.bytes()));
-    let (mut response, by) = match forward(&proxy, &origin, request, id.clone(), &mut visit).await {
+    let (mut response, by) = match forward(&proxy, &origin, request, is_plain, id.clone(), &mut visit).await {
         Ok(response) => (response, Maker::App),
         Err(own) => (own.response(headers::form_of_errors(&accepted), &id), Maker::Proxy),
     };
@@ -70,6 +71,7 @@ async fn forward(
     proxy: &Proxy,
     origin: &Origin,
     mut request: Request<ClientBody>,
+    is_plain: bool,
     id: HeaderValue,
     visit: &mut Visit,
 ) -> Result<Response<Answer>, Own> {
@@ -77,7 +79,9 @@ async fn forward(
     if request.method() == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
-    headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+    if !is_plain {
+        headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+    }
     if request.version() == Version::HTTP_2 {
         let target = request.uri().authority().cloned();
         headers::join_http2(target.as_ref(), request.headers_mut()).map_err(Own::BadRequest)?;
@@ -111,7 +115,7 @@ async fn forward(
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
     let protocol = way.protocol;
-    let may_upgrade = protocol == Protocol::Http1 && request.body().is_end_stream();
+    let may_upgrade = !is_plain && protocol == Protocol::Http1 && request.body().is_end_stream();
     let upgrade = if may_upgrade { headers::upgrade(request.headers()) } else { None };
     let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();

@@ -131,8 +131,8 @@ pub fn prepare_request(
     request_id: HeaderValue,
     upgrade: Option<HeaderValue>,
 ) {
-    let wants_trailers =
-        headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    let wants_trailers = has_hop_by_hop(headers)
+        && headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     remove_hop_by_hop(headers);
     let forwarding = if origin.is_trusted { Some(Forwarding::of(headers)) } else { None };
     remove_where(headers, |name| is_clients_claim(name) || *name == EXPECT);
@@ -224,8 +224,7 @@ pub fn prepare_response(headers: &mut HeaderMap, switching: bool) {
 
 /// Removes what is meant for the next hop only: the fixed set, and what `Connection` names.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Nearly always there is none: one look at the names is cheaper than to ask for each.
-    if !headers.keys().any(is_hop_by_hop) {
+    if !has_hop_by_hop(headers) {
         return;
     }
     if headers.contains_key(CONNECTION) {
@@ -242,6 +241,11 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(CONNECTION);
     }
     remove_where(headers, is_hop_by_hop);
+}
+
+/// Nearly always there is none: one look at the names is cheaper than to ask for each.
+fn has_hop_by_hop(headers: &HeaderMap) -> bool {
+    headers.keys().any(is_hop_by_hop)
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

@@ -105,7 +105,7 @@ fn trailers(input: &mut BytesMut) -> Result<Piece, Malformed> {
     let mut parsed = [httparse::EMPTY_HEADER; 16];
     match httparse::parse_headers(&lines, &mut parsed) {
         Ok(httparse::Status::Complete((read, parsed))) if read == lines.len() => {
-            Ok(Piece::End(Some(head::fields(&lines, parsed, 0).ok_or(Malformed)?)))
+            Ok(Piece::End(Some(head::fields(&lines, parsed, 0, |_, _| false).ok_or(Malformed)?)))
         }
         _ => Err(Malformed),
     }

@@ -40,7 +40,7 @@ pub fn ask(packets: &[&[u8]]) -> Asked {
         match request::read(&mut input, seen) {
             Arrived::Partial => seen = input.len(),
             Arrived::Unusual => return Asked::Unusual(input.to_vec()),
-            Arrived::Plain(request) => {
+            Arrived::Plain { request, .. } => {
                 let mut written = Vec::new();
                 request::write(&request, &mut written);
                 return Asked::Plain {

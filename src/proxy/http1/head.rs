@@ -26,13 +26,21 @@ pub fn end(bytes: &[u8], seen: usize) -> Option<(usize, bool)> {
     None
 }
 
-/// The fields of a head, which are slices of it; `None` when there is one that may not be.
-pub fn fields(head: &Bytes, parsed: &[Header<'_>], room: usize) -> Option<HeaderMap> {
+/// The fields of a head, which are slices of it, but for those that are `taken`; `None` when there is one that may not be.
+/// Who looks at each as it comes need not ask for any later.
+pub fn fields<'a>(
+    head: &Bytes,
+    parsed: &[Header<'a>],
+    room: usize,
+    mut taken: impl FnMut(&HeaderName, &'a [u8]) -> bool,
+) -> Option<HeaderMap> {
     let mut headers = HeaderMap::with_capacity(parsed.len() + room);
     for field in parsed {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).ok()?;
-        headers.try_append(name, value).ok()?;
+        if !taken(&name, field.value) {
+            let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).ok()?;
+            headers.try_append(name, value).ok()?;
+        }
     }
     Some(headers)
 }

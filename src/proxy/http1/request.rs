@@ -3,9 +3,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use hyper::{Method, Request, Uri};
 
 use super::head::{self, MOST_FIELDS};
@@ -20,7 +18,12 @@ pub enum Arrived {
     /// Not yet a whole head.
     Partial,
     /// A plain request, taken off the bytes.
-    Plain(Request<()>),
+    Plain {
+        /// Its head, without `Connection`.
+        request: Request<()>,
+        /// The connection ends with its answer (RFC 9112 §9.6).
+        is_last: bool,
+    },
     /// Something else, malformed or not: the bytes are as they were.
     Unusual,
 }
@@ -33,7 +36,7 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
         Some((length, true)) => {
             let taken = input.split_to(length).freeze();
             match plain(&taken) {
-                Some(request) => Arrived::Plain(request),
+                Some((request, is_last)) => Arrived::Plain { request, is_last },
                 None => {
                     let rest = std::mem::take(input);
                     input.extend_from_slice(&taken);
@@ -46,8 +49,8 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
 }
 
 /// `None` when it is not plain: another version, a target that is not a path, a body, or a field that asks for
-/// something of the connection.
-fn plain(bytes: &Bytes) -> Option<Request<()>> {
+/// something of the connection. And whether it is the last one there.
+fn plain(bytes: &Bytes) -> Option<(Request<()>, bool)> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(bytes, &mut fields) {
@@ -59,32 +62,28 @@ fn plain(bytes: &Bytes) -> Option<Request<()>> {
     if length != bytes.len() || parsed.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
         return None;
     }
-    let headers = head::fields(bytes, parsed.headers, ADDED)?;
-    if headers.iter().any(|(name, value)| is_special(name, value)) {
+    let (mut is_special, mut is_last) = (false, false);
+    let headers = head::fields(bytes, parsed.headers, ADDED, |name, value| match *name {
+        CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT | TE | TRAILER => {
+            is_special = true;
+            false
+        }
+        CONNECTION => {
+            let closes = value.eq_ignore_ascii_case(b"close");
+            is_last |= closes;
+            is_special |= !closes && !value.eq_ignore_ascii_case(b"keep-alive");
+            true
+        }
+        _ => false,
+    })?;
+    if is_special {
         return None;
     }
     let mut request = Request::new(());
     *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
     *request.method_mut() = method;
     *request.headers_mut() = headers;
-    Some(request)
-}
-
-fn is_special(name: &HeaderName, value: &HeaderValue) -> bool {
-    match *name {
-        CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT | TE | TRAILER => true,
-        CONNECTION => !value.as_bytes().eq_ignore_ascii_case(b"keep-alive") && !says_close(value),
-        _ => false,
-    }
-}
-
-fn says_close(value: &HeaderValue) -> bool {
-    value.as_bytes().eq_ignore_ascii_case(b"close")
-}
-
-/// Whether the connection ends with its answer (RFC 9112 §9.6).
-pub fn is_last<B>(request: &Request<B>) -> bool {
-    request.headers().get_all(CONNECTION).iter().any(says_close)
+    Some((request, is_last))
 }
 
 /// Writes the head of a request that has no body.
@@ -115,16 +114,21 @@ mod tests {
     fn a_plain_request_is_taken_off_and_what_follows_stays() {
         let text =
             "GET /a%20b?c=d HTTP/1.1\r\nHost: shop.test\r\nconnection: Keep-Alive\r\nX-Many: 1\r\nx-many: 2\r\n\r\n";
-        let (Arrived::Plain(request), rest) = arrived(&format!("{text}GET /next")) else { panic!("it is plain") };
+        let (Arrived::Plain { request, is_last: false }, rest) = arrived(&format!("{text}GET /next")) else {
+            panic!("it is plain")
+        };
         assert_eq!((request.method(), request.uri().to_string()), (&Method::GET, "/a%20b?c=d".to_owned()));
         assert_eq!(request.headers()["host"], "shop.test");
         assert_eq!(request.headers().get_all("x-many").iter().count(), 2);
         assert_eq!(rest, b"GET /next");
-        assert!(!is_last(&request));
         let mut written = Vec::new();
         write(&request, &mut written);
-        let (Arrived::Plain(again), _) = arrived(std::str::from_utf8(&written).unwrap()) else { panic!("{written:?}") };
+        let (Arrived::Plain { request: again, .. }, _) = arrived(std::str::from_utf8(&written).unwrap()) else {
+            panic!("{written:?}")
+        };
         assert_eq!((again.uri(), again.headers()), (request.uri(), request.headers()));
+        let (last, _) = arrived("GET / HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n\r\n");
+        assert!(matches!(last, Arrived::Plain { is_last: true, .. }), "{last:?}");
     }
 
     #[test]

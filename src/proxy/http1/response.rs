@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Response, StatusCode};
 
-use super::super::headers::is_plain_chunked;
 use super::head::{self, MOST_FIELDS};
+
+/// Fields that the proxy may add, for which room is kept.
+const ADDED: usize = 4;
 
 /// How the end of an answer's body is told (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub enum Length {
 /// The head of an answer.
 #[derive(Debug)]
 pub struct Head {
-    /// Without its body.
+    /// Without its body, and without what only tells its end or the connection's.
     pub response: Response<()>,
     /// Of its body.
     pub length: Length,
@@ -51,10 +53,12 @@ pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<H
         _ => return Err(Malformed("its head is malformed")),
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("its status is none"))?;
-    let mut headers = head::fields(&bytes, parsed.headers, 4).ok_or(Malformed("a field of its head is malformed"))?;
+    let mut said = Said::default();
+    let headers = head::fields(&bytes, parsed.headers, ADDED, |name, value| said.hear(name, value));
+    let mut headers = headers.ok_or(Malformed("a field of its head is malformed"))?;
     let is_http11 = parsed.version == Some(1);
-    let length = length_of(status, &mut headers, is_http11, to_head)?;
-    let keeps = is_http11 && length != Length::UntilClose && !says_close(&headers);
+    let length = said.length(status, &mut headers, is_http11, to_head)?;
+    let keeps = is_http11 && length != Length::UntilClose && !said.closes;
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -66,34 +70,66 @@ pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<H
     Ok(Some(Head { response, length, keeps }))
 }
 
-fn length_of(status: StatusCode, headers: &mut HeaderMap, is_http11: bool, to_head: bool) -> Result<Length, Malformed> {
-    if to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
-        return Ok(Length::Exact(0));
-    }
-    if headers.contains_key(TRANSFER_ENCODING) {
-        // A length beside it is not to be believed.
-        headers.remove(CONTENT_LENGTH);
-        return match is_http11 && is_plain_chunked(headers) {
-            true => Ok(Length::Chunked),
-            false => Err(Malformed("its transfer coding is not chunked alone")),
-        };
-    }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(first) = lengths.next() else { return Ok(Length::UntilClose) };
-    if lengths.any(|other| other != first) {
-        return Err(Malformed("it has several lengths"));
-    }
-    let first = first.clone();
-    let digits = Some(first.as_bytes()).filter(|digits| digits.iter().all(u8::is_ascii_digit));
-    let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    let length = length.ok_or(Malformed("its length is no number"))?;
-    headers.insert(CONTENT_LENGTH, first);
-    Ok(Length::Exact(length))
+/// What a head says of its message's end and of the connection, noted as its fields go by.
+#[derive(Default)]
+struct Said<'a> {
+    closes: bool,
+    codings: usize,
+    is_chunked: bool,
+    length: Option<&'a [u8]>,
+    has_other_length: bool,
 }
 
-fn says_close(headers: &HeaderMap) -> bool {
-    let tokens = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
-    tokens.into_iter().any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+impl<'a> Said<'a> {
+    /// Notes a field; whether it is meant for nobody else.
+    fn hear(&mut self, name: &HeaderName, value: &'a [u8]) -> bool {
+        match *name {
+            CONNECTION => {
+                let mut tokens = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+                self.closes |= tokens.any(|token| token.eq_ignore_ascii_case(b"close"));
+                // Any other names fields that are not to be passed on.
+                value.eq_ignore_ascii_case(b"close") || value.eq_ignore_ascii_case(b"keep-alive")
+            }
+            TRANSFER_ENCODING => {
+                self.codings += 1;
+                self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+                true
+            }
+            CONTENT_LENGTH => {
+                let first = *self.length.get_or_insert(value);
+                self.has_other_length |= first != value;
+                !std::ptr::eq(first, value)
+            }
+            _ => false,
+        }
+    }
+
+    fn length(
+        &self,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+        is_http11: bool,
+        to_head: bool,
+    ) -> Result<Length, Malformed> {
+        if to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+            return Ok(Length::Exact(0));
+        }
+        if self.codings > 0 {
+            // A length beside it is not to be believed.
+            headers.remove(CONTENT_LENGTH);
+            return match is_http11 && self.codings == 1 && self.is_chunked {
+                true => Ok(Length::Chunked),
+                false => Err(Malformed("its transfer coding is not chunked alone")),
+            };
+        }
+        let Some(digits) = self.length else { return Ok(Length::UntilClose) };
+        if self.has_other_length {
+            return Err(Malformed("it has several lengths"));
+        }
+        let digits = Some(digits).filter(|digits| digits.iter().all(u8::is_ascii_digit));
+        let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        length.map(Length::Exact).ok_or(Malformed("its length is no number"))
+    }
 }
 
 /// How a body goes to a client.
@@ -110,7 +146,6 @@ pub enum Coding {
 /// Writes the head of an answer whose body has this length, if that is known.
 pub fn write<B>(response: &Response<B>, length: Option<u64>, to_head: bool, into: &mut Vec<u8>) -> Coding {
     let status = response.status();
-    into.reserve(head::ROOM);
     into.extend_from_slice(b"HTTP/1.1 ");
     into.extend_from_slice(status.as_str().as_bytes());
     into.push(b' ');

@@ -19,6 +19,7 @@ use super::super::access_log::Sending;
 use super::super::forward;
 use super::super::headers::Origin;
 use super::super::server::Proxy;
+use super::head;
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
 
@@ -53,9 +54,9 @@ where
     loop {
         let deadline = Instant::now() + patience;
         let mut seen = 0;
-        let request = loop {
+        let (request, is_last) = loop {
             match request::read(&mut input, seen) {
-                Arrived::Plain(request) => break request,
+                Arrived::Plain { request, is_last } => break (request, is_last),
                 Arrived::Unusual => return Ok(Served::Unusual(input)),
                 Arrived::Partial if input.len() >= origin.limits.max_header_size as usize => {
                     return Ok(Served::Unusual(input));
@@ -89,7 +90,6 @@ where
             input = BytesMut::new();
         }
         let to_head = request.method() == Method::HEAD;
-        let is_last = request::is_last(&request);
         let mut client = Client { stream: &mut *stream, input: &mut input, spoke_at: Instant::now(), has_ended: false };
         let Some(mut response) = answer(proxy, &mut client, origin, request).await? else {
             return Ok(Served::Ended);
@@ -161,6 +161,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let length = response.body().size_hint().exact();
+    // A small one goes with the head.
+    output.reserve(head::ROOM + length.filter(|&length| length <= JOINED as u64).unwrap_or_default() as usize);
     let coding = response::write(&response, length, to_head, output);
     let mut body = pin!(response.into_body());
     if coding == Coding::None {
