@@ -20,6 +20,8 @@ use crate::support::wait::eventually;
 /// A deployment that is still under way after this long, when a fault has struck that leaves something hanging, is not
 /// waited for: the agent is killed.
 const HANGING: Duration = Duration::from_secs(8);
+/// The same of a journal that hangs: nothing ends that but a kill.
+const JOURNAL_HANGING: Duration = Duration::from_secs(3);
 
 /// What is pushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,8 @@ struct Yard {
     pushed: usize,
     /// What must be live.
     live: String,
+    /// What hangs is waited for so long.
+    patience: Duration,
     _directory: tempfile::TempDir,
 }
 
@@ -108,13 +112,14 @@ impl Yard {
         let shop = Shop::start_on(engine, repo, options, "0s").await;
         shop.deploy_first().await;
         let load = shop.load();
-        Self { shop, relay, load, pushed: 1, live: "v1".into(), _directory: directory }
+        Self { shop, relay, load, pushed: 1, live: "v1".into(), patience: HANGING, _directory: directory }
     }
 
     /// One run with the fault at the `at`-th point; false when it was not reached.
     async fn run(&mut self, version: Version, point: Point, at: usize) -> bool {
         let what = format!("{version:?}, {point:?} number {at}");
         self.shop.agent.stop().await;
+        self.patience = if matches!(point, Point::Journal("hang")) { JOURNAL_HANGING } else { HANGING };
         match point {
             Point::Journal(fault) => {
                 self.shop.agent.set_env("LONGSHORE_FAIL_POINT", &format!("journal:{at}={fault}"));
@@ -154,10 +159,10 @@ impl Yard {
         let (began, mut killed) = (std::time::Instant::now(), false);
         let accepted = eventually("the push is accepted", LIMIT, async || {
             self.ensure_spawned();
-            let is_late = !killed && began.elapsed() > HANGING;
+            let is_late = !killed && began.elapsed() > self.patience;
             let headers = delivery.headers(SECRET);
             let sending = delivery.try_send(self.shop.agent.listen, "shop", &headers);
-            match tokio::time::timeout(HANGING, sending).await {
+            match tokio::time::timeout(self.patience, sending).await {
                 Ok(Ok(answer)) if matches!(answer.status.as_u16(), 200 | 202) => Ok(answer.json()),
                 // It hangs before it listens.
                 Ok(Err(why)) if is_late => {
@@ -209,7 +214,7 @@ impl Yard {
             let what = format!("deployment {id} ends");
             let one = eventually(&what, LIMIT, async || {
                 self.ensure_spawned();
-                if !killed && began.elapsed() > HANGING && self.struck(marks) {
+                if !killed && began.elapsed() > self.patience && self.struck(marks) {
                     killed = true;
                     self.kill().await;
                     return Err("it hung".to_owned());
