@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::shop::{LIMIT, Options, SECRET, Shop};
+use crate::shop::{HOST, LIMIT, Options, SECRET, Shop};
 use crate::support::engine::{self, Engine};
 use crate::support::github::Push;
-use crate::support::load::Load;
+use crate::support::load::{Load, Shape};
 use crate::support::relay::{Fault, Relay};
 use crate::support::repo::Repo;
 use crate::support::site::Behaviour;
@@ -111,7 +111,8 @@ impl Yard {
         let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
         let shop = Shop::start_on(engine, repo, options, "0s").await;
         shop.deploy_first().await;
-        let load = shop.load();
+        // Enough to meet every gap, and little enough for the agent to be what the time goes to.
+        let load = Load::start(Shape { pause: Duration::from_millis(10), ..shop.agent.load(HOST) });
         Self { shop, relay, load, pushed: 1, live: "v1".into(), patience: HANGING, _directory: directory }
     }
 
@@ -257,7 +258,7 @@ impl Yard {
             let commit = &app["live"]["subject"];
             let right = commit == &Value::from(format!("Version {}", &live[1..])) || live == "v1";
             let here = containers.instances(&self.shop.agent.id(), "shop", "web").await.len();
-            let page = self.shop.agent.visit(crate::shop::HOST, "/").await.map(|page| page.text().trim().to_owned());
+            let page = self.shop.agent.visit(HOST, "/").await.map(|page| page.text().trim().to_owned());
             let same = page.as_ref() == Ok(&live);
             if all.len() == 2 && all.iter().filter(serving).count() == 2 && right && here == 2 && same {
                 Ok(())
