@@ -112,7 +112,7 @@ impl Yard {
         let shop = Shop::start_on(engine, repo, options, "0s").await;
         shop.deploy_first().await;
         // Enough to meet every gap, and little enough for the agent to be what the time goes to.
-        let load = Load::start(Shape { pause: Duration::from_millis(10), ..shop.agent.load(HOST) });
+        let load = Load::start(Shape { pause: Duration::from_millis(50), ..shop.agent.load(HOST) });
         Self { shop, relay, load, pushed: 1, live: "v1".into(), patience: HANGING, _directory: directory }
     }
 
