@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::static_files::StaticView;
-use super::traffic::{InstanceTrafficView, ServiceTrafficView, TrafficView};
+use super::traffic::{InstanceTrafficView, RequestsView, ServiceTrafficView, TrafficView};
 use crate::agent::Waits;
 use crate::agent::canaries::CanaryStanding;
 use crate::config::{App, Fraction, Service};
@@ -15,7 +15,7 @@ use crate::queue::Request;
 use crate::rollout::InstanceState;
 use crate::rollout::driver::canary::CanaryState;
 use crate::rollout::permanent::Standing;
-use crate::store::{Deployment, Drift, Latency, Release, Requests, Scope, Token};
+use crate::store::{Deployment, Drift, Release, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -291,72 +291,6 @@ pub struct PhaseView {
     pub finished_at: Option<Timestamp>,
     /// How long, so far.
     pub seconds: f64,
-}
-
-/// What became of the app's requests during a rollout; null is what is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RequestsView {
-    /// Answered.
-    pub served: Option<u64>,
-    /// Those of them that the app itself answered with 5xx.
-    pub server_errors: Option<u64>,
-    /// Not answered.
-    pub failed: Option<u64>,
-    /// Given to a second instance.
-    pub retried: Option<u64>,
-    /// Ended when an instance's time to finish was over.
-    pub cut_requests: Option<u64>,
-    /// The same of WebSockets and event streams.
-    pub cut_streams: Option<u64>,
-    /// The longest time that a replaced instance took to finish.
-    pub longest_drain_seconds: Option<f64>,
-    /// How long answers took to begin.
-    pub latency: LatencyView,
-}
-
-/// Before and during a rollout.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LatencyView {
-    /// Before.
-    pub before: Option<QuantilesView>,
-    /// During.
-    pub during: Option<QuantilesView>,
-}
-
-/// In milliseconds, to the width of the proxy's buckets.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct QuantilesView {
-    /// Half of them took less.
-    pub p50_ms: f64,
-    /// One in a hundred took longer.
-    pub p99_ms: f64,
-}
-
-impl From<Latency> for QuantilesView {
-    fn from(Latency { p50_us, p99_us }: Latency) -> Self {
-        Self { p50_ms: p50_us as f64 / 1000.0, p99_ms: p99_us as f64 / 1000.0 }
-    }
-}
-
-impl From<Requests> for RequestsView {
-    fn from(requests: Requests) -> Self {
-        let Requests { served, server_errors, failed, retried, latency_before, latency_during, drains } = requests;
-        Self {
-            served,
-            server_errors,
-            failed,
-            retried,
-            cut_requests: drains.and_then(|drains| drains.cut_requests),
-            cut_streams: drains.and_then(|drains| drains.cut_streams),
-            longest_drain_seconds: drains.map(|drains| drains.longest_ms as f64 / 1000.0),
-            latency: LatencyView {
-                before: latency_before.map(QuantilesView::from),
-                during: latency_during.map(QuantilesView::from),
-            },
-        }
-    }
 }
 
 /// A release.

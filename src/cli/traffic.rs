@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::text::{clean, thousands};
-use crate::api::views::{AppView, QuantilesView};
+use crate::api::traffic::QuantilesView;
+use crate::api::views::AppView;
 use crate::text::briefly;
 
 /// `12,345 served, 3 failed, 120 files; 4 under way, 0 waiting; p50 1.2 ms, p99 9.0 ms`; `None` of an app that gets no

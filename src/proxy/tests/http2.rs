@@ -15,15 +15,13 @@ use hyper::client::conn::http2;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::support::*;
 use crate::config::ProxyLimits;
-use crate::model::InstanceId;
-use crate::proxy::table::Member;
 use crate::proxy::{ProxyOptions, run};
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -78,12 +76,7 @@ fn spoken() -> (mpsc::UnboundedSender<Frame<Bytes>>, Body) {
 
 /// A proxy with one instance that gives this answer to its only request, and what it was sent up to `end`.
 async fn with_answer(answer: &'static str, end: &'static [u8]) -> (TestProxy, JoinHandle<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let proxy = TestProxy::start().await;
-    let mut route = route("shop", "shop.test", &[]);
-    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
-    proxy.client.apply(vec![route]).await.unwrap();
+    let (proxy, listener) = played_instance().await;
     let instance = tokio::spawn(async move {
         let mut wire = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
         let sent = wire.until(end).await.unwrap();

@@ -94,7 +94,7 @@ async fn answers_end_where_they_say() {
             &[],
         ),
     ] {
-        let (proxy, listener) = spoken().await;
+        let (proxy, listener) = played_instance().await;
         let mut client = proxy.wire().await;
         client.send(&format!("{method} /a HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
         let mut instance = accepted(&listener).await;
@@ -132,7 +132,7 @@ async fn half_an_answer_is_told_from_a_whole_one() {
         ("half a chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nhalf"),
         ("no chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhalf\r\n0\r\n\r\n"),
     ] {
-        let (proxy, listener) = spoken().await;
+        let (proxy, listener) = played_instance().await;
         let mut client = proxy.wire().await;
         client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
         let mut instance = accepted(&listener).await;
@@ -169,7 +169,7 @@ async fn trailers_cross_both_ways() {
 /// An instance that answers early and then takes the rest gets all of it; the next request begins behind it.
 #[tokio::test]
 async fn an_early_answer_does_not_end_the_upload() {
-    let (proxy, listener) = spoken().await;
+    let (proxy, listener) = played_instance().await;
     let mut client = proxy.wire().await;
     client.send("POST /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 8\r\n\r\nbody").await;
     let mut instance = accepted(&listener).await;
@@ -189,7 +189,7 @@ async fn an_early_answer_does_not_end_the_upload() {
 
 #[tokio::test]
 async fn a_tunnel_ends_on_each_side_by_itself() {
-    let (proxy, listener) = spoken().await;
+    let (proxy, listener) = played_instance().await;
     let mut client = proxy.wire().await;
     client.send("GET /ws HTTP/1.1\r\nHost: shop.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").await;
     let mut instance = accepted(&listener).await;

@@ -4,13 +4,10 @@
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use super::recorder::Recorder;
 use super::support::*;
-use crate::model::InstanceId;
-use crate::proxy::table::Member;
 
 /// Would be a request of its own if the one before it ended earlier than the proxy says.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: shop.test\r\n\r\n";
@@ -137,12 +134,7 @@ async fn a_chunk_that_is_none_ends_everything() {
 /// instance's to read as one.
 #[tokio::test]
 async fn nothing_follows_an_upgrade_before_it_is_agreed_to() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = TestProxy::start().await;
-    let mut route = route("shop", "shop.test", &[]);
-    let address = listener.local_addr().unwrap();
-    route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
-    proxy.client.apply(vec![route]).await.unwrap();
+    let (proxy, listener) = played_instance().await;
     let ask = format!("GET /ws HTTP/1.1\r\nHost: shop.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n{HIDDEN}");
     for agrees in [true, false] {
         let mut client = proxy.wire().await;
@@ -188,12 +180,7 @@ async fn an_answer_has_one_end_as_well() {
         ),
         ("no HTTP", "SSH-2.0-OpenSSH_9.2p1\r\n\r\n"),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = TestProxy::start().await;
-        let mut route = route("shop", "shop.test", &[]);
-        let address = listener.local_addr().unwrap();
-        route.members.push(Member { instance: InstanceId::parse("d1-web-1").unwrap(), address, weight: 1, group: 0 });
-        proxy.client.apply(vec![route]).await.unwrap();
+        let (proxy, listener) = played_instance().await;
         let instance = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let mut wire = Wire { stream, rest: Vec::new() };

@@ -83,7 +83,7 @@ impl TestProxy {
 }
 
 /// A proxy with an instance that the test speaks for.
-pub async fn spoken() -> (TestProxy, TcpListener) {
+pub async fn played_instance() -> (TestProxy, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let proxy = TestProxy::start().await;

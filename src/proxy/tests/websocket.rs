@@ -39,7 +39,7 @@ async fn goodbye(socket: &mut Socket) -> Option<CloseCode> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_end_of_its_time_both_sides_are_told_in_a_frame() {
-    let (proxy, listener) = spoken().await;
+    let (proxy, listener) = played_instance().await;
     let (mut client, mut server) = joined(&proxy, &listener).await;
     let long = "a".repeat(100_000);
     for text in ["hello", &long] {
@@ -58,7 +58,7 @@ async fn at_the_end_of_its_time_both_sides_are_told_in_a_frame() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_that_is_told_to_go_says_goodbye_too() {
-    let (proxy, listener) = spoken().await;
+    let (proxy, listener) = played_instance().await;
     let (mut client, mut server) = joined(&proxy, &listener).await;
     let mut agent = UnixStream::connect(proxy.dir.path().join(SOCKET_NAME)).await.unwrap();
     agent.write_all(b"{\"shutdown\":{\"grace_ms\":100}}\n").await.unwrap();
@@ -71,7 +71,7 @@ async fn a_proxy_that_is_told_to_go_says_goodbye_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_said_where_no_frame_may_be() {
     for (what, said) in [("half a frame", &[0x82, 5, b'h', b'e'][..]), ("its own last frame", &[0x88, 2, 0x03, 0xe8])] {
-        let (proxy, listener) = spoken().await;
+        let (proxy, listener) = played_instance().await;
         let (client, server) = joined(&proxy, &listener).await;
         let (mut client, mut server) = (client.into_inner(), server.into_inner());
         server.write_all(said).await.unwrap();
