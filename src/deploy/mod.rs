@@ -11,6 +11,7 @@
 //! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, watch};
@@ -89,18 +90,24 @@ enum Halt {
     AgentEnds,
     /// The engine went away, for this that is known of it; the deployment goes on when it is back.
     EngineAway(String),
+    /// The journal could not be read or written.
+    Journal(StoreError),
     /// It had ended before it began: replaced or cancelled between its choice and its start.
     EndedBefore,
 }
 
 impl From<StoreError> for Halt {
     fn from(err: StoreError) -> Self {
-        failed(format!("the journal failed: {err}"), false)
+        Self::Journal(err)
     }
 }
 
 fn failed(reason: String, hold: bool) -> Halt {
-    Halt::End(Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold })
+    Halt::End(failure(reason, hold))
+}
+
+fn failure(reason: String, hold: bool) -> Finish {
+    Finish { status: Status::Failed, reason: Some(reason), superseded_by: None, hold }
 }
 
 /// Why a deployment that has begun is told again.
@@ -110,6 +117,8 @@ enum Again {
     AgentRestarted,
     /// The engine went away in the middle of it.
     EngineBack,
+    /// The journal failed in the middle of it.
+    JournalBack,
 }
 
 /// How far a deployment was told.
@@ -148,6 +157,7 @@ impl Deployer {
             again,
             losses,
             engine,
+            has_begun_rollout: AtomicBool::new(false),
         };
         let ended = story.tell().await;
 
@@ -163,6 +173,9 @@ impl Deployer {
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
             Err(Halt::AgentEnds) => return Ok(Told::Left),
+            // Instances were replaced, so it has not simply failed: it is told again, from what runs.
+            Err(Halt::Journal(err)) if story.may_have_replaced() => return Err(err),
+            Err(Halt::Journal(err)) => failure(format!("the journal failed: {err}"), false),
             Err(Halt::EndedBefore) => return Ok(Told::Ended),
             Err(Halt::EngineAway(why)) => match self.break_off(id, &redactor.clean(&why), &log).await? {
                 Some(finish) => finish,
@@ -208,6 +221,8 @@ struct Story<'a> {
     losses: Losses,
     /// The engine's life when it was begun to be told.
     engine: Mark,
+    /// This time: it may replace instances from now on.
+    has_begun_rollout: AtomicBool,
 }
 
 impl Story<'_> {
@@ -217,6 +232,7 @@ impl Story<'_> {
             let back = match self.again {
                 Again::AgentRestarted => "the agent was restarted",
                 Again::EngineBack => "the Docker engine answers again",
+                Again::JournalBack => "the journal can be written again",
             };
             self.log.line(format!("{back}; going on from {}", self.deployment.status));
         }
@@ -257,9 +273,14 @@ impl Story<'_> {
         }
     }
 
-    /// Whether an earlier life of the agent had begun to replace instances.
+    /// Whether instances may have been replaced when it was told before.
     fn in_rollout(&self) -> bool {
         matches!(self.deployment.status, Status::RollingOut | Status::Watching)
+    }
+
+    /// The same, or now.
+    fn may_have_replaced(&self) -> bool {
+        self.in_rollout() || self.has_begun_rollout.load(Relaxed)
     }
 
     fn specs(&self, release: &Release) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, Halt> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::prepare::Target;
@@ -99,6 +100,7 @@ impl Story<'_> {
             }
             (false, _) => {
                 self.advance(Status::RollingOut).await?;
+                self.has_begun_rollout.store(true, Relaxed);
                 let course = canary.as_ref().map(|canary| &canary.course);
                 self.log.line(describe(&plan, target.release.number, way, course));
             }

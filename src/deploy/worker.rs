@@ -51,7 +51,13 @@ impl Deployer {
                 continue;
             }
             let ran = match self.next().await {
-                Ok(Some(deployment)) => self.run(deployment, again).await.map(Some),
+                Ok(Some(deployment)) => {
+                    let ran = self.run(deployment, again).await;
+                    if ran.is_err() {
+                        again = Again::JournalBack;
+                    }
+                    ran.map(Some)
+                }
                 Ok(None) => Ok(None),
                 Err(err) => Err(err),
             };
