@@ -39,6 +39,8 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(3);
 const ENGINE_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// What is still under way at the end (answers, streams) gets so long.
 const END_GRACE: Duration = Duration::from_secs(5);
+/// And the journal so long to bring all that is written into one file.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT. A listener that a service manager opened takes the place of `[agent] listen`.
 pub async fn run(config_path: PathBuf, config: Config, inherited: Option<std::net::TcpListener>) -> Result<()> {
@@ -75,6 +77,11 @@ impl Serving {
             tracing::warn!("some of what is under way did not end in time and is cut");
         }
         self.endless.abort();
+        match tokio::time::timeout(LAST_WRITE, self.agent.store.checkpoint()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => tracing::warn!(%err, "the journal is whole only with the -wal file beside it"),
+            Err(_) => tracing::warn!("the journal does not answer; it is whole only with the -wal file beside it"),
+        }
     }
 }
 

@@ -118,6 +118,12 @@ impl Store {
         let _ = self.orders.send(Order::Call(Box::new(Posted::new(work))));
     }
 
+    /// Brings everything into the journal's one file, so that a copy of that alone is whole. For the end.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        let done = self.alone(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))).await?;
+        done.map_err(failure)
+    }
+
     /// Runs `work` in its turn, outside of any transaction.
     async fn alone<T: Send + 'static>(
         &self,

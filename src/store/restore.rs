@@ -119,7 +119,7 @@ fn of_backup(err: OpenError, backup: &Path) -> OpenError {
 /// The journal aside, the new one in its place. A `-wal` goes first: beside another journal than its own it would be
 /// taken for that one's.
 fn replace(journal: &Path, new: &Path, now: Timestamp) -> Result<Option<PathBuf>, RestoreError> {
-    let aside = sibling(journal, &format!(".replaced-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+    let aside = free_name(journal, now);
     let mut moved = false;
     for ending in ["-wal", ""] {
         let (from, to) = (sibling(journal, ending), sibling(&aside, ending));
@@ -143,6 +143,14 @@ fn replace(journal: &Path, new: &Path, now: Timestamp) -> Result<Option<PathBuf>
         state: format!("the journal is at {}: move it back", aside.display()),
     })?;
     Ok(aside.exists().then_some(aside))
+}
+
+/// Where nothing is that was set aside before, perhaps in the same second.
+fn free_name(journal: &Path, now: Timestamp) -> PathBuf {
+    let name = sibling(journal, &format!(".replaced-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+    let is_taken = |name: &PathBuf| ["", "-wal"].iter().any(|ending| sibling(name, ending).exists());
+    let others = (2..).map(|number: u64| sibling(&name, &format!(".{number}")));
+    std::iter::once(name.clone()).chain(others).find(|name| !is_taken(name)).unwrap_or(name)
 }
 
 /// A copy that came to nothing.

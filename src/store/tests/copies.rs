@@ -126,6 +126,12 @@ async fn a_restored_journal_numbers_beyond_what_runs() {
     let aside = dir.path().join("journal.db.replaced-20260301T040506Z");
     assert_eq!((done.contents.deployments, done.set_aside.as_deref()), (2, Some(aside.as_path())));
     assert_eq!(inspect(&aside).unwrap().deployments, 7);
+    let other = restore(&file, &path, now).unwrap().set_aside.unwrap();
+    assert_eq!(
+        (inspect(&aside).unwrap().deployments, inspect(&other).unwrap().deployments),
+        (7, 2),
+        "in the same second"
+    );
 
     // Nothing is numbered before the engine was asked, also not after another start.
     drop(reopen(&path).await.unwrap());
@@ -236,4 +242,17 @@ async fn what_was_to_be_told_of_anything_still_is_after_a_migration() {
     };
     assert!(store.raise_certificate_alert(&trouble).await.unwrap());
     assert_eq!(store.next_notice("discord").await.unwrap().unwrap().id, 10, "ids go on");
+}
+
+#[tokio::test]
+async fn after_the_last_checkpoint_the_journals_file_alone_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    for n in 1..=3 {
+        let _ = store.admit(push(n, None)).await.unwrap();
+    }
+    store.checkpoint().await.unwrap();
+    let copy = dir.path().join("copy.db");
+    std::fs::copy(dir.path().join("journal.db"), &copy).unwrap();
+    assert_eq!(inspect(&copy).unwrap().deployments, 3);
 }
