@@ -287,6 +287,18 @@ async fn an_agent_that_goes_away_midway_is_said() {
     assert!(lines[1].starts_with("longshore: the connection to the agent broke off"), "{said}");
 }
 
+#[tokio::test]
+async fn it_is_not_said_that_nothing_was_deployed_when_that_is_not_known() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mute = tokio::spawn(async move { drop(listener.accept().await.unwrap()) });
+    let origin = bare().await;
+    install(origin.path(), &settings(&format!("http://{address}"), "shop", SECRET), false).unwrap();
+    let said = run_hook(&["sh"], origin.path(), None, &moved()).await;
+    mute.await.unwrap();
+    assert!(said.contains("broke off before it answered") && !said.contains("nothing was deployed"), "{said}");
+}
+
 #[test]
 fn the_command_line_is_sound() {
     #[derive(clap::Parser)]
