@@ -128,7 +128,9 @@ async fn a_commit_a_branch_and_a_tag_can_be_deployed() {
     assert_eq!(dry["commit"], first.as_str(), "{dry:#}");
     assert_eq!(
         dry["services"],
-        json!([{ "name": "web", "image": "build", "instances": 1, "replaced": 1, "stopped": 0, "order": "start_first" }])
+        json!([{
+            "name": "web", "image": "build", "instances": 1, "replaced": 1, "stopped": 0, "order": "start_first", "static": [],
+        }])
     );
     assert_eq!((&dry["live"], &dry["release_command"]), (&Value::Null, &json!(["migrate"])), "{dry:#}");
 
