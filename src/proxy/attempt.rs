@@ -15,15 +15,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
-use hyper::http::response;
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::StatusCode;
+use hyper::upgrade::OnUpgrade;
 
 use super::access_log::{Maker, Visit};
 use super::answer::Own;
-use super::body::{Answer, Carrier, ClientBody, Outgoing, Progress, Relay, Source};
+use super::body::{Answer, Carrier, Progress, Relay, Source};
 use super::counts::Tally;
+use super::fields::Fields;
 use super::headers;
 use super::instance::{Claim, Instance};
+use super::message::{ForInstance, Reply};
 use super::pool::{Link, SendError, Speech};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
@@ -32,24 +34,6 @@ use super::{tunnel, websocket};
 
 /// Tries after the first.
 pub(super) const EXTRA_TRIES: u32 = 2;
-
-/// The head of a request.
-#[derive(Debug)]
-pub(super) struct Head {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
-}
-
-impl Head {
-    fn with(self, body: Outgoing) -> Request<Outgoing> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.headers;
-        request
-    }
-}
 
 /// A request on its way to an answer.
 pub(super) struct Attempt<'a> {
@@ -98,16 +82,11 @@ impl Attempt<'_> {
     /// Sends the request, and what comes of it.
     pub(super) async fn answer(
         mut self,
-        head: Head,
-        body: ClientBody,
-        client: Option<hyper::upgrade::OnUpgrade>,
-    ) -> Result<Response<Answer>, Own> {
-        let outgoing = match &self.progress {
-            None => Outgoing::Empty,
-            Some(progress) => Outgoing::Upload(body, Arc::clone(progress)),
-        };
-        match self.run(head.with(outgoing)).await {
-            Ok((link, response)) => self.relay(link, response, client),
+        request: ForInstance,
+        client: Option<OnUpgrade>,
+    ) -> Result<Reply<Answer>, Own> {
+        match self.run(request).await {
+            Ok((link, reply)) => self.relay(link, reply, client),
             Err(NoAnswer::ClientLeft) => Err(Own::BadRequest("the request's body is malformed or incomplete")),
             Err(NoAnswer::ClientStalled) => Err(Own::RequestTimeout),
             Err(NoAnswer::TooLarge) => Err(Own::TooLarge),
@@ -122,7 +101,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn run(&mut self, mut request: Request<Outgoing>) -> Result<(Box<Link>, Response<Source>), NoAnswer> {
+    async fn run(&mut self, mut request: ForInstance) -> Result<(Box<Link>, Reply<Source>), NoAnswer> {
         loop {
             let speech = self.speech();
             let idle = if self.may_reuse { self.claim.instance().pool.take(speech) } else { None };
@@ -138,7 +117,7 @@ impl Attempt<'_> {
             };
             self.decide_end(&mut link, &mut request);
             let error = match self.exchange(&mut link, request).await? {
-                Ok(response) => return Ok((link, response)),
+                Ok(reply) => return Ok((link, reply)),
                 Err(error) => error,
             };
             // Whatever follows takes a fresh connection: other idle ones may be just as stale.
@@ -177,24 +156,25 @@ impl Attempt<'_> {
 
     /// A request that takes no idle connection would leave one more behind. When there are enough of them, the
     /// instance is asked to close it: of many connections closed from this side each would hold a port for a minute.
-    fn decide_end(&self, link: &mut Link, request: &mut Request<Outgoing>) {
-        if self.replayable || request.headers().contains_key(UPGRADE) {
+    fn decide_end(&self, link: &mut Link, request: &mut ForInstance) {
+        let fields = &mut request.head.fields;
+        if self.replayable || fields.contains(&UPGRADE) {
             return;
         }
         link.is_extra = true;
         link.ends = self.claim.instance().pool.has_enough();
         match link.ends {
-            true => request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close")),
-            false => request.headers_mut().remove(CONNECTION),
-        };
+            true => fields.insert(&CONNECTION, HeaderValue::from_static("close")),
+            false => fields.remove(&CONNECTION),
+        }
     }
 
     /// Waits for the head of the answer, as long as is reasonable.
     async fn exchange(
         &self,
         link: &mut Link,
-        request: Request<Outgoing>,
-    ) -> Result<Result<Response<Source>, SendError>, NoAnswer> {
+        request: ForInstance,
+    ) -> Result<Result<Reply<Source>, SendError>, NoAnswer> {
         let mut answer = pin!(link.send(request, self.replayable));
         let mut cut = pin!(self.claim.instance().requests_cut().cancelled());
         let mut seen = 0;
@@ -218,8 +198,9 @@ impl Attempt<'_> {
         self.take_try()?;
         self.tried.push(Arc::clone(self.claim.instance()));
         // Without a cookie: the instance that it names has just been tried.
+        let nameless = Fields::Map(HeaderMap::new());
         let seeker =
-            Seeker { host: self.host, path: self.path, headers: &HeaderMap::new(), tried: &self.tried, waited: false };
+            Seeker { host: self.host, path: self.path, fields: &nameless, tried: &self.tried, waited: false };
         let (claim, _) = self.proxy.routing.claim(seeker).map_err(|_| NoAnswer::Unreachable)?;
         self.stays = false;
         self.tally.retried();
@@ -242,13 +223,13 @@ impl Attempt<'_> {
     fn relay(
         mut self,
         mut link: Box<Link>,
-        response: Response<Source>,
-        client: Option<hyper::upgrade::OnUpgrade>,
-    ) -> Result<Response<Answer>, Own> {
-        let (mut head, source) = response.into_parts();
+        reply: Reply<Source>,
+        client: Option<OnUpgrade>,
+    ) -> Result<Reply<Answer>, Own> {
+        let Reply { mut head, body: source } = reply;
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         // On the link itself it was read, and so understood.
-        let is_framed = matches!(source, Source::Link) || headers::is_plain_chunked(&head.headers);
+        let is_framed = matches!(source, Source::Link) || headers::is_plain_chunked(&head.fields);
         if (switching && client.is_none()) || !is_framed {
             self.blame(&UnusableAnswer);
             self.tally.failed();
@@ -261,22 +242,22 @@ impl Attempt<'_> {
         if is_server_error {
             self.tally.server_error();
         }
-        if let Some(limit) = headers::keep_alive_timeout(&head.headers) {
+        if let Some(limit) = headers::keep_alive_timeout(&head.fields) {
             link.keep_at_most(limit);
         }
-        let is_stream = headers::is_event_stream(&head.headers);
-        prepare(&mut head, switching);
+        let is_stream = headers::is_event_stream(&head.fields);
+        headers::prepare_response(&mut head.fields, switching);
         if let Some(cookie) = self.way.sticky.as_ref().filter(|_| !self.stays)
             && let Some(tie) = cookie.tie_to(&self.claim.instance().id, self.is_secure)
         {
-            head.headers.append(SET_COOKIE, tie);
+            head.fields.append(SET_COOKIE, tie);
         }
         if let (true, Some(client)) = (switching, client) {
             self.tally.served();
             self.visit.answered(head.status, Maker::App);
-            let is_websocket = websocket::is_agreed(&head.headers);
+            let is_websocket = websocket::is_agreed(&head.fields);
             self.proxy.spawn(tunnel::run(client, link, self.claim, is_websocket, std::mem::take(self.visit)));
-            return Ok(Response::from_parts(head, Answer::Own(None)));
+            return Ok(Reply { head, body: Answer::Own(None) });
         }
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());
         let link = if still_uploading {
@@ -285,13 +266,9 @@ impl Attempt<'_> {
         } else {
             Carrier::Here(link)
         };
-        Ok(Response::from_parts(head, Answer::Relayed(Relay::new(source, link, self.claim, self.tally, is_stream))))
+        let relay = Relay::new(source, link, self.claim, self.tally, is_stream);
+        Ok(Reply { head, body: Answer::Relayed(relay) })
     }
-}
-
-fn prepare(head: &mut response::Parts, switching: bool) {
-    headers::prepare_response(&mut head.headers, switching);
-    head.version = Version::HTTP_11;
 }
 
 #[derive(Debug, thiserror::Error)]

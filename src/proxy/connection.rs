@@ -118,7 +118,7 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
     let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request.map(Some)).await) }
+        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
     });
     let connection = any_http1::Builder::new()
         .timer(TokioTimer::new())
@@ -150,7 +150,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         let (number, streams) = (streams.begin(), Arc::clone(&streams));
         async move {
-            let response = forward::handle(proxy, origin, request.map(Some)).await;
+            let response = forward::handle(proxy, origin, request).await;
             Ok::<_, Infallible>(response.map(|answer| StreamAnswer::new(answer, number, streams)))
         }
     });

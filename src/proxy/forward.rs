@@ -7,59 +7,104 @@ use std::time::Instant;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::access_log::{Maker, Sending, Visit};
 use super::answer::Own;
-use super::attempt::{Attempt, EXTRA_TRIES, Head};
-use super::body::{Answer, ClientBody, Progress};
+use super::attempt::{Attempt, EXTRA_TRIES};
+use super::body::{Answer, ClientBody, Outgoing, Progress};
 use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
+use super::fields::Fields;
 use super::files;
 use super::headers::{self, Origin};
+use super::message::{ForInstance, Reply, RequestHead};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
 use super::server::Proxy;
 use super::table::{Protocol, lookup_host};
 
-/// Answers one request of a client. `None` for its body: the request is a plain one ([`super::http1`]), without any.
-pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Option<Incoming>>) -> Response<Sending> {
-    let is_plain = request.body().is_none();
+/// What a client asks for.
+#[derive(Debug)]
+pub struct Asked {
+    head: RequestHead,
+    /// `None` for a plain request ([`super::http1`]), which has none.
+    body: Option<Incoming>,
+    /// To become something else with its connection.
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Asked {
+    /// By a plain request.
+    pub fn plainly(head: RequestHead) -> Self {
+        Self { head, body: None, upgrade: None }
+    }
+}
+
+impl From<Request<Incoming>> for Asked {
+    fn from(mut request: Request<Incoming>) -> Self {
+        let upgrade = Some(hyper::upgrade::on(&mut request));
+        let (head, body) = request.into_parts();
+        Self { head: head.into(), body: Some(body), upgrade }
+    }
+}
+
+/// Answers a request that hyper has read, for hyper to write the answer.
+pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
+    answer(&proxy, &origin, request.into()).await.into_response()
+}
+
+/// Answers one request of a client.
+pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sending> {
+    let Asked { head, body, upgrade } = asked;
+    let is_plain = body.is_none();
     let id = proxy.next_request_id();
-    let mut visit = proxy.fronts.access_log().begin(&request, &origin, &id);
-    let method = request.method().clone();
-    let accepted = headers::accepted(request.headers());
-    let is_http2 = request.version() == Version::HTTP_2;
-    let is_held_back = !is_plain && request.headers().contains_key(EXPECT);
-    let most = origin.limits.max_body_size;
-    let request = request.map(|body| ClientBody::new(body, is_held_back, most, visit.bytes()));
-    let (mut response, by) = match forward(&proxy, &origin, request, is_plain, id.clone(), &mut visit).await {
-        Ok(response) => (response, Maker::App),
-        Err(own) => (own.response(headers::form_of_errors(&accepted), &id), Maker::Proxy),
+    let mut visit = proxy.fronts.access_log().begin(&head, origin, &id);
+    let method = head.method.clone();
+    let accepted = headers::accepted(&head.fields);
+    let is_http2 = head.version == Version::HTTP_2;
+    let is_held_back = !is_plain && head.fields.contains(&EXPECT);
+    let body = ClientBody::new(body, is_held_back, origin.limits.max_body_size, visit.bytes());
+    let request = Incomer { head, body, is_plain, upgrade };
+    let (mut reply, by) = match forward(proxy, origin, request, id.clone(), &mut visit).await {
+        Ok(reply) => (reply, Maker::App),
+        Err(own) => (own.response(headers::form_of_errors(&accepted), &id).into(), Maker::Proxy),
     };
-    visit.answered(response.status(), by);
+    let status = reply.head.status;
+    visit.answered(status, by);
     // A body that was never asked for leaves no way to tell where the next request begins.
-    let is_own = !matches!(response.body(), Answer::Relayed(_));
+    let is_own = !matches!(reply.body, Answer::Relayed(_));
+    let fields = &mut reply.head.fields;
     if is_http2 {
         // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
-        response.headers_mut().remove(CONNECTION);
-    } else if (proxy.is_closing() || (is_own && is_held_back)) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        fields.remove(&CONNECTION);
+    } else if (proxy.is_closing() || (is_own && is_held_back)) && status != StatusCode::SWITCHING_PROTOCOLS {
+        fields.insert(&CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(hsts) = &origin.hsts {
-        response.headers_mut().entry(STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+    if let Some(hsts) = &origin.hsts
+        && !fields.contains(&STRICT_TRANSPORT_SECURITY)
+    {
+        fields.append(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
-    let status = response.status();
-    response.map(|answer| Sending::new(answer, visit, &method, status))
+    reply.map(|answer| Sending::new(answer, visit, &method, status))
+}
+
+/// A request on its way in.
+struct Incomer {
+    head: RequestHead,
+    body: ClientBody,
+    is_plain: bool,
+    upgrade: Option<OnUpgrade>,
 }
 
 /// Where a plain request is to go instead, if its host can be reached by https.
-fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<ClientBody>) -> Option<HeaderValue> {
+fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &RequestHead) -> Option<HeaderValue> {
     let front = proxy.fronts.current();
     let https = front.settings.https.filter(|_| front.settings.redirect_http)?;
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
     // What proves to a certificate authority whose host it is must be answered as it was asked (RFC 8555 §8.3).
-    if path.starts_with(CHALLENGE_PATH) || origin.is_secure(request.headers()) {
+    if path.starts_with(CHALLENGE_PATH) || origin.is_secure(&request.fields) {
         return None;
     }
     let port = if https.port() == 443 { String::new() } else { format!(":{}", https.port()) };
@@ -70,69 +115,72 @@ fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &Request<Client
 async fn forward(
     proxy: &Proxy,
     origin: &Origin,
-    mut request: Request<ClientBody>,
-    is_plain: bool,
+    request: Incomer,
     id: HeaderValue,
     visit: &mut Visit,
-) -> Result<Response<Answer>, Own> {
+) -> Result<Reply<Answer>, Own> {
     let arrived = Instant::now();
-    if request.method() == Method::CONNECT {
+    let Incomer { mut head, body, is_plain, upgrade: client } = request;
+    if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
     if !is_plain {
-        headers::check_framing(request.headers()).map_err(Own::BadRequest)?;
+        headers::check_framing(&head.fields).map_err(Own::BadRequest)?;
     }
-    if request.version() == Version::HTTP_2 {
-        let target = request.uri().authority().cloned();
-        headers::join_http2(target.as_ref(), request.headers_mut()).map_err(Own::BadRequest)?;
+    if head.version == Version::HTTP_2
+        && let Fields::Map(map) = &mut head.fields
+    {
+        headers::join_http2(head.uri.authority(), map).map_err(Own::BadRequest)?;
     }
-    if origin.limits.max_body_size.is_some_and(|most| request.body().size_hint().lower() > most) {
+    if origin.limits.max_body_size.is_some_and(|most| body.size_hint().lower() > most) {
         return Err(Own::TooLarge);
     }
-    let authority = headers::authority(request.uri(), request.headers()).map_err(Own::BadRequest)?;
+    let authority = headers::authority(&head.uri, &head.fields).map_err(Own::BadRequest)?;
     let host = authority.to_str().ok().and_then(lookup_host).ok_or(Own::BadRequest("the Host header is malformed"))?;
     visit.asks_for(&host);
-    if let Some(token) = request.uri().path().strip_prefix(CHALLENGE_PATH)
+    if let Some(token) = head.uri.path().strip_prefix(CHALLENGE_PATH)
         && let Some(answer) = proxy.challenges.page(&host, token)
     {
         return Err(Own::Challenge(answer));
     }
     if origin.leads_to_https
-        && let Some(location) = by_https(proxy, origin, &host, &request)
+        && let Some(location) = by_https(proxy, origin, &host, &head)
     {
         return Err(Own::ByHttps(location));
     }
 
-    let asked = request.uri().clone();
-    let seeker = Seeker { host: &host, path: asked.path(), headers: request.headers(), tried: &[], waited: false };
+    let asked = head.uri.clone();
+    let seeker = Seeker { host: &host, path: asked.path(), fields: &head.fields, tried: &[], waited: false };
     let (claim, way) = match proxy.routing.admit(seeker).await {
         Ok(claimed) => claimed,
-        Err(none) => return without_instance(none, &host, &request, visit).await,
+        Err(none) => return without_instance(none, &host, head, visit).await,
     };
     visit.found(&way);
     visit.given_to(claim.instance());
-    let is_secure = origin.is_secure(request.headers());
+    let is_secure = origin.is_secure(&head.fields);
     let stays =
-        way.sticky.as_ref().is_some_and(|cookie| cookie.read(request.headers()) == Some(claim.instance().id.as_str()));
+        way.sticky.as_ref().is_some_and(|cookie| cookie.read(&head.fields) == Some(claim.instance().id.as_str()));
     let protocol = way.protocol;
-    let may_upgrade = !is_plain && protocol == Protocol::Http1 && request.body().is_end_stream();
-    let upgrade = if may_upgrade { headers::upgrade(request.headers()) } else { None };
-    let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let (mut head, body) = request.into_parts();
-    headers::prepare_request(&mut head.headers, origin, authority.clone(), id, upgrade);
+    let may_upgrade = !is_plain && protocol == Protocol::Http1 && body.is_end_stream();
+    let upgrade = if may_upgrade { headers::upgrade(&head.fields) } else { None };
+    let client = client.filter(|_| upgrade.is_some());
+    headers::prepare_request(&mut head.fields, origin, authority.clone(), id, upgrade);
     if !body.is_end_stream() && body.size_hint().exact().is_none() {
         // Said here, as hyper takes a GET without a length for one without a body, and would leave it out.
-        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        head.fields.insert(&TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     if let Some(prefix) = &way.strip {
-        headers::set_prefix(&mut head.headers, prefix);
+        headers::set_prefix(&mut head.fields, prefix);
     }
-    let uri = target_for_instance(head.uri, way.strip.as_ref());
-    let head = Head { method: head.method, uri, headers: head.headers };
+    head.uri = target_for_instance(head.uri, way.strip.as_ref());
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
     let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
     let replayable = progress.is_none() && client.is_none() && head.method.is_idempotent();
+    let outgoing = match &progress {
+        None => Outgoing::Empty,
+        Some(progress) => Outgoing::Upload(body, Arc::clone(progress)),
+    };
     let attempt = Attempt {
         proxy,
         host: &host,
@@ -154,16 +202,16 @@ async fn forward(
         progress,
         visit,
     };
-    attempt.answer(head, body, client).await
+    attempt.answer(ForInstance { head, body: outgoing }, client).await
 }
 
 /// What is answered where no instance is asked.
 async fn without_instance(
     none: NoClaim,
     host: &str,
-    request: &Request<ClientBody>,
+    request: RequestHead,
     visit: &mut Visit,
-) -> Result<Response<Answer>, Own> {
+) -> Result<Reply<Answer>, Own> {
     none.count();
     match none {
         NoClaim::UnknownHost => Err(Own::UnknownHost(host.to_owned())),
@@ -184,7 +232,8 @@ async fn without_instance(
             visit.found(&way);
             visit.is_for_a_file();
             let files = way.files.get(place).ok_or(Own::UnknownFile)?;
-            files::answer(files, request.method(), request.uri().path(), request.headers()).await
+            let RequestHead { method, uri, fields, .. } = request;
+            files::answer(files, &method, uri.path(), &fields.into_map()).await.map(Reply::from)
         }
     }
 }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 pub use super::http1::fuzzing as http1;
 
 use super::access_log::AccessLog;
+use super::fields::Fields;
 use super::files;
 use super::forward;
 use super::front::Fronts;
@@ -55,37 +56,37 @@ impl Heads {
 
     /// What an instance gets of a request with these headers; the error is what its client is told.
     pub fn request(&self, peer: IpAddr, secure: bool, lines: &[Line]) -> Result<Vec<Line>, &'static str> {
-        let mut headers = map(lines);
+        let mut fields = fields(lines);
         let origin = Origin::new(peer, secure, &self.0.current());
-        headers::check_framing(&headers)?;
-        let authority = headers::authority(&Uri::default(), &headers)?;
+        headers::check_framing(&fields)?;
+        let authority = headers::authority(&Uri::default(), &fields)?;
         authority.to_str().ok().and_then(lookup_host).ok_or("the Host header is malformed")?;
-        let upgrade = headers::upgrade(&headers);
-        headers::prepare_request(&mut headers, &origin, authority, HeaderValue::from_static("id"), upgrade);
-        Ok(lines_of(&headers))
+        let upgrade = headers::upgrade(&fields);
+        headers::prepare_request(&mut fields, &origin, authority.clone(), HeaderValue::from_static("id"), upgrade);
+        Ok(lines_of(&fields.into_map()))
     }
 
     /// What a client gets of an answer with these headers.
     pub fn answer(&self, switching: bool, lines: &[Line]) -> Vec<Line> {
-        let mut headers = map(lines);
-        headers::prepare_response(&mut headers, switching);
-        lines_of(&headers)
+        let mut fields = fields(lines);
+        headers::prepare_response(&mut fields, switching);
+        lines_of(&fields.into_map())
     }
 }
 
 /// What else is read of headers, for its panics: the form of errors, streams of events, `Keep-Alive`, and the cookie lines that
 /// HTTP/2 splits.
 pub fn read_all(lines: &[Line]) -> bool {
-    let mut headers = map(lines);
-    let _ = headers::form_of_errors(&headers::accepted(&headers));
-    let _ = headers::is_event_stream(&headers);
-    let _ = headers::keep_alive_timeout(&headers);
-    headers::join_http2(None, &mut headers).is_ok()
+    let fields = fields(lines);
+    let _ = headers::form_of_errors(&headers::accepted(&fields));
+    let _ = headers::is_event_stream(&fields);
+    let _ = headers::keep_alive_timeout(&fields);
+    headers::join_http2(None, &mut fields.into_map()).is_ok()
 }
 
 /// The instance that the cookie of a sticky route names.
 pub fn instance_in_cookie(service: &ServiceName, lines: &[Line]) -> Option<String> {
-    StickyCookie::of(service, &PathPrefix::default()).read(&map(lines)).map(str::to_owned)
+    StickyCookie::of(service, &PathPrefix::default()).read(&fields(lines)).map(str::to_owned)
 }
 
 /// An answer from files.
@@ -105,6 +106,10 @@ pub async fn file_answer(files: &StaticFiles, is_head: bool, path: &str, lines: 
     let (head, body) = files::answer(files, &method, path, &map(lines)).await.ok()?.into_parts();
     let body = body.collect().await.ok()?.to_bytes().to_vec();
     Some(FileAnswer { status: head.status.as_u16(), lines: lines_of(&head.headers), body })
+}
+
+fn fields(lines: &[Line]) -> Fields {
+    Fields::Map(map(lines))
 }
 
 /// What cannot be sent is left out.

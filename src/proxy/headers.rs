@@ -6,12 +6,12 @@ use std::time::Duration;
 use hyper::Uri;
 use hyper::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
-    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::uri::Authority;
 
+use super::fields::{Fields, is};
 use super::front::Front;
-
 use super::path_prefix::PathPrefix;
 use crate::config::ProxyLimits;
 
@@ -22,7 +22,6 @@ static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-pre
 pub(super) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// What the proxy says about where a request came from, and what else is the same for a whole connection.
 #[derive(Debug, Clone)]
@@ -60,23 +59,21 @@ impl Origin {
     }
 
     /// Whether the client itself used https: by a proxy in front, if that is believed.
-    pub fn is_secure(&self, headers: &HeaderMap) -> bool {
-        let said = if self.is_trusted { headers.get(&X_FORWARDED_PROTO) } else { None };
-        said.unwrap_or(&self.scheme).as_bytes().eq_ignore_ascii_case(b"https")
+    pub fn is_secure(&self, fields: &Fields) -> bool {
+        let said = if self.is_trusted { fields.get(&X_FORWARDED_PROTO) } else { None };
+        said.unwrap_or(self.scheme.as_bytes()).eq_ignore_ascii_case(b"https")
     }
 }
 
 /// The authority a request is for: its target's when that is a full URI, else its one `Host` header
 /// (RFC 9112 §3.2). The error says what is wrong.
-pub fn authority(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
+pub fn authority(uri: &Uri, fields: &Fields) -> Result<HeaderValue, &'static str> {
+    if fields.get_all(&HOST).nth(1).is_some() {
         return Err("the request has more than one Host header");
     }
     match uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).map_err(|_| "the request's target is malformed"),
-        None => host.cloned().ok_or("the request has no Host header"),
+        None => fields.value(&HOST).ok_or("the request has no Host header"),
     }
 }
 
@@ -101,55 +98,58 @@ pub fn join_http2(target: Option<&Authority>, headers: &mut HeaderMap) -> Result
 }
 
 /// Refuses a body framing that two parties might read differently.
-pub fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
-    if is_plain_chunked(headers) { Ok(()) } else { Err("the only transfer coding understood is chunked, once") }
+pub fn check_framing(fields: &Fields) -> Result<(), &'static str> {
+    if is_plain_chunked(fields) { Ok(()) } else { Err("the only transfer coding understood is chunked, once") }
 }
 
 /// Whether there is no transfer coding, or `chunked` alone: others would be lost on the way.
-pub fn is_plain_chunked(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+pub fn is_plain_chunked(fields: &Fields) -> bool {
+    let mut codings = fields.get_all(&TRANSFER_ENCODING);
     match codings.next() {
         None => true,
-        Some(coding) => codings.next().is_none() && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        Some(coding) => codings.next().is_none() && coding.trim_ascii().eq_ignore_ascii_case(b"chunked"),
     }
 }
 
 /// The protocol a client asks to switch to. `h2c` is not passed on: behind it requests would pass unseen.
-pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = headers.get_all(CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    let mut protocols = headers.get_all(UPGRADE).iter();
-    let protocol = protocols.next()?;
-    let is_h2c = tokens(protocol).any(|token| token.eq_ignore_ascii_case(b"h2c"));
-    (asked && protocols.next().is_none() && !is_h2c).then(|| protocol.clone())
+pub fn upgrade(fields: &Fields) -> Option<HeaderValue> {
+    let asked = fields.get_all(&CONNECTION).flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let protocol = fields.value(&UPGRADE)?;
+    let is_only_one = fields.get_all(&UPGRADE).nth(1).is_none();
+    let is_h2c = tokens(protocol.as_bytes()).any(|token| token.eq_ignore_ascii_case(b"h2c"));
+    (asked && is_only_one && !is_h2c).then_some(protocol)
 }
 
 /// Turns a client's headers into those for an instance.
 pub fn prepare_request(
-    headers: &mut HeaderMap,
+    fields: &mut Fields,
     origin: &Origin,
     authority: HeaderValue,
     request_id: HeaderValue,
     upgrade: Option<HeaderValue>,
 ) {
-    let wants_trailers = has_hop_by_hop(headers)
-        && headers.get_all(TE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
-    remove_hop_by_hop(headers);
-    let forwarding = if origin.is_trusted { Some(Forwarding::of(headers)) } else { None };
-    remove_where(headers, |name| is_clients_claim(name) || *name == EXPECT);
+    let wants_trailers = has_hop_by_hop(fields)
+        && fields.get_all(&TE).flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    remove_hop_by_hop(fields);
+    let forwarding = if origin.is_trusted { Some(Forwarding::of(fields)) } else { None };
+    fields.remove_where(|name| is_clients_claim(name) || is(name, &EXPECT));
     if wants_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+        fields.append(TE, HeaderValue::from_static("trailers"));
     }
     if let Some(protocol) = upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
+        fields.append(CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.append(UPGRADE, protocol);
     }
-    headers.insert(HOST, authority.clone());
-    headers.insert(&X_FORWARDED_FOR, origin.address.clone());
-    headers.insert(&X_FORWARDED_PROTO, origin.scheme.clone());
-    headers.insert(&X_FORWARDED_HOST, authority);
-    headers.insert(&X_REQUEST_ID, request_id);
+    if fields.get(&HOST) != Some(authority.as_bytes()) {
+        fields.insert(&HOST, authority.clone());
+    }
+    // None of these is left by now.
+    fields.append(X_FORWARDED_FOR.clone(), origin.address.clone());
+    fields.append(X_FORWARDED_PROTO.clone(), origin.scheme.clone());
+    fields.append(X_FORWARDED_HOST.clone(), authority);
+    fields.append(X_REQUEST_ID.clone(), request_id);
     if let Some(forwarding) = forwarding {
-        forwarding.restore(headers, origin);
+        forwarding.restore(fields, origin);
     }
 }
 
@@ -161,23 +161,26 @@ struct Forwarding {
 }
 
 impl Forwarding {
-    fn of(headers: &HeaderMap) -> Self {
-        let is_kept = |name: &HeaderName| {
-            let is_forwarding = name.as_str().starts_with("x-forwarded-") && *name != X_FORWARDED_FOR;
-            (is_forwarding || *name == X_REAL_IP) && !name.as_str().contains('_')
+    fn of(fields: &Fields) -> Self {
+        let is_kept = |name: &[u8]| {
+            let is_forwarding = starts_with(name, FORWARDING) && !is(name, &X_FORWARDED_FOR);
+            (is_forwarding || is(name, &X_REAL_IP)) && !name.contains(&b'_')
         };
-        let kept = headers.iter().filter(|(name, _)| is_kept(name));
-        let kept = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-        Self { kept, addresses: joined(headers, &X_FORWARDED_FOR), forwarded: joined(headers, &FORWARDED) }
+        let kept = fields.iter().filter(|(name, _)| is_kept(name));
+        let kept = kept.filter_map(|(name, value)| {
+            Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
+        });
+        let kept = kept.collect();
+        Self { kept, addresses: joined(fields, &X_FORWARDED_FOR), forwarded: joined(fields, &FORWARDED) }
     }
 
     /// As it was, with the peer at the end.
-    fn restore(self, headers: &mut HeaderMap, origin: &Origin) {
+    fn restore(self, fields: &mut Fields, origin: &Origin) {
         for (name, _) in &self.kept {
-            headers.remove(name);
+            fields.remove(name);
         }
         for (name, value) in self.kept {
-            headers.append(name, value);
+            fields.append(name, value);
         }
         let list = |mut before: Vec<u8>, last: &[u8]| {
             if !before.is_empty() {
@@ -187,93 +190,92 @@ impl Forwarding {
             HeaderValue::from_bytes(&before)
         };
         if let Ok(addresses) = list(self.addresses, origin.address.as_bytes()) {
-            headers.insert(&X_FORWARDED_FOR, addresses);
+            fields.insert(&X_FORWARDED_FOR, addresses);
         }
         if !self.forwarded.is_empty()
             && let Ok(forwarded) = list(self.forwarded, format!("for={}", origin.node).as_bytes())
         {
-            headers.insert(FORWARDED, forwarded);
+            fields.insert(&FORWARDED, forwarded);
         }
     }
 }
 
 /// All values of a list, in one.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
-    let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+fn joined(fields: &Fields, name: &HeaderName) -> Vec<u8> {
+    let values: Vec<&[u8]> = fields.get_all(name).collect();
     values.join(&b", "[..])
 }
 
 /// Says which part of the path was taken off, so that the instance can write links. After [`prepare_request`].
-pub fn set_prefix(headers: &mut HeaderMap, prefix: &PathPrefix) {
+pub fn set_prefix(fields: &mut Fields, prefix: &PathPrefix) {
     if let Ok(prefix) = HeaderValue::from_str(prefix.as_str()) {
-        headers.insert(&X_FORWARDED_PREFIX, prefix);
+        fields.insert(&X_FORWARDED_PREFIX, prefix);
     }
 }
 
 /// Turns an instance's headers into those for a client. Those of a switched protocol keep their `Upgrade`.
-pub fn prepare_response(headers: &mut HeaderMap, switching: bool) {
-    let protocol = if switching { headers.remove(UPGRADE) } else { None };
-    remove_hop_by_hop(headers);
+pub fn prepare_response(fields: &mut Fields, switching: bool) {
+    let protocol = if switching { fields.value(&UPGRADE) } else { None };
+    remove_hop_by_hop(fields);
     if switching {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.append(CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = protocol {
-            headers.insert(UPGRADE, protocol);
+            fields.append(UPGRADE, protocol);
         }
     }
 }
 
 /// Removes what is meant for the next hop only: the fixed set, and what `Connection` names.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if !has_hop_by_hop(headers) {
+fn remove_hop_by_hop(fields: &mut Fields) {
+    if !has_hop_by_hop(fields) {
         return;
     }
-    if headers.contains_key(CONNECTION) {
-        let lines: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
-        for token in lines.iter().flat_map(tokens) {
-            // What frames or directs the message is not the sender's to hide.
-            if let Ok(name) = HeaderName::from_bytes(token)
-                && name != HOST
-                && name != CONTENT_LENGTH
-            {
-                headers.remove(name);
-            }
-        }
-        headers.remove(CONNECTION);
-    }
-    remove_where(headers, is_hop_by_hop);
+    let named: Vec<Vec<u8>> = fields.get_all(&CONNECTION).flat_map(tokens).map(<[u8]>::to_vec).collect();
+    fields.remove_where(|name| {
+        // What frames or directs the message is not the sender's to hide.
+        let is_named = named.iter().any(|named| name.eq_ignore_ascii_case(named));
+        is_hop_by_hop(name) || (is_named && !is(name, &HOST) && !is(name, &CONTENT_LENGTH))
+    });
 }
 
 /// Nearly always there is none: one look at the names is cheaper than to ask for each.
-fn has_hop_by_hop(headers: &HeaderMap) -> bool {
-    headers.keys().any(is_hop_by_hop)
+fn has_hop_by_hop(fields: &Fields) -> bool {
+    fields.iter().any(|(name, _)| is_hop_by_hop(name))
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    match *name {
-        CONNECTION | TE | TRANSFER_ENCODING | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION => true,
-        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
-    }
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    let wanted = match name.len() {
+        2 => "te",
+        7 => "upgrade",
+        10 => return ["connection", "keep-alive"].iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())),
+        16 => "proxy-connection",
+        17 => "transfer-encoding",
+        18 => "proxy-authenticate",
+        19 => "proxy-authorization",
+        _ => return false,
+    };
+    name.eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 /// What only a proxy may say; and names with `_`, which many servers read as `-`.
-fn is_clients_claim(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    text.starts_with("x-forwarded-")
-        || *name == X_REAL_IP
-        || *name == FORWARDED
-        || *name == X_REQUEST_ID
-        || text.contains('_')
+fn is_clients_claim(name: &[u8]) -> bool {
+    starts_with(name, FORWARDING)
+        || is(name, &X_REAL_IP)
+        || is(name, &FORWARDED)
+        || is(name, &X_REQUEST_ID)
+        || name.contains(&b'_')
 }
 
-fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
-    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
-        headers.remove(name);
-    }
+/// How names begin that say where a request came from.
+const FORWARDING: &str = "x-forwarded-";
+
+fn starts_with(name: &[u8], start: &str) -> bool {
+    name.get(..start.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(start.as_bytes()))
 }
 
 /// The elements of a comma-separated value.
-fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    value.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// How an error is best told.
@@ -288,15 +290,15 @@ pub enum Form {
 }
 
 /// What a client accepts, as it said it.
-pub fn accepted(headers: &HeaderMap) -> Vec<HeaderValue> {
-    headers.get_all(ACCEPT).iter().cloned().collect()
+pub fn accepted(fields: &Fields) -> Vec<Vec<u8>> {
+    fields.get_all(&ACCEPT).map(<[u8]>::to_vec).collect()
 }
 
 /// The form that `Accept` prefers: of those that are named the one with the greatest weight, and of equals the first
 /// (RFC 9110 §12.5.1). Ranges such as `*/*` name none.
-pub fn form_of_errors(accepted: &[HeaderValue]) -> Form {
+pub fn form_of_errors(accepted: &[Vec<u8>]) -> Form {
     let mut best = (0.0, Form::Plain);
-    for range in accepted.iter().flat_map(tokens) {
+    for range in accepted.iter().flat_map(|line| tokens(line)) {
         let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
         let media = parts.next().unwrap_or_default().to_ascii_lowercase();
         let form = match media.as_slice() {
@@ -316,17 +318,13 @@ pub fn form_of_errors(accepted: &[HeaderValue]) -> Form {
 }
 
 /// Whether an answer is a stream of events, which stays open by its nature.
-pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    let prefix = b"text/event-stream";
-    headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().get(..prefix.len()))
-        .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+pub fn is_event_stream(fields: &Fields) -> bool {
+    fields.get(&CONTENT_TYPE).is_some_and(|value| starts_with(value, "text/event-stream"))
 }
 
 /// How long an instance says it keeps an idle connection (`Keep-Alive: timeout=5`).
-pub fn keep_alive_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(&KEEP_ALIVE)?;
+pub fn keep_alive_timeout(fields: &Fields) -> Option<Duration> {
+    let value = fields.get(&KEEP_ALIVE)?;
     let text = tokens(value).find_map(|token| token.strip_prefix(b"timeout="))?;
     std::str::from_utf8(text).ok()?.parse().ok().map(Duration::from_secs)
 }
@@ -343,6 +341,10 @@ mod tests {
         headers
     }
 
+    fn fields(lines: &[(&'static str, &str)]) -> Fields {
+        map(lines).into()
+    }
+
     fn origin(peer: &str, is_trusted: bool) -> Origin {
         Origin {
             address: HeaderValue::from_str(peer).unwrap(),
@@ -356,12 +358,12 @@ mod tests {
     }
 
     fn forwarded(lines: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = map(lines);
+        let mut fields = fields(lines);
         let origin = origin("192.0.2.7", false);
-        let upgrade = upgrade(&headers);
+        let upgrade = upgrade(&fields);
         let host = HeaderValue::from_static("shop.test:8080");
-        prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), upgrade);
-        headers
+        prepare_request(&mut fields, &origin, host, HeaderValue::from_static("id-1"), upgrade);
+        fields.into_map()
     }
 
     #[test]
@@ -395,11 +397,11 @@ mod tests {
     #[test]
     fn a_trusted_proxy_is_believed_and_added_to() {
         let ask = |lines: &[(&'static str, &str)]| {
-            let mut headers = map(lines);
+            let mut fields = fields(lines);
             let (origin, host) = (origin("10.0.0.9", true), HeaderValue::from_static("shop.test"));
-            let is_secure = origin.is_secure(&headers);
-            prepare_request(&mut headers, &origin, host, HeaderValue::from_static("id-1"), None);
-            (headers, is_secure)
+            let is_secure = origin.is_secure(&fields);
+            prepare_request(&mut fields, &origin, host, HeaderValue::from_static("id-1"), None);
+            (fields.into_map(), is_secure)
         };
         let (headers, is_secure) = ask(&[
             ("x-forwarded-for", "192.0.2.7"),
@@ -465,11 +467,11 @@ mod tests {
     #[test]
     fn a_request_names_one_host() {
         let target: Uri = "/x".parse().unwrap();
-        assert!(authority(&target, &map(&[])).is_err());
-        assert!(authority(&target, &map(&[("host", "a"), ("host", "b")])).is_err());
-        assert_eq!(authority(&target, &map(&[("host", "a")])).unwrap(), "a");
+        assert!(authority(&target, &fields(&[])).is_err());
+        assert!(authority(&target, &fields(&[("host", "a"), ("host", "b")])).is_err());
+        assert_eq!(authority(&target, &fields(&[("host", "a")])).unwrap(), "a");
         let full: Uri = "http://b.test:81/x".parse().unwrap();
-        assert_eq!(authority(&full, &map(&[("host", "a")])).unwrap(), "b.test:81");
+        assert_eq!(authority(&full, &fields(&[("host", "a")])).unwrap(), "b.test:81");
     }
 
     #[test]
@@ -493,7 +495,7 @@ mod tests {
             (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
             (&[("transfer-encoding", "identity")], false),
         ] {
-            assert_eq!(is_plain_chunked(&map(lines)), fine, "{lines:?}");
+            assert_eq!(is_plain_chunked(&fields(lines)), fine, "{lines:?}");
         }
     }
 
@@ -509,12 +511,12 @@ mod tests {
             ("*/*", Form::Plain),
             ("", Form::Plain),
         ] {
-            assert_eq!(form_of_errors(&accepted(&map(&[("accept", accept)]))), form, "{accept}");
+            assert_eq!(form_of_errors(&accepted(&fields(&[("accept", accept)]))), form, "{accept}");
         }
         assert_eq!(form_of_errors(&[]), Form::Plain);
-        assert!(is_event_stream(&map(&[("content-type", "text/event-stream; charset=utf-8")])));
-        assert!(!is_event_stream(&map(&[("content-type", "text/html")])));
-        assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "timeout=5, max=100")])), Some(Duration::from_secs(5)));
-        assert_eq!(keep_alive_timeout(&map(&[("keep-alive", "max=100")])), None);
+        assert!(is_event_stream(&fields(&[("content-type", "text/event-stream; charset=utf-8")])));
+        assert!(!is_event_stream(&fields(&[("content-type", "text/html")])));
+        assert_eq!(keep_alive_timeout(&fields(&[("keep-alive", "timeout=5, max=100")])), Some(Duration::from_secs(5)));
+        assert_eq!(keep_alive_timeout(&fields(&[("keep-alive", "max=100")])), None);
     }
 }

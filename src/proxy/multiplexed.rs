@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
-use hyper::{Request, Response, Uri, Version};
+use hyper::{Request, Uri, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use super::body::{Outgoing, Source};
 use super::instance::lock;
+use super::message::Reply;
 use super::pool::{SendError, without_body};
 
 /// The connection to one instance, while there is one.
@@ -58,18 +59,18 @@ impl Multiplexed {
 impl Stream {
     /// Sends a request and waits for the head of the answer. One that `is_kept` has no body and comes back when it is
     /// not answered.
-    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
+    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Reply<Source>, SendError> {
         let kept = is_kept.then(|| without_body(&request));
         match self.sender.try_send_request(in_http2(request)).await {
-            Ok(answer) => Ok(answer.map(Source::Incoming)),
+            Ok(answer) => Ok(answer.map(Source::Incoming).into()),
             Err(mut error) => {
                 self.of.forget();
                 Err(match error.take_message() {
-                    Some(unsent) => SendError::NotSent(Box::new(in_http1(unsent)), error.into_error().into()),
+                    Some(unsent) => SendError::NotSent(Box::new(in_http1(unsent).into()), error.into_error().into()),
                     None => SendError::Broken {
                         error: error.into_error().into(),
                         silent: true,
-                        request: kept.map(Box::new),
+                        request: kept.map(|request| Box::new(request.into())),
                     },
                 })
             }

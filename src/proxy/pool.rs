@@ -17,7 +17,7 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, Parts, SendRequest};
-use hyper::{Request, Response};
+use hyper::Request;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::body::{Outgoing, Source};
 use super::http1::{Exchange, LinkError, Unanswered};
 use super::instance::lock;
+use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
@@ -194,7 +195,7 @@ struct Any {
 #[derive(Debug)]
 pub enum SendError {
     /// Nothing of the request was written: here it is again.
-    NotSent(Box<Request<Outgoing>>, LinkError),
+    NotSent(Box<ForInstance>, LinkError),
     /// The connection ended after (part of) the request was written.
     Broken {
         /// How.
@@ -202,7 +203,7 @@ pub enum SendError {
         /// Not one byte of an answer had come.
         silent: bool,
         /// The request again, if it was to be kept.
-        request: Option<Box<Request<Outgoing>>>,
+        request: Option<Box<ForInstance>>,
     },
 }
 
@@ -220,18 +221,18 @@ impl Link {
 
     /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile. A request that has
     /// no body and `is_kept` comes back when it is not answered.
-    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
+    pub async fn send(&mut self, request: ForInstance, is_kept: bool) -> Result<Reply<Source>, SendError> {
         match &mut self.wire {
-            Wire::Plain(exchange) => match exchange.send(&request).await {
-                Ok(answer) => Ok(answer.map(|()| Source::Link)),
+            Wire::Plain(exchange) => match exchange.send(&request.head).await {
+                Ok(head) => Ok(Reply { head, body: Source::Link }),
                 Err(Unanswered { error, is_unsent: true, .. }) => Err(SendError::NotSent(Box::new(request), error)),
                 Err(Unanswered { error, is_silent, .. }) => {
                     let request = is_kept.then(|| Box::new(request));
                     Err(SendError::Broken { error, silent: is_silent, request })
                 }
             },
-            Wire::Any(any) => any.send(request, is_kept).await,
-            Wire::Http2(stream) => stream.send(request, is_kept).await,
+            Wire::Any(any) => any.send(request.into_request(), is_kept).await,
+            Wire::Http2(stream) => stream.send(request.into_request(), is_kept).await,
         }
     }
 
@@ -327,25 +328,25 @@ impl Link {
 }
 
 impl Any {
-    async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Response<Source>, SendError> {
+    async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Reply<Source>, SendError> {
         let kept = is_kept.then(|| without_body(&request));
         let mut answer = pin!(self.sender.try_send_request(request));
         let outcome = std::future::poll_fn(|cx| {
             drive(&mut self.connection, &mut self.closed, cx);
             answer.as_mut().poll(cx)
         });
-        let outcome = outcome.await.map(|answer| answer.map(Source::Incoming));
+        let outcome = outcome.await.map(|answer| answer.map(Source::Incoming).into());
         outcome.map_err(|error| self.explain(error, kept))
     }
 
     fn explain(&self, mut error: TrySendError<Request<Outgoing>>, kept: Option<Request<Outgoing>>) -> SendError {
         match error.take_message() {
-            Some(request) => SendError::NotSent(Box::new(request), error.into_error().into()),
+            Some(request) => SendError::NotSent(Box::new(request.into()), error.into_error().into()),
             None => {
                 let error = error.into_error();
                 let nothing_read = self.closed.as_ref().is_some_and(|parts| parts.read_buf.is_empty());
                 let silent = nothing_read && !error.is_parse();
-                SendError::Broken { error: error.into(), silent, request: kept.map(Box::new) }
+                SendError::Broken { error: error.into(), silent, request: kept.map(|request| Box::new(request.into())) }
             }
         }
     }

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use hyper::HeaderMap;
-
 use super::control::{AppCounts, InstanceCounts, QueueCount};
 use super::counts::Counters;
+use super::fields::Fields;
 use super::instance::{Claim, Instance, lock};
 use super::lookup::{Lookup, NoRoute};
 use super::path_prefix::PathPrefix;
@@ -88,7 +87,7 @@ pub struct Seeker<'a> {
     /// Of its target, as it was sent.
     pub path: &'a str,
     /// For the cookie of a sticky route.
-    pub headers: &'a HeaderMap,
+    pub fields: &'a Fields,
     /// Instances that did not take it.
     pub tried: &'a [Arc<Instance>],
     /// Whether it has waited for its turn.
@@ -168,7 +167,7 @@ impl Routing {
         let sound = |member: usize| !members[member].is_ejected() && free(member);
         let load = |member: usize| members[member].load();
         let same_as_before = || {
-            let id = way.sticky.as_ref()?.read(seeker.headers)?;
+            let id = way.sticky.as_ref()?.read(seeker.fields)?;
             members.iter().position(|member| member.id.as_str() == id).filter(|&member| sound(member))
         };
         let chosen = same_as_before()

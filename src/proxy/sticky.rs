@@ -1,7 +1,8 @@
 //! The cookie by which a client stays with one instance.
 
-use hyper::header::{COOKIE, HeaderMap, HeaderValue};
+use hyper::header::{COOKIE, HeaderValue};
 
+use super::fields::{Fields, is};
 use super::path_prefix::PathPrefix;
 use crate::model::{InstanceId, ServiceName};
 
@@ -19,8 +20,9 @@ impl StickyCookie {
     }
 
     /// The instance that the client was answered by, as it says.
-    pub fn read<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
+    pub fn read<'a>(&self, fields: &'a Fields) -> Option<&'a str> {
+        let lines = fields.iter().filter(|(name, _)| is(name, &COOKIE));
+        let lines = lines.filter_map(|(_, line)| std::str::from_utf8(line).ok());
         let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
         pairs.find(|(name, _)| *name == self.name).map(|(_, value)| value)
     }
@@ -36,6 +38,8 @@ impl StickyCookie {
 
 #[cfg(test)]
 mod tests {
+    use hyper::HeaderMap;
+
     use super::*;
 
     #[test]
@@ -45,10 +49,10 @@ mod tests {
         let id = InstanceId::parse("d12-web-3").unwrap();
         let set = cookie.tie_to(&id, true).unwrap();
         assert_eq!(set, "longshore-web=d12-web-3; Path=/app; HttpOnly; SameSite=Lax; Secure");
-        let mut headers = HeaderMap::new();
-        assert_eq!(cookie.read(&headers), None);
-        headers.append(COOKIE, HeaderValue::from_static("a=1; longshore-webx=d1-web-1"));
-        headers.append(COOKIE, HeaderValue::from_static("b=2;longshore-web=d12-web-3; c"));
-        assert_eq!(cookie.read(&headers), Some("d12-web-3"));
+        let mut fields = Fields::Map(HeaderMap::new());
+        assert_eq!(cookie.read(&fields), None);
+        fields.append(COOKIE, HeaderValue::from_static("a=1; longshore-webx=d1-web-1"));
+        fields.append(COOKIE, HeaderValue::from_static("b=2;longshore-web=d12-web-3; c"));
+        assert_eq!(cookie.read(&fields), Some("d12-web-3"));
     }
 }

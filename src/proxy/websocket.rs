@@ -1,7 +1,9 @@
 //! As much of the WebSocket protocol (RFC 6455) as it takes to say goodbye in it: where one side's frames begin and end,
 //! and the frame that closes.
 
-use hyper::header::{HeaderMap, HeaderName, UPGRADE};
+use hyper::header::{HeaderName, UPGRADE};
+
+use super::fields::Fields;
 
 /// In the answer that agrees to it (RFC 6455 §4.2.2).
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
@@ -15,9 +17,9 @@ const GOING_AWAY: u16 = 1001;
 const SERVICE_RESTART: u16 = 1012;
 
 /// Whether this answer, a 101, begins one.
-pub fn is_agreed(answer: &HeaderMap) -> bool {
-    let protocol = answer.get(UPGRADE).map(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    protocol == Some(true) && answer.contains_key(ACCEPT)
+pub fn is_agreed(answer: &Fields) -> bool {
+    let protocol = answer.get(&UPGRADE).map(|value| value.eq_ignore_ascii_case(b"websocket"));
+    protocol == Some(true) && answer.contains(&ACCEPT)
 }
 
 /// The frame that asks a client to come back.

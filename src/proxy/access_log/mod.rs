@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hyper::header::{HOST, HeaderName, HeaderValue, REFERER, USER_AGENT};
-use hyper::{Request, StatusCode, Version};
+use hyper::{StatusCode, Version};
 use jiff::Timestamp;
 
 use super::headers::{Origin, X_FORWARDED_FOR};
 use super::instance::Instance;
+use super::message::RequestHead;
 use super::routing::Way;
 use crate::config::AccessLogConfig;
 
@@ -75,23 +76,22 @@ impl AccessLog {
     }
 
     /// Begins the story of a request whose head has come.
-    pub fn begin<B>(self: &Arc<Self>, request: &Request<B>, origin: &Origin, id: &HeaderValue) -> Visit {
+    pub fn begin(self: &Arc<Self>, request: &RequestHead, origin: &Origin, id: &HeaderValue) -> Visit {
         if !self.is_on.load(Relaxed) {
             return Visit(None);
         }
-        let headers = request.headers();
-        let text = |name: &HeaderName| Some(bounded(headers.get(name)?.as_bytes(), TEXT_LIMIT));
-        let host = request.uri().authority().map(|target| bounded(target.as_str().as_bytes(), TEXT_LIMIT));
-        let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+        let text = |name: &HeaderName| Some(bounded(request.fields.get(name)?, TEXT_LIMIT));
+        let host = request.uri.authority().map(|target| bounded(target.as_str().as_bytes(), TEXT_LIMIT));
+        let target = request.uri.path_and_query().map_or("", |target| target.as_str());
         let entry = Entry {
             time: Timestamp::now(),
             id: String::from_utf8_lossy(id.as_bytes()).into_owned(),
             client: String::from_utf8_lossy(origin.address.as_bytes()).into_owned(),
             forwarded_for: if origin.is_trusted { text(&X_FORWARDED_FOR) } else { None },
             host: host.or_else(|| text(&HOST)),
-            method: bounded(request.method().as_str().as_bytes(), METHOD_LIMIT),
+            method: bounded(request.method.as_str().as_bytes(), METHOD_LIMIT),
             target: bounded(target.as_bytes(), TARGET_LIMIT),
-            version: version(request.version()),
+            version: version(request.version),
             tls: origin.scheme == "https",
             app: None,
             service: None,

@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::header::HeaderMap;
 
+use super::super::fields::Lines;
 use super::head;
 
 /// The longest line with a chunk's size and its extensions, which are ignored.
@@ -105,7 +106,8 @@ fn trailers(input: &mut BytesMut) -> Result<Piece, Malformed> {
     let mut parsed = [httparse::EMPTY_HEADER; 16];
     match httparse::parse_headers(&lines, &mut parsed) {
         Ok(httparse::Status::Complete((read, parsed))) if read == lines.len() => {
-            Ok(Piece::End(Some(head::fields(&lines, parsed, 0, |_, _| false).ok_or(Malformed)?)))
+            let trailers = Lines::new(lines.clone(), parsed, 0, |_, _| false).ok_or(Malformed)?;
+            Ok(Piece::End(Some(trailers.into_map())))
         }
         _ => Err(Malformed),
     }

@@ -6,11 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::Frame;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use super::super::message::{AnswerHead, RequestHead};
 use super::chunked::{Chunked, Piece};
 use super::request;
 use super::response::{self, Head, Length};
@@ -78,7 +79,7 @@ impl Exchange {
 
     /// Sends the head of a request that has no body, and waits for the head of the answer. To be called when
     /// [`Self::is_ready`].
-    pub async fn send<B>(&mut self, request: &Request<B>) -> Result<Response<()>, Unanswered> {
+    pub async fn send(&mut self, request: &RequestHead) -> Result<AnswerHead, Unanswered> {
         // Until the answer is whole. A caller that gives up leaves it like this.
         self.keeps = false;
         self.output.clear();
@@ -90,8 +91,8 @@ impl Exchange {
                 Err(error) => return Err(Unanswered { error: error.into(), is_unsent: written == 0, is_silent: true }),
             }
         }
-        let answered = self.head(request.method() == Method::HEAD).await;
-        let Head { response, length, keeps } = answered.map_err(|error| {
+        let answered = self.head(request.method == Method::HEAD).await;
+        let Head { head, length, keeps } = answered.map_err(|error| {
             let is_silent = self.input.is_empty() && !matches!(error, LinkError::Malformed(_));
             Unanswered { error, is_unsent: false, is_silent }
         })?;
@@ -102,7 +103,7 @@ impl Exchange {
             Length::UntilClose => Rest::UntilClose,
         };
         self.keeps = keeps;
-        Ok(response)
+        Ok(head)
     }
 
     /// The head of the answer; those of interim ones before it are passed over.
@@ -110,7 +111,7 @@ impl Exchange {
         let mut seen = 0;
         loop {
             match response::read(&mut self.input, seen, to_head).map_err(|why| LinkError::Malformed(why.0))? {
-                Some(head) if is_interim(head.response.status()) => {
+                Some(head) if is_interim(head.head.status) => {
                     seen = 0;
                     continue;
                 }
@@ -204,10 +205,16 @@ fn is_interim(status: StatusCode) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hyper::Request;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     use super::*;
+
+    fn request(method: Method) -> RequestHead {
+        let request = Request::builder().method(method).uri("/a?b").header("host", "a").body(()).unwrap();
+        request.into_parts().0.into()
+    }
 
     /// An instance that answers with these packets and then closes; what comes of it.
     async fn answered(method: Method, packets: &'static [&'static str]) -> Result<(u16, String, bool), String> {
@@ -231,7 +238,7 @@ mod tests {
             }
         });
         let mut exchange = Exchange::new(socket);
-        let request = Request::builder().method(method).uri("/a?b").header("host", "a").body(()).unwrap();
+        let request = request(method);
         let answer = async {
             let head = exchange.send(&request).await.map_err(|why| format!("{why:?}"))?;
             let mut body = Vec::new();
@@ -239,7 +246,7 @@ mod tests {
                 let frame = frame.map_err(|why| why.to_string())?;
                 body.extend_from_slice(frame.data_ref().map_or(b"trailers", |data| data));
             }
-            Ok((head.status().as_u16(), String::from_utf8(body).unwrap(), exchange.is_ready()))
+            Ok((head.status.as_u16(), String::from_utf8(body).unwrap(), exchange.is_ready()))
         };
         let answer = answer.await;
         drop(done);
@@ -303,7 +310,7 @@ mod tests {
         let mut exchange = Exchange::new(socket);
         assert!(exchange.is_ready());
         drop(listener.accept().await.unwrap());
-        let why = exchange.send(&Request::new(())).await.unwrap_err();
+        let why = exchange.send(&request(Method::GET)).await.unwrap_err();
         assert!(why.is_silent, "{why:?}");
         assert!(!exchange.is_ready());
     }

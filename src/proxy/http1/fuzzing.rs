@@ -1,8 +1,8 @@
 //! What the fuzz target of the codec calls: bytes that come in packets on one side, plain data on the other.
 
 use bytes::BytesMut;
-use hyper::header::HeaderMap;
 
+use super::super::fields::Fields;
 use super::chunked::{Chunked, Piece};
 use super::request::{self, Arrived};
 use super::response::{self, Length};
@@ -44,9 +44,9 @@ pub fn ask(packets: &[&[u8]]) -> Asked {
                 let mut written = Vec::new();
                 request::write(&request, &mut written);
                 return Asked::Plain {
-                    method: request.method().to_string(),
-                    target: request.uri().to_string(),
-                    lines: lines(request.headers()),
+                    method: request.method.to_string(),
+                    target: request.uri.to_string(),
+                    lines: lines(&request.fields),
                     written,
                     rest: input.to_vec(),
                 };
@@ -72,7 +72,7 @@ pub fn answer(packets: &[&[u8]], to_head: bool) -> Result<Option<Answered>, &'st
                     Length::Chunked => Some(None),
                     Length::UntilClose => None,
                 };
-                return Ok(Some((head.response.status().as_u16(), lines(head.response.headers()), length)));
+                return Ok(Some((head.head.status.as_u16(), lines(&head.head.fields), length)));
             }
         }
     }
@@ -102,6 +102,6 @@ pub fn chunks(packets: &[&[u8]]) -> Result<Option<Body>, Malformed> {
     Ok(None)
 }
 
-fn lines(headers: &HeaderMap) -> Vec<Line> {
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+fn lines(fields: &Fields) -> Vec<Line> {
+    fields.iter().map(|(name, value)| (String::from_utf8_lossy(name).to_lowercase(), value.to_vec())).collect()
 }

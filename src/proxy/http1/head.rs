@@ -1,9 +1,5 @@
 //! What heads of requests and of answers have in common.
 
-use bytes::Bytes;
-use httparse::Header;
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-
 /// Fields that a head may have, as many as hyper takes.
 pub const MOST_FIELDS: usize = 100;
 
@@ -24,33 +20,6 @@ pub fn end(bytes: &[u8], seen: usize) -> Option<(usize, bool)> {
         }
     }
     None
-}
-
-/// The fields of a head, which are slices of it, but for those that are `taken`; `None` when there is one that may not be.
-/// Who looks at each as it comes need not ask for any later.
-pub fn fields<'a>(
-    head: &Bytes,
-    parsed: &[Header<'a>],
-    room: usize,
-    mut taken: impl FnMut(&HeaderName, &'a [u8]) -> bool,
-) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(parsed.len() + room);
-    for field in parsed {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-        if !taken(&name, field.value) {
-            let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).ok()?;
-            headers.try_append(name, value).ok()?;
-        }
-    }
-    Some(headers)
-}
-
-/// Writes `name: value` and the end of the line.
-pub fn write_field(name: &HeaderName, value: &[u8], into: &mut Vec<u8>) {
-    into.extend_from_slice(name.as_str().as_bytes());
-    into.extend_from_slice(b": ");
-    into.extend_from_slice(value);
-    into.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

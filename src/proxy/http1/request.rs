@@ -3,13 +3,15 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
-use hyper::{Method, Request, Uri};
+use hyper::header::CONNECTION;
+use hyper::{Method, Uri, Version};
 
+use super::super::fields::{Fields, Lines, is};
+use super::super::message::RequestHead;
 use super::head::{self, MOST_FIELDS};
 
 /// Fields that the proxy adds, for which room is kept.
-const ADDED: usize = 8;
+const ADDED: usize = 4;
 
 /// What a client has sent so far.
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub enum Arrived {
     /// A plain request, taken off the bytes.
     Plain {
         /// Its head, without `Connection`.
-        request: Request<()>,
+        request: RequestHead,
         /// The connection ends with its answer (RFC 9112 §9.6).
         is_last: bool,
     },
@@ -50,7 +52,7 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
 
 /// `None` when it is not plain: another version, a target that is not a path, a body, or a field that asks for
 /// something of the connection. And whether it is the last one there.
-fn plain(bytes: &Bytes) -> Option<(Request<()>, bool)> {
+fn plain(bytes: &Bytes) -> Option<(RequestHead, bool)> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(bytes, &mut fields) {
@@ -63,40 +65,45 @@ fn plain(bytes: &Bytes) -> Option<(Request<()>, bool)> {
         return None;
     }
     let (mut is_special, mut is_last) = (false, false);
-    let headers = head::fields(bytes, parsed.headers, ADDED, |name, value| match *name {
-        CONTENT_LENGTH | TRANSFER_ENCODING | UPGRADE | EXPECT | TE | TRAILER => {
-            is_special = true;
-            false
-        }
-        CONNECTION => {
+    let lines = Lines::new(bytes.clone(), parsed.headers, ADDED, |name, value| {
+        is_special |= is_request_for_more(name);
+        let is_of_connection = is(name, &CONNECTION);
+        if is_of_connection {
             let closes = value.eq_ignore_ascii_case(b"close");
             is_last |= closes;
             is_special |= !closes && !value.eq_ignore_ascii_case(b"keep-alive");
-            true
         }
-        _ => false,
+        is_of_connection
     })?;
     if is_special {
         return None;
     }
-    let mut request = Request::new(());
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
-    *request.method_mut() = method;
-    *request.headers_mut() = headers;
-    Some((request, is_last))
+    let uri = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
+    Some((RequestHead { method, uri, version: Version::HTTP_11, fields: Fields::Lines(lines) }, is_last))
+}
+
+/// Whether a field with this name tells of a body, or asks for something of the connection.
+fn is_request_for_more(name: &[u8]) -> bool {
+    let wanted = match name.len() {
+        2 => "te",
+        6 => "expect",
+        7 => return ["upgrade", "trailer"].iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())),
+        14 => "content-length",
+        17 => "transfer-encoding",
+        _ => return false,
+    };
+    name.eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 /// Writes the head of a request that has no body.
-pub fn write<B>(request: &Request<B>, into: &mut Vec<u8>) {
+pub fn write(request: &RequestHead, into: &mut Vec<u8>) {
     into.reserve(head::ROOM);
-    into.extend_from_slice(request.method().as_str().as_bytes());
+    into.extend_from_slice(request.method.as_str().as_bytes());
     into.push(b' ');
-    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
     into.extend_from_slice(target.as_bytes());
     into.extend_from_slice(b" HTTP/1.1\r\n");
-    for (name, value) in request.headers() {
-        head::write_field(name, value.as_bytes(), into);
-    }
+    request.fields.write(into);
     into.extend_from_slice(b"\r\n");
 }
 
@@ -110,6 +117,11 @@ mod tests {
         (arrived, input.to_vec())
     }
 
+    fn said(request: &RequestHead) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        request.fields.iter().map(|(name, value)| (text(name), text(value))).collect()
+    }
+
     #[test]
     fn a_plain_request_is_taken_off_and_what_follows_stays() {
         let text =
@@ -117,16 +129,16 @@ mod tests {
         let (Arrived::Plain { request, is_last: false }, rest) = arrived(&format!("{text}GET /next")) else {
             panic!("it is plain")
         };
-        assert_eq!((request.method(), request.uri().to_string()), (&Method::GET, "/a%20b?c=d".to_owned()));
-        assert_eq!(request.headers()["host"], "shop.test");
-        assert_eq!(request.headers().get_all("x-many").iter().count(), 2);
+        assert_eq!((&request.method, request.uri.to_string()), (&Method::GET, "/a%20b?c=d".to_owned()));
+        let lines = [("Host", "shop.test"), ("X-Many", "1"), ("x-many", "2")];
+        assert_eq!(said(&request), lines.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(rest, b"GET /next");
         let mut written = Vec::new();
         write(&request, &mut written);
         let (Arrived::Plain { request: again, .. }, _) = arrived(std::str::from_utf8(&written).unwrap()) else {
             panic!("{written:?}")
         };
-        assert_eq!((again.uri(), again.headers()), (request.uri(), request.headers()));
+        assert_eq!((&again.uri, said(&again)), (&request.uri, said(&request)));
         let (last, _) = arrived("GET / HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n\r\n");
         assert!(matches!(last, Arrived::Plain { is_last: true, .. }), "{last:?}");
     }

@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use hyper::{Response, StatusCode};
+use hyper::StatusCode;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
 
+use super::super::fields::{Fields, Lines, is, write_field};
+use super::super::message::AnswerHead;
 use super::head::{self, MOST_FIELDS};
-
-/// Fields that the proxy may add, for which room is kept.
-const ADDED: usize = 4;
 
 /// How the end of an answer's body is told (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub enum Length {
 #[derive(Debug)]
 pub struct Head {
     /// Without its body, and without what only tells its end or the connection's.
-    pub response: Response<()>,
+    pub head: AnswerHead,
     /// Of its body.
     pub length: Length,
     /// The connection may be used again after it.
@@ -54,20 +53,14 @@ pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<H
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("its status is none"))?;
     let mut said = Said::default();
-    let headers = head::fields(&bytes, parsed.headers, ADDED, |name, value| said.hear(name, value));
-    let mut headers = headers.ok_or(Malformed("a field of its head is malformed"))?;
+    let lines = Lines::new(bytes.clone(), parsed.headers, 0, |name, value| said.hear(name, value));
+    let mut fields = Fields::Lines(lines.ok_or(Malformed("a field of its head is too long"))?);
     let is_http11 = parsed.version == Some(1);
-    let length = said.length(status, &mut headers, is_http11, to_head)?;
+    let length = said.length(status, &mut fields, is_http11, to_head)?;
     let keeps = is_http11 && length != Length::UntilClose && !said.closes;
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    if let Some(reason) = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason))
-        && let Ok(reason) = ReasonPhrase::try_from(reason.as_bytes())
-    {
-        response.extensions_mut().insert(reason);
-    }
-    Ok(Some(Head { response, length, keeps }))
+    let reason = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason));
+    let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
+    Ok(Some(Head { head: AnswerHead { status, reason, fields }, length, keeps }))
 }
 
 /// What a head says of its message's end and of the connection, noted as its fields go by.
@@ -82,32 +75,29 @@ struct Said<'a> {
 
 impl<'a> Said<'a> {
     /// Notes a field; whether it is meant for nobody else.
-    fn hear(&mut self, name: &HeaderName, value: &'a [u8]) -> bool {
-        match *name {
-            CONNECTION => {
-                let mut tokens = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-                self.closes |= tokens.any(|token| token.eq_ignore_ascii_case(b"close"));
-                // Any other names fields that are not to be passed on.
-                value.eq_ignore_ascii_case(b"close") || value.eq_ignore_ascii_case(b"keep-alive")
-            }
-            TRANSFER_ENCODING => {
-                self.codings += 1;
-                self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
-                true
-            }
-            CONTENT_LENGTH => {
-                let first = *self.length.get_or_insert(value);
-                self.has_other_length |= first != value;
-                !std::ptr::eq(first, value)
-            }
-            _ => false,
+    fn hear(&mut self, name: &[u8], value: &'a [u8]) -> bool {
+        if is(name, &CONNECTION) {
+            let mut tokens = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+            self.closes |= tokens.any(|token| token.eq_ignore_ascii_case(b"close"));
+            // Any other names fields that are not to be passed on.
+            value.eq_ignore_ascii_case(b"close") || value.eq_ignore_ascii_case(b"keep-alive")
+        } else if is(name, &TRANSFER_ENCODING) {
+            self.codings += 1;
+            self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
+            true
+        } else if is(name, &CONTENT_LENGTH) {
+            let first = *self.length.get_or_insert(value);
+            self.has_other_length |= first != value;
+            !std::ptr::eq(first, value)
+        } else {
+            false
         }
     }
 
     fn length(
         &self,
         status: StatusCode,
-        headers: &mut HeaderMap,
+        fields: &mut Fields,
         is_http11: bool,
         to_head: bool,
     ) -> Result<Length, Malformed> {
@@ -116,7 +106,7 @@ impl<'a> Said<'a> {
         }
         if self.codings > 0 {
             // A length beside it is not to be believed.
-            headers.remove(CONTENT_LENGTH);
+            fields.remove(&CONTENT_LENGTH);
             return match is_http11 && self.codings == 1 && self.is_chunked {
                 true => Ok(Length::Chunked),
                 false => Err(Malformed("its transfer coding is not chunked alone")),
@@ -144,33 +134,26 @@ pub enum Coding {
 }
 
 /// Writes the head of an answer whose body has this length, if that is known.
-pub fn write<B>(response: &Response<B>, length: Option<u64>, to_head: bool, into: &mut Vec<u8>) -> Coding {
-    let status = response.status();
+pub fn write(head: &mut AnswerHead, length: Option<u64>, to_head: bool, into: &mut Vec<u8>) -> Coding {
+    let AnswerHead { status, reason, fields } = head;
+    let status = *status;
     into.extend_from_slice(b"HTTP/1.1 ");
     into.extend_from_slice(status.as_str().as_bytes());
     into.push(b' ');
-    let reason = response.extensions().get::<ReasonPhrase>();
     let usual = || status.canonical_reason().unwrap_or_default().as_bytes();
-    into.extend_from_slice(reason.map_or_else(usual, ReasonPhrase::as_bytes));
+    into.extend_from_slice(reason.as_ref().map_or_else(usual, ReasonPhrase::as_bytes));
     into.extend_from_slice(b"\r\n");
     let has_none = status.is_informational() || status == StatusCode::NO_CONTENT;
-    let (mut is_dated, mut is_measured) = (false, false);
-    for (name, value) in response.headers() {
-        if *name == CONTENT_LENGTH {
-            if has_none {
-                continue;
-            }
-            is_measured = true;
-        }
-        is_dated |= *name == DATE;
-        head::write_field(name, value.as_bytes(), into);
+    if has_none {
+        fields.remove(&CONTENT_LENGTH);
     }
-    if !is_dated {
+    fields.write(into);
+    if !fields.contains(&DATE) {
         write_date(into);
     }
     let coding = match length {
         _ if has_none || status == StatusCode::NOT_MODIFIED => Coding::None,
-        _ if is_measured => {
+        _ if fields.contains(&CONTENT_LENGTH) => {
             if to_head {
                 Coding::None
             } else {
@@ -180,11 +163,11 @@ pub fn write<B>(response: &Response<B>, length: Option<u64>, to_head: bool, into
         // What would have been sent is described if it is known.
         Some(0) | None if to_head => Coding::None,
         Some(length) => {
-            head::write_field(&CONTENT_LENGTH, length.to_string().as_bytes(), into);
+            write_field(b"content-length", length.to_string().as_bytes(), into);
             if to_head { Coding::None } else { Coding::Plain }
         }
         None => {
-            head::write_field(&TRANSFER_ENCODING, b"chunked", into);
+            write_field(b"transfer-encoding", b"chunked", into);
             Coding::Chunked
         }
     };
@@ -206,12 +189,15 @@ fn write_date(into: &mut Vec<u8>) {
                 *text = date;
             }
         }
-        head::write_field(&DATE, text.as_bytes(), into);
+        write_field(b"date", text.as_bytes(), into);
     });
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::Response;
+
+    use super::super::super::message::Reply;
     use super::*;
 
     fn head(text: &str, to_head: bool) -> Result<(Head, Vec<u8>), Malformed> {
@@ -238,7 +224,7 @@ mod tests {
         ] {
             let (head, _) = head(text, to_head).unwrap_or_else(|why| panic!("{text:?} {why:?}"));
             assert_eq!((head.length, head.keeps), (length, keeps), "{text:?}");
-            assert!(length != Chunked || !head.response.headers().contains_key(CONTENT_LENGTH));
+            assert!(length != Chunked || !head.head.fields.contains(&CONTENT_LENGTH));
         }
     }
 
@@ -267,7 +253,7 @@ mod tests {
     fn an_answer_is_written_with_what_a_client_needs_to_find_its_end() {
         let written = |response: Response<()>, length, to_head| {
             let mut bytes = Vec::new();
-            let coding = write(&response, length, to_head, &mut bytes);
+            let coding = write(&mut Reply::from(response).head, length, to_head, &mut bytes);
             (coding, String::from_utf8(bytes).unwrap())
         };
         let plain = |status: u16| Response::builder().status(status).header("date", "now").body(()).unwrap();
@@ -293,9 +279,9 @@ mod tests {
 
     #[test]
     fn a_reason_of_its_own_goes_through() {
-        let (head, _) = head("1 404 Gone Fishing\r\nContent-Length: 0\r\n\r\n", false).unwrap();
+        let (mut head, _) = head("1 404 Gone Fishing\r\nContent-Length: 0\r\n\r\n", false).unwrap();
         let mut bytes = Vec::new();
-        write(&head.response, Some(0), false, &mut bytes);
+        write(&mut head.head, Some(0), false, &mut bytes);
         assert!(bytes.starts_with(b"HTTP/1.1 404 Gone Fishing\r\n"));
     }
 }

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
+use hyper::Method;
 use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Method, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::access_log::Sending;
-use super::super::forward;
+use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
+use super::super::message::{Reply, RequestHead};
 use super::super::server::Proxy;
 use super::head;
 use super::request::{self, Arrived};
@@ -89,16 +90,16 @@ where
             // What idles holds no memory.
             input = BytesMut::new();
         }
-        let to_head = request.method() == Method::HEAD;
+        let to_head = request.method == Method::HEAD;
         let mut client = Client { stream: &mut *stream, input: &mut input, spoke_at: Instant::now(), has_ended: false };
-        let Some(mut response) = answer(proxy, &mut client, origin, request).await? else {
+        let Some(mut reply) = answer(proxy, &mut client, origin, request).await? else {
             return Ok(Served::Ended);
         };
         if is_last {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            reply.head.fields.insert(&CONNECTION, HeaderValue::from_static("close"));
         }
-        let closes = response.headers().get(CONNECTION).is_some_and(|value| value == "close");
-        if !send(&mut client, &mut output, response, to_head).await? {
+        let closes = reply.head.fields.get(&CONNECTION) == Some(b"close");
+        if !send(&mut client, &mut output, reply, to_head).await? {
             return Ok(Served::Ended);
         }
         if closes || client.has_ended {
@@ -137,14 +138,14 @@ impl<S: AsyncRead + Unpin> Client<'_, S> {
 
 /// Asks for the answer; `None` when the client leaves meanwhile.
 async fn answer<S: AsyncRead + Unpin>(
-    proxy: &Arc<Proxy>,
+    proxy: &Proxy,
     client: &mut Client<'_, S>,
-    origin: &Arc<Origin>,
-    request: Request<()>,
-) -> io::Result<Option<Response<Sending>>> {
-    let mut answer = pin!(forward::handle(Arc::clone(proxy), Arc::clone(origin), request.map(|()| None)));
+    origin: &Origin,
+    request: RequestHead,
+) -> io::Result<Option<Reply<Sending>>> {
+    let mut answer = pin!(forward::answer(proxy, origin, Asked::plainly(request)));
     std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Ok(Some(response))),
+        Poll::Ready(reply) => Poll::Ready(Ok(Some(reply))),
         Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| None)),
     })
     .await
@@ -154,17 +155,17 @@ async fn answer<S: AsyncRead + Unpin>(
 async fn send<S>(
     client: &mut Client<'_, S>,
     output: &mut Vec<u8>,
-    response: Response<Sending>,
+    mut reply: Reply<Sending>,
     to_head: bool,
 ) -> io::Result<bool>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let length = response.body().size_hint().exact();
+    let length = reply.body.size_hint().exact();
     // A small one goes with the head.
     output.reserve(head::ROOM + length.filter(|&length| length <= JOINED as u64).unwrap_or_default() as usize);
-    let coding = response::write(&response, length, to_head, output);
-    let mut body = pin!(response.into_body());
+    let coding = response::write(&mut reply.head, length, to_head, output);
+    let mut body = pin!(reply.body);
     if coding == Coding::None {
         write(client.stream, output, Bytes::new(), b"").await?;
         return Ok(true);
