@@ -14,8 +14,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use hyper::StatusCode;
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SET_COOKIE, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 
 use super::access_log::{Maker, Visit};
@@ -199,8 +199,7 @@ impl Attempt<'_> {
         self.tried.push(Arc::clone(self.claim.instance()));
         // Without a cookie: the instance that it names has just been tried.
         let nameless = Fields::Map(HeaderMap::new());
-        let seeker =
-            Seeker { host: self.host, path: self.path, fields: &nameless, tried: &self.tried, waited: false };
+        let seeker = Seeker { host: self.host, path: self.path, fields: &nameless, tried: &self.tried, waited: false };
         let (claim, _) = self.proxy.routing.claim(seeker).map_err(|_| NoAnswer::Unreachable)?;
         self.stays = false;
         self.tally.retried();

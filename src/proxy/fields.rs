@@ -5,9 +5,16 @@ use bytes::Bytes;
 use either::Either;
 use httparse::Header;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+
+/// Lines that most heads have at the most: kept where the head is.
+const USUAL: usize = 16;
+/// Fields that the proxy puts into most heads, at the most.
+const ADDED: usize = 4;
 
 /// The fields of a head. Names are the same in any case, as they are in HTTP.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "heads are boxed")]
 pub enum Fields {
     /// As hyper has them, each name in lower case.
     Map(HeaderMap),
@@ -21,9 +28,27 @@ pub struct Lines {
     /// The whole head.
     head: Bytes,
     /// Those of its lines that are still meant.
-    lines: Vec<Line>,
+    lines: SmallVec<[Line; USUAL]>,
     /// What was put in since.
-    added: Vec<(HeaderName, HeaderValue)>,
+    added: SmallVec<[(HeaderName, HeaderValue); ADDED]>,
+}
+
+/// Where the fields of a head stand in it.
+#[derive(Debug)]
+pub struct Found(SmallVec<[Line; USUAL]>);
+
+impl Found {
+    /// As httparse found them in `head`, but for those that are `taken`. `None` when one is too long. Who looks at each as it
+    /// comes need not ask for any later.
+    pub fn new<'a>(head: &[u8], parsed: &[Header<'a>], mut taken: impl FnMut(&[u8], &'a [u8]) -> bool) -> Option<Self> {
+        let mut lines = SmallVec::new();
+        for field in parsed {
+            if !taken(field.name.as_bytes(), field.value) {
+                lines.push(Line::new(head, field)?);
+            }
+        }
+        Some(Self(lines))
+    }
 }
 
 /// Where a line's parts stand in its head.
@@ -46,7 +71,10 @@ impl Fields {
     pub fn get<'a>(&'a self, name: &HeaderName) -> Option<&'a [u8]> {
         match self {
             Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
-            Self::Lines(lines) => lines.iter().find(|(other, _)| is(other, name)).map(|(_, value)| value),
+            Self::Lines(lines) => {
+                let name = name.as_str();
+                lines.iter().find(|(other, _)| same(other, name)).map(|(_, value)| value)
+            }
         }
     }
 
@@ -55,7 +83,8 @@ impl Fields {
         match self {
             Self::Map(map) => Either::Left(map.get_all(name).iter().map(HeaderValue::as_bytes)),
             Self::Lines(lines) => {
-                Either::Right(lines.iter().filter(|(other, _)| is(other, name)).map(|(_, value)| value))
+                let name = name.as_str();
+                Either::Right(lines.iter().filter(move |(other, _)| same(other, name)).map(|(_, value)| value))
             }
         }
     }
@@ -75,7 +104,7 @@ impl Fields {
     pub fn contains(&self, name: &HeaderName) -> bool {
         match self {
             Self::Map(map) => map.contains_key(name),
-            Self::Lines(lines) => lines.iter().any(|(other, _)| is(other, name)),
+            Self::Lines(_) => self.get(name).is_some(),
         }
     }
 
@@ -153,21 +182,9 @@ impl Fields {
 }
 
 impl Lines {
-    /// The fields of this head, but for those that are `taken`, with room for some more. `None` when one is too long.
-    /// Who looks at each as it comes need not ask for any later.
-    pub fn new<'a>(
-        head: Bytes,
-        parsed: &[Header<'a>],
-        room: usize,
-        mut taken: impl FnMut(&[u8], &'a [u8]) -> bool,
-    ) -> Option<Self> {
-        let mut lines = Vec::with_capacity(parsed.len());
-        for field in parsed {
-            if !taken(field.name.as_bytes(), field.value) {
-                lines.push(Line::new(&head, field)?);
-            }
-        }
-        Some(Self { head, lines, added: Vec::with_capacity(room) })
+    /// Those that were found in this head.
+    pub fn new(head: Bytes, found: Found) -> Self {
+        Self { head, lines: found.0, added: SmallVec::new() }
     }
 
     fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -245,7 +262,13 @@ impl Line {
 
 /// Whether it is this name, in whichever case.
 pub fn is(name: &[u8], wanted: &HeaderName) -> bool {
-    name.eq_ignore_ascii_case(wanted.as_str().as_bytes())
+    same(name, wanted.as_str())
+}
+
+/// Most names differ in their lengths already.
+#[inline]
+pub fn same(name: &[u8], wanted: &str) -> bool {
+    name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 /// Writes `name: value` and the end of the line.
@@ -268,7 +291,8 @@ mod tests {
         let head = Bytes::from(head.to_owned());
         let mut parsed = [httparse::EMPTY_HEADER; 32];
         let (_, parsed) = httparse::parse_headers(&head, &mut parsed).unwrap().unwrap();
-        Fields::Lines(Lines::new(head.clone(), parsed, 0, |_, _| false).unwrap())
+        let found = Found::new(&head, parsed, |_, _| false).unwrap();
+        Fields::Lines(Lines::new(head.clone(), found))
     }
 
     fn written(fields: &Fields) -> String {
@@ -324,7 +348,8 @@ mod tests {
             let mut parsed = [httparse::EMPTY_HEADER; 32];
             let (_, parsed) = httparse::parse_headers(&bytes, &mut parsed).unwrap().unwrap();
             prop_assert_eq!(parsed.len(), head.len());
-            let as_lines = || Fields::Lines(Lines::new(bytes.clone(), parsed, 0, |_, _| false).unwrap());
+            let found = || Found::new(&bytes, parsed, |_, _| false).unwrap();
+            let as_lines = || Fields::Lines(Lines::new(bytes.clone(), found()));
             let mut both = [as_lines(), Fields::Map(as_lines().into_map())];
             prop_assert_eq!(listed(&both[0]), listed(&both[1]));
             for (kind, name, value) in &changes {

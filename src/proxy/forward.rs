@@ -19,7 +19,7 @@ use super::counts::Tally;
 use super::fields::Fields;
 use super::files;
 use super::headers::{self, Origin};
-use super::message::{ForInstance, Reply, RequestHead};
+use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
 use super::server::Proxy;
@@ -28,17 +28,19 @@ use super::table::{Protocol, lookup_host};
 /// What a client asks for.
 #[derive(Debug)]
 pub struct Asked {
-    head: RequestHead,
+    head: Box<RequestHead>,
     /// `None` for a plain request ([`super::http1`]), which has none.
     body: Option<Incoming>,
     /// To become something else with its connection.
     upgrade: Option<OnUpgrade>,
+    /// When the head was there.
+    arrived: Instant,
 }
 
 impl Asked {
     /// By a plain request.
-    pub fn plainly(head: RequestHead) -> Self {
-        Self { head, body: None, upgrade: None }
+    pub fn plainly(head: Box<RequestHead>, arrived: Instant) -> Self {
+        Self { head, body: None, upgrade: None, arrived }
     }
 }
 
@@ -46,7 +48,7 @@ impl From<Request<Incoming>> for Asked {
     fn from(mut request: Request<Incoming>) -> Self {
         let upgrade = Some(hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();
-        Self { head: head.into(), body: Some(body), upgrade }
+        Self { head: Box::new(head.into()), body: Some(body), upgrade, arrived: Instant::now() }
     }
 }
 
@@ -57,19 +59,19 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
 
 /// Answers one request of a client.
 pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sending> {
-    let Asked { head, body, upgrade } = asked;
+    let Asked { head, body, upgrade, arrived } = asked;
     let is_plain = body.is_none();
     let id = proxy.next_request_id();
-    let mut visit = proxy.fronts.access_log().begin(&head, origin, &id);
+    let mut visit = proxy.fronts.access_log().begin(&head, origin, id);
     let method = head.method.clone();
     let accepted = headers::accepted(&head.fields);
     let is_http2 = head.version == Version::HTTP_2;
     let is_held_back = !is_plain && head.fields.contains(&EXPECT);
     let body = ClientBody::new(body, is_held_back, origin.limits.max_body_size, visit.bytes());
-    let request = Incomer { head, body, is_plain, upgrade };
-    let (mut reply, by) = match forward(proxy, origin, request, id.clone(), &mut visit).await {
+    let request = Incomer { head, body, is_plain, upgrade, arrived };
+    let (mut reply, by) = match forward(proxy, origin, request, id, &mut visit).await {
         Ok(reply) => (reply, Maker::App),
-        Err(own) => (own.response(headers::form_of_errors(&accepted), &id).into(), Maker::Proxy),
+        Err(own) => (own.response(headers::form_of_errors(&accepted), &id.value()).into(), Maker::Proxy),
     };
     let status = reply.head.status;
     visit.answered(status, by);
@@ -92,10 +94,11 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sendi
 
 /// A request on its way in.
 struct Incomer {
-    head: RequestHead,
+    head: Box<RequestHead>,
     body: ClientBody,
     is_plain: bool,
     upgrade: Option<OnUpgrade>,
+    arrived: Instant,
 }
 
 /// Where a plain request is to go instead, if its host can be reached by https.
@@ -116,11 +119,10 @@ async fn forward(
     proxy: &Proxy,
     origin: &Origin,
     request: Incomer,
-    id: HeaderValue,
+    id: RequestId<'_>,
     visit: &mut Visit,
 ) -> Result<Reply<Answer>, Own> {
-    let arrived = Instant::now();
-    let Incomer { mut head, body, is_plain, upgrade: client } = request;
+    let Incomer { mut head, body, is_plain, upgrade: client, arrived } = request;
     if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -164,7 +166,7 @@ async fn forward(
     let may_upgrade = !is_plain && protocol == Protocol::Http1 && body.is_end_stream();
     let upgrade = if may_upgrade { headers::upgrade(&head.fields) } else { None };
     let client = client.filter(|_| upgrade.is_some());
-    headers::prepare_request(&mut head.fields, origin, authority.clone(), id, upgrade);
+    headers::prepare_request(&mut head.fields, origin, authority.clone(), id.value(), upgrade);
     if !body.is_end_stream() && body.size_hint().exact().is_none() {
         // Said here, as hyper takes a GET without a length for one without a body, and would leave it out.
         head.fields.insert(&TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -172,7 +174,7 @@ async fn forward(
     if let Some(prefix) = &way.strip {
         headers::set_prefix(&mut head.fields, prefix);
     }
-    head.uri = target_for_instance(head.uri, way.strip.as_ref());
+    head.uri = target_for_instance(std::mem::take(&mut head.uri), way.strip.as_ref());
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
     let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
@@ -209,7 +211,7 @@ async fn forward(
 async fn without_instance(
     none: NoClaim,
     host: &str,
-    request: RequestHead,
+    request: Box<RequestHead>,
     visit: &mut Visit,
 ) -> Result<Reply<Answer>, Own> {
     none.count();
@@ -232,7 +234,7 @@ async fn without_instance(
             visit.found(&way);
             visit.is_for_a_file();
             let files = way.files.get(place).ok_or(Own::UnknownFile)?;
-            let RequestHead { method, uri, fields, .. } = request;
+            let RequestHead { method, uri, fields, .. } = *request;
             files::answer(files, &method, uri.path(), &fields.into_map()).await.map(Reply::from)
         }
     }

@@ -10,7 +10,7 @@ use hyper::header::{
 };
 use hyper::http::uri::Authority;
 
-use super::fields::{Fields, is};
+use super::fields::{Fields, is, same};
 use super::front::Front;
 use super::path_prefix::PathPrefix;
 use crate::config::ProxyLimits;
@@ -247,14 +247,14 @@ fn is_hop_by_hop(name: &[u8]) -> bool {
     let wanted = match name.len() {
         2 => "te",
         7 => "upgrade",
-        10 => return ["connection", "keep-alive"].iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())),
+        10 => return same(name, "connection") || same(name, "keep-alive"),
         16 => "proxy-connection",
         17 => "transfer-encoding",
         18 => "proxy-authenticate",
         19 => "proxy-authorization",
         _ => return false,
     };
-    name.eq_ignore_ascii_case(wanted.as_bytes())
+    same(name, wanted)
 }
 
 /// What only a proxy may say; and names with `_`, which many servers read as `-`.

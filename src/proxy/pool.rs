@@ -14,10 +14,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper::Request;
 use hyper::body::Frame;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, Parts, SendRequest};
-use hyper::Request;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;

@@ -1,7 +1,6 @@
 //! The proxy process: what its parts share, its listeners, and the way down.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -14,7 +13,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::future::join_all;
-use hyper::header::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::sleep;
@@ -31,6 +29,7 @@ use super::front::{Fronts, ISSUED};
 use super::handover::{Estate, Offer};
 use super::instance::{Instance, lock};
 use super::listen::{Inherited, Listener, Wanted};
+use super::message::RequestId;
 use super::orders::{Control, Successor, Tables};
 use super::predecessor::Predecessor;
 use super::retire::{accept_waiting, retire, wind_down};
@@ -235,11 +234,8 @@ impl Proxy {
     }
 
     /// Unique among all processes of this proxy.
-    pub(super) fn next_request_id(&self) -> HeaderValue {
-        let number = self.requests.fetch_add(1, Relaxed);
-        let mut id = String::with_capacity(self.process.len() + 17);
-        let _ = write!(id, "{}-{number:x}", self.process);
-        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+    pub(super) fn next_request_id(&self) -> RequestId<'_> {
+        RequestId { process: &self.process, number: self.requests.fetch_add(1, Relaxed) }
     }
 
     /// An instance did not take a request or broke off: others are preferred for a while, and the agent is told.

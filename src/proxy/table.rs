@@ -241,12 +241,10 @@ pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
             (&authority[..address.len() + 2], port)
         }
         None => {
-            let end = authority.find(':').unwrap_or(authority.len());
+            let end = authority.bytes().position(|b| b == b':').unwrap_or(authority.len());
             let (name, port) = authority.split_at(end);
             let name = name.strip_suffix('.').unwrap_or(name);
-            let part_of_label = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-            let is_label = |label: &str| !label.is_empty() && label.bytes().all(part_of_label);
-            if name.len() > 253 || !name.split('.').all(is_label) {
+            if name.len() > 253 || !has_only_labels(name) {
                 return None;
             }
             (name, port)
@@ -263,6 +261,22 @@ pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
         true => Cow::Owned(name.to_ascii_lowercase()),
         false => Cow::Borrowed(name),
     })
+}
+
+/// Of letters, digits, `-` and `_`, none of them empty.
+fn has_only_labels(name: &str) -> bool {
+    let mut before = b'.';
+    for byte in name.bytes() {
+        let is_fine = match byte {
+            b'.' => before != b'.',
+            _ => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+        };
+        if !is_fine {
+            return false;
+        }
+        before = byte;
+    }
+    before != b'.'
 }
 
 #[cfg(test)]

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hyper::header::{HOST, HeaderName, HeaderValue, REFERER, USER_AGENT};
+use hyper::header::{HOST, HeaderName, REFERER, USER_AGENT};
 use hyper::{StatusCode, Version};
 use jiff::Timestamp;
 
 use super::headers::{Origin, X_FORWARDED_FOR};
 use super::instance::Instance;
-use super::message::RequestHead;
+use super::message::{RequestHead, RequestId};
 use super::routing::Way;
 use crate::config::AccessLogConfig;
 
@@ -76,7 +76,7 @@ impl AccessLog {
     }
 
     /// Begins the story of a request whose head has come.
-    pub fn begin(self: &Arc<Self>, request: &RequestHead, origin: &Origin, id: &HeaderValue) -> Visit {
+    pub fn begin(self: &Arc<Self>, request: &RequestHead, origin: &Origin, id: RequestId<'_>) -> Visit {
         if !self.is_on.load(Relaxed) {
             return Visit(None);
         }
@@ -85,7 +85,7 @@ impl AccessLog {
         let target = request.uri.path_and_query().map_or("", |target| target.as_str());
         let entry = Entry {
             time: Timestamp::now(),
-            id: String::from_utf8_lossy(id.as_bytes()).into_owned(),
+            id: String::from_utf8_lossy(id.value().as_bytes()).into_owned(),
             client: String::from_utf8_lossy(origin.address.as_bytes()).into_owned(),
             forwarded_for: if origin.is_trusted { text(&X_FORWARDED_FOR) } else { None },
             host: host.or_else(|| text(&HOST)),

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::header::HeaderMap;
 
-use super::super::fields::Lines;
+use super::super::fields::{Found, Lines};
 use super::head;
 
 /// The longest line with a chunk's size and its extensions, which are ignored.
@@ -106,8 +106,8 @@ fn trailers(input: &mut BytesMut) -> Result<Piece, Malformed> {
     let mut parsed = [httparse::EMPTY_HEADER; 16];
     match httparse::parse_headers(&lines, &mut parsed) {
         Ok(httparse::Status::Complete((read, parsed))) if read == lines.len() => {
-            let trailers = Lines::new(lines.clone(), parsed, 0, |_, _| false).ok_or(Malformed)?;
-            Ok(Piece::End(Some(trailers.into_map())))
+            let found = Found::new(&lines, parsed, |_, _| false).ok_or(Malformed)?;
+            Ok(Piece::End(Some(Lines::new(lines.clone(), found).into_map())))
         }
         _ => Err(Malformed),
     }

@@ -15,6 +15,7 @@ use super::super::message::{AnswerHead, RequestHead};
 use super::chunked::{Chunked, Piece};
 use super::request;
 use super::response::{self, Head, Length};
+use super::spare::Spare;
 
 /// The largest head of an answer.
 const LARGEST_HEAD: usize = 256 << 10;
@@ -55,7 +56,6 @@ pub struct Unanswered {
 pub struct Exchange {
     socket: TcpStream,
     input: BytesMut,
-    output: Vec<u8>,
     rest: Rest,
     /// Whether it can be used again when the answer is whole.
     keeps: bool,
@@ -74,23 +74,24 @@ enum Rest {
 impl Exchange {
     /// On a fresh connection.
     pub fn new(socket: TcpStream) -> Self {
-        Self { socket, input: BytesMut::new(), output: Vec::new(), rest: Rest::Done, keeps: true }
+        Self { socket, input: BytesMut::new(), rest: Rest::Done, keeps: true }
     }
 
     /// Sends the head of a request that has no body, and waits for the head of the answer. To be called when
     /// [`Self::is_ready`].
-    pub async fn send(&mut self, request: &RequestHead) -> Result<AnswerHead, Unanswered> {
+    pub async fn send(&mut self, request: &RequestHead) -> Result<Box<AnswerHead>, Unanswered> {
         // Until the answer is whole. A caller that gives up leaves it like this.
         self.keeps = false;
-        self.output.clear();
-        request::write(request, &mut self.output);
+        let mut output = Spare::take();
+        request::write(request, &mut output);
         let mut written = 0;
-        while written < self.output.len() {
-            match self.socket.write(&self.output[written..]).await {
+        while written < output.len() {
+            match self.socket.write(&output[written..]).await {
                 Ok(bytes) => written += bytes,
                 Err(error) => return Err(Unanswered { error: error.into(), is_unsent: written == 0, is_silent: true }),
             }
         }
+        drop(output);
         let answered = self.head(request.method == Method::HEAD).await;
         let Head { head, length, keeps } = answered.map_err(|error| {
             let is_silent = self.input.is_empty() && !matches!(error, LinkError::Malformed(_));

@@ -13,6 +13,7 @@ mod head;
 mod request;
 mod response;
 mod serve;
+mod spare;
 
 pub use exchange::{Exchange, LinkError, Unanswered};
 #[cfg(test)]

@@ -1,28 +1,24 @@
 //! Heads of requests: read from a client, written to an instance.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
-use hyper::header::CONNECTION;
+use bytes::BytesMut;
 use hyper::{Method, Uri, Version};
 
-use super::super::fields::{Fields, Lines, is};
+use super::super::fields::{Fields, Found, Lines, same};
 use super::super::message::RequestHead;
 use super::head::{self, MOST_FIELDS};
 
-/// Fields that the proxy adds, for which room is kept.
-const ADDED: usize = 4;
-
 /// What a client has sent so far.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub enum Arrived {
     /// Not yet a whole head.
     Partial,
     /// A plain request, taken off the bytes.
     Plain {
         /// Its head, without `Connection`.
-        request: RequestHead,
+        request: Box<RequestHead>,
         /// The connection ends with its answer (RFC 9112 §9.6).
         is_last: bool,
     },
@@ -32,16 +28,23 @@ pub enum Arrived {
 
 /// Reads the head of a request, `seen` bytes of which were looked at before without finding its end.
 pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
-    match head::end(input, seen) {
-        None => Arrived::Partial,
-        Some((_, false)) => Arrived::Unusual,
-        Some((length, true)) => {
-            let taken = input.split_to(length).freeze();
-            match plain(&taken) {
-                Some((request, is_last)) => Arrived::Plain { request, is_last },
-                None => {
-                    let rest = std::mem::take(input);
-                    input.extend_from_slice(&taken);
+    // Nearly all heads come whole. One that comes in pieces is parsed once more, when its end is there.
+    if seen > 0 && head::end(input, seen).is_none() {
+        return Arrived::Partial;
+    }
+    match plain(input) {
+        Parsed::Partial if seen == 0 && head::end(input, 0).is_none() => Arrived::Partial,
+        Parsed::Partial | Parsed::Unusual => Arrived::Unusual,
+        Parsed::Plain { length, method, target, found, is_last } => {
+            let head = input.split_to(length).freeze();
+            match Uri::from_maybe_shared(head.slice(target)) {
+                Ok(uri) => {
+                    let fields = Fields::Lines(Lines::new(head, found));
+                    let request = RequestHead { method, uri, version: Version::HTTP_11, fields };
+                    Arrived::Plain { request: Box::new(request), is_last }
+                }
+                Err(_) => {
+                    let rest = std::mem::replace(input, BytesMut::from(head));
                     input.extend_from_slice(&rest);
                     Arrived::Unusual
                 }
@@ -50,24 +53,44 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
     }
 }
 
-/// `None` when it is not plain: another version, a target that is not a path, a body, or a field that asks for
-/// something of the connection. And whether it is the last one there.
-fn plain(bytes: &Bytes) -> Option<(RequestHead, bool)> {
+/// What stands at the beginning of some bytes.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Parsed {
+    Partial,
+    Plain {
+        length: usize,
+        method: Method,
+        target: Range<usize>,
+        found: Found,
+        is_last: bool,
+    },
+    /// Not plain: malformed, of another version, with a target that is not a path, with a body, or with a field that asks
+    /// for something of the connection.
+    Unusual,
+}
+
+fn plain(bytes: &[u8]) -> Parsed {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    let length = match parsed.parse_with_uninit_headers(bytes, &mut fields) {
-        Ok(httparse::Status::Complete(length)) => length,
-        _ => return None,
-    };
+    match parsed.parse_with_uninit_headers(bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) => as_plain(&parsed, length, bytes).unwrap_or(Parsed::Unusual),
+        Ok(httparse::Status::Partial) => Parsed::Partial,
+        Err(_) => Parsed::Unusual,
+    }
+}
+
+fn as_plain(parsed: &httparse::Request<'_, '_>, length: usize, bytes: &[u8]) -> Option<Parsed> {
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?;
-    if length != bytes.len() || parsed.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
+    // Lines without CR, and empty ones before the request, are for hyper to judge.
+    let is_regular = bytes[..length].ends_with(b"\r\n\r\n") && !bytes.starts_with(b"\r") && !bytes.starts_with(b"\n");
+    if !is_regular || parsed.version != Some(1) || method == Method::CONNECT || !target.starts_with('/') {
         return None;
     }
     let (mut is_special, mut is_last) = (false, false);
-    let lines = Lines::new(bytes.clone(), parsed.headers, ADDED, |name, value| {
+    let found = Found::new(bytes, parsed.headers, |name, value| {
         is_special |= is_request_for_more(name);
-        let is_of_connection = is(name, &CONNECTION);
+        let is_of_connection = same(name, "connection");
         if is_of_connection {
             let closes = value.eq_ignore_ascii_case(b"close");
             is_last |= closes;
@@ -75,11 +98,9 @@ fn plain(bytes: &Bytes) -> Option<(RequestHead, bool)> {
         }
         is_of_connection
     })?;
-    if is_special {
-        return None;
-    }
-    let uri = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
-    Some((RequestHead { method, uri, version: Version::HTTP_11, fields: Fields::Lines(lines) }, is_last))
+    let start = target.as_ptr().addr().checked_sub(bytes.as_ptr().addr())?;
+    let target = start..start + target.len();
+    (!is_special).then_some(Parsed::Plain { length, method, target, found, is_last })
 }
 
 /// Whether a field with this name tells of a body, or asks for something of the connection.
@@ -87,12 +108,12 @@ fn is_request_for_more(name: &[u8]) -> bool {
     let wanted = match name.len() {
         2 => "te",
         6 => "expect",
-        7 => return ["upgrade", "trailer"].iter().any(|one| name.eq_ignore_ascii_case(one.as_bytes())),
+        7 => return same(name, "upgrade") || same(name, "trailer"),
         14 => "content-length",
         17 => "transfer-encoding",
         _ => return false,
     };
-    name.eq_ignore_ascii_case(wanted.as_bytes())
+    same(name, wanted)
 }
 
 /// Writes the head of a request that has no body.

@@ -5,11 +5,11 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use hyper::ext::ReasonPhrase;
 use hyper::StatusCode;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONTENT_LENGTH, DATE, HeaderValue};
 
-use super::super::fields::{Fields, Lines, is, write_field};
+use super::super::fields::{Fields, Found, Lines, same, write_field};
 use super::super::message::AnswerHead;
 use super::head::{self, MOST_FIELDS};
 
@@ -28,7 +28,7 @@ pub enum Length {
 #[derive(Debug)]
 pub struct Head {
     /// Without its body, and without what only tells its end or the connection's.
-    pub head: AnswerHead,
+    pub head: Box<AnswerHead>,
     /// Of its body.
     pub length: Length,
     /// The connection may be used again after it.
@@ -42,25 +42,34 @@ pub struct Malformed(pub &'static str);
 /// Takes the head of an answer off the bytes, of which `seen` were looked at before; `None`: more are needed.
 /// `to_head`: the request was a HEAD, so the body is described and not sent.
 pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<Head>, Malformed> {
-    let Some((length, _)) = head::end(input, seen) else { return Ok(None) };
-    let bytes = input.split_to(length).freeze();
-    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    // One that comes in pieces is parsed twice: at first, and when its end is there.
+    if seen > 0 && head::end(input, seen).is_none() {
+        return Ok(None);
+    }
+    let malformed = Malformed("its head is malformed");
+    let mut lines = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut parsed, &bytes, &mut fields) {
-        Ok(httparse::Status::Complete(read)) if read == bytes.len() => {}
-        _ => return Err(Malformed("its head is malformed")),
-    }
+    let size = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut lines) {
+        Ok(httparse::Status::Complete(size)) if !input.starts_with(b"\r") && !input.starts_with(b"\n") => size,
+        Ok(httparse::Status::Partial) if seen == 0 && head::end(input, 0).is_none() => return Ok(None),
+        _ => return Err(malformed),
+    };
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("its status is none"))?;
     let mut said = Said::default();
-    let lines = Lines::new(bytes.clone(), parsed.headers, 0, |name, value| said.hear(name, value));
-    let mut fields = Fields::Lines(lines.ok_or(Malformed("a field of its head is too long"))?);
+    let found = Found::new(input, parsed.headers, |name, value| said.hear(name, value));
+    let found = found.ok_or(Malformed("a field of its head is too long"))?;
     let is_http11 = parsed.version == Some(1);
-    let length = said.length(status, &mut fields, is_http11, to_head)?;
+    let length = said.length(status, is_http11, to_head)?;
     let keeps = is_http11 && length != Length::UntilClose && !said.closes;
     let reason = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason));
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
-    Ok(Some(Head { head: AnswerHead { status, reason, fields }, length, keeps }))
+    let mut fields = Fields::Lines(Lines::new(input.split_to(size).freeze(), found));
+    if length == Length::Chunked {
+        // A length beside it is not to be believed.
+        fields.remove(&CONTENT_LENGTH);
+    }
+    Ok(Some(Head { head: Box::new(AnswerHead { status, reason, fields }), length, keeps }))
 }
 
 /// What a head says of its message's end and of the connection, noted as its fields go by.
@@ -76,16 +85,16 @@ struct Said<'a> {
 impl<'a> Said<'a> {
     /// Notes a field; whether it is meant for nobody else.
     fn hear(&mut self, name: &[u8], value: &'a [u8]) -> bool {
-        if is(name, &CONNECTION) {
+        if same(name, "connection") {
             let mut tokens = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
             self.closes |= tokens.any(|token| token.eq_ignore_ascii_case(b"close"));
             // Any other names fields that are not to be passed on.
             value.eq_ignore_ascii_case(b"close") || value.eq_ignore_ascii_case(b"keep-alive")
-        } else if is(name, &TRANSFER_ENCODING) {
+        } else if same(name, "transfer-encoding") {
             self.codings += 1;
             self.is_chunked = value.eq_ignore_ascii_case(b"chunked");
             true
-        } else if is(name, &CONTENT_LENGTH) {
+        } else if same(name, "content-length") {
             let first = *self.length.get_or_insert(value);
             self.has_other_length |= first != value;
             !std::ptr::eq(first, value)
@@ -94,19 +103,11 @@ impl<'a> Said<'a> {
         }
     }
 
-    fn length(
-        &self,
-        status: StatusCode,
-        fields: &mut Fields,
-        is_http11: bool,
-        to_head: bool,
-    ) -> Result<Length, Malformed> {
+    fn length(&self, status: StatusCode, is_http11: bool, to_head: bool) -> Result<Length, Malformed> {
         if to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
             return Ok(Length::Exact(0));
         }
         if self.codings > 0 {
-            // A length beside it is not to be believed.
-            fields.remove(&CONTENT_LENGTH);
             return match is_http11 && self.codings == 1 && self.is_chunked {
                 true => Ok(Length::Chunked),
                 false => Err(Malformed("its transfer coding is not chunked alone")),

@@ -9,8 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use hyper::body::{Body, Frame};
 use hyper::Method;
+use hyper::body::{Body, Frame};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
@@ -23,6 +23,7 @@ use super::super::server::Proxy;
 use super::head;
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
+use super::spare::Spare;
 
 /// What is read at a time.
 const READ: usize = 4 << 10;
@@ -48,7 +49,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut input = BytesMut::new();
-    let mut output = Vec::new();
     let patience = origin.limits.header_timeout;
     let mut too_late = pin!(sleep_until(Instant::now() + patience));
     let mut is_over = pin!(proxy.close_idle.cancelled());
@@ -99,14 +99,13 @@ where
             reply.head.fields.insert(&CONNECTION, HeaderValue::from_static("close"));
         }
         let closes = reply.head.fields.get(&CONNECTION) == Some(b"close");
-        if !send(&mut client, &mut output, reply, to_head).await? {
+        if !send(&mut client, reply, to_head).await? {
             return Ok(Served::Ended);
         }
         if closes || client.has_ended {
             stream.shutdown().await?;
             return Ok(Served::Ended);
         }
-        output = Vec::new();
     }
 }
 
@@ -141,9 +140,9 @@ async fn answer<S: AsyncRead + Unpin>(
     proxy: &Proxy,
     client: &mut Client<'_, S>,
     origin: &Origin,
-    request: RequestHead,
+    request: Box<RequestHead>,
 ) -> io::Result<Option<Reply<Sending>>> {
-    let mut answer = pin!(forward::answer(proxy, origin, Asked::plainly(request)));
+    let mut answer = pin!(forward::answer(proxy, origin, Asked::plainly(request, client.spoke_at.into_std())));
     std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(reply) => Poll::Ready(Ok(Some(reply))),
         Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| None)),
@@ -152,16 +151,12 @@ async fn answer<S: AsyncRead + Unpin>(
 }
 
 /// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end.
-async fn send<S>(
-    client: &mut Client<'_, S>,
-    output: &mut Vec<u8>,
-    mut reply: Reply<Sending>,
-    to_head: bool,
-) -> io::Result<bool>
+async fn send<S>(client: &mut Client<'_, S>, mut reply: Reply<Sending>, to_head: bool) -> io::Result<bool>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let length = reply.body.size_hint().exact();
+    let output = &mut Spare::take();
     // A small one goes with the head.
     output.reserve(head::ROOM + length.filter(|&length| length <= JOINED as u64).unwrap_or_default() as usize);
     let coding = response::write(&mut reply.head, length, to_head, output);
