@@ -19,9 +19,10 @@ use super::spare::Spare;
 
 /// The largest head of an answer.
 const LARGEST_HEAD: usize = 256 << 10;
-/// What is read at a time: a head and a small body, and as much of a large one as is worth a call.
+/// What is read at a time: a head and a small body, and as much of a large one as is worth a call. With both in one buffer,
+/// which is kept, the next answer of 64 KiB is read with its head at once.
 const READ: usize = 8 << 10;
-const READ_OF_BODY: usize = 64 << 10;
+const READ_OF_BODY: usize = READ + (64 << 10);
 
 /// Why an instance gave no whole answer.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +163,10 @@ impl Exchange {
                     }
                     return Poll::Ready(Ok(Some(Frame::data(self.input.split_to(there as usize).freeze()))));
                 }
-                Rest::Exact(left) => usize::try_from(*left).unwrap_or(READ_OF_BODY).clamp(READ, READ_OF_BODY),
+                // With room for one byte more, so that a read says that there is none: that saves asking for it.
+                Rest::Exact(left) => {
+                    usize::try_from(*left).unwrap_or(READ_OF_BODY).saturating_add(1).clamp(READ, READ_OF_BODY)
+                }
                 Rest::UntilClose if !self.input.is_empty() => {
                     return Poll::Ready(Ok(Some(Frame::data(self.input.split().freeze()))));
                 }
