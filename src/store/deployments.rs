@@ -99,7 +99,7 @@ impl Finish {
 impl Store {
     /// One deployment; `None` when there is none of that number.
     pub async fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, StoreError> {
-        self.call(move |c| {
+        self.read(move |c| {
             let found = query(c, "WHERE id = ?", params![id.0])?;
             Ok(found.into_iter().next())
         })
@@ -109,21 +109,21 @@ impl Store {
     /// An app's deployments, newest first.
     pub async fn deployments(&self, app: &AppName, limit: u32) -> Result<Vec<Deployment>, StoreError> {
         let app = app.clone();
-        self.call(move |c| query(c, "WHERE app = ? ORDER BY id DESC LIMIT ?", params![app.as_str(), limit])).await
+        self.read(move |c| query(c, "WHERE app = ? ORDER BY id DESC LIMIT ?", params![app.as_str(), limit])).await
     }
 
     /// The app's deployment that has started and not ended: at most one, left over by an earlier life of the agent
     /// or running now.
     pub async fn unfinished(&self, app: &AppName) -> Result<Option<Deployment>, StoreError> {
         let app = app.clone();
-        self.call(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
+        self.read(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
     }
 
     /// Whether a deployment of a commit waits, was started or was cancelled. One that gave way before it started does
     /// not count: its commit never had its turn.
     pub async fn knows_commit(&self, app: &AppName, commit: &CommitSha) -> Result<bool, StoreError> {
         let (app, commit) = (app.clone(), commit.clone());
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = format!("SELECT EXISTS ({OF_COMMIT_WAITING}) OR EXISTS ({OF_COMMIT_TAKEN_UP})");
             c.query_row(&sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
         })
