@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs::Permissions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -232,6 +232,42 @@ fn what_goes_wrong_is_said_with_the_way_out() {
     );
     let missing = longshore(elsewhere.path()).args(["status", "--config", "none.toml"]).output().unwrap();
     assert_eq!(code(&missing), 2, "{}", text(&missing.stderr));
+}
+
+#[test]
+fn a_backup_is_told_of_by_the_name_that_it_was_given() {
+    let bench = Bench::new();
+    let said = |line: &str| {
+        let output = bench.run(line);
+        (code(&output), text(&output.stderr))
+    };
+    let no_directory = "error: cannot write nowhere/copy.db: No such file or directory (os error 2)\n";
+    assert_eq!(said("backup nowhere/copy.db"), (1, no_directory.to_owned()));
+    // Whatever answers there is no agent.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let other = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let _ = client.read(&mut head).unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").unwrap();
+    });
+    let mut command = bench.command("backup copy.db");
+    let output = command.env("LONGSHORE_URL", url).env("LONGSHORE_TOKEN", "lsh_00").output().unwrap();
+    other.join().unwrap();
+    let why = "the copy of the journal is no journal of longshore's: it is no SQLite file";
+    assert_eq!((code(&output), text(&output.stderr)), (1, format!("error: copy.db is not written: {why}\n")));
+    assert!(!bench.dir.path().join("copy.db").exists());
+
+    // Without an agent it is made from the files.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("deploy.toml"), "[agent]\ndata_dir = \"data\"\n").unwrap();
+    let data = elsewhere.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    drop(Store::open(&data.join("journal.db")).unwrap());
+    until("the journal is closed", || (!data.join("journal.db-wal").exists()).then_some(()));
+    let alone = longshore(elsewhere.path()).args(["backup", "nowhere/copy.db"]).output().unwrap();
+    assert_eq!((code(&alone), text(&alone.stderr).as_str()), (1, no_directory));
 }
 
 #[test]

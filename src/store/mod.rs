@@ -21,6 +21,7 @@ mod notices;
 mod numbers;
 mod open;
 mod outages;
+mod recognise;
 mod releases;
 mod requests;
 pub mod restore;
