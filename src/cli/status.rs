@@ -17,6 +17,7 @@ use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
 use super::watch::{PATIENCE, RETRY};
 use super::{Json, static_files, text, traffic};
+use crate::api::sse::SHUTDOWN;
 use crate::api::views::{AppView, DeploymentView, InstanceView, SharesView, WaitsView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
 use crate::rollout::permanent::Standing;
@@ -144,6 +145,7 @@ async fn show_changes(
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) if event.name == "log" => {}
+                    Some(Ok(event)) if event.name == SHUTDOWN => return Ok(event.data),
                     Some(Ok(_)) => break true,
                     Some(Err(why)) => return Ok(why),
                     None => return Ok("the agent closed the connection".into()),

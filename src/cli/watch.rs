@@ -15,6 +15,7 @@ use super::progress::{Progress, summary, title};
 use super::sse::Event;
 use super::term::Term;
 use super::text::{clean, json};
+use crate::api::sse::SHUTDOWN;
 use crate::api::views::{AppView, DeploymentView};
 use crate::model::Status;
 
@@ -144,12 +145,15 @@ impl Watcher<'_> {
                             .map_err(|err| CliError::Failed(format!("the agent's record cannot be read: {err}")))?;
                         return Ok(Left::Ended(Box::new(record)));
                     }
-                    Some(Ok(event)) if event.name == "error" => return Ok(Left::Lost(event.data)),
+                    Some(Ok(event)) if matches!(event.name.as_str(), "error" | SHUTDOWN) => {
+                        return Ok(Left::Lost(event.data));
+                    }
                     Some(Ok(event)) => self.log_line(&event)?,
                     Some(Err(why)) => return Ok(Left::Lost(why)),
                     None => return Ok(Left::Lost("the agent closed the connection".into())),
                 },
                 event = streams.events.next() => match event {
+                    Some(Ok(event)) if event.name == SHUTDOWN => return Ok(Left::Lost(event.data)),
                     Some(Ok(event)) => stale |= event.name != "log",
                     Some(Err(why)) => return Ok(Left::Lost(why)),
                     None => return Ok(Left::Lost("the agent closed the connection".into())),
