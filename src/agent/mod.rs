@@ -25,7 +25,7 @@ use crate::rollout::driver::canary::{CanaryState, WishRefused};
 use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::presence::{Away, Presence};
 use crate::runtime::{Happened, Runtime, RuntimeError};
-use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
+use crate::store::{Admission, CancelAsked, NewDeployment, Release, Store, StoreError};
 
 mod adopt;
 pub mod apps;
@@ -210,10 +210,14 @@ impl Agent {
         Ok(admission)
     }
 
-    /// Asks for a deployment's end. `None` when there is none of that number; otherwise its record as it is now: a
-    /// waiting one is cancelled at once, a running one when it has been undone.
-    pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
-        let Some(record) = self.store.ask_cancel(id, who).await? else { return Ok(None) };
+    /// Asks for a deployment's end. `None` when there is none of that number. A waiting one is cancelled at once, a running
+    /// one when it has been undone, unless it ends before otherwise.
+    pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<CancelAsked>, StoreError> {
+        let Some(asked) = self.store.ask_cancel(id, who).await? else { return Ok(None) };
+        if asked.had_ended {
+            return Ok(Some(asked));
+        }
+        let record = &asked.record;
         if record.status == Status::Cancelled {
             self.journal.publish_end(&record.app, id).await?;
         } else if let Some(running) = self.running(&record.app).filter(|running| running.id == id) {
@@ -222,7 +226,7 @@ impl Agent {
             // It may be waiting for the engine.
             app.wake.notify_one();
         }
-        Ok(Some(record))
+        Ok(Some(asked))
     }
 
     fn running(&self, app: &AppName) -> Option<Running> {

@@ -365,7 +365,12 @@ async fn a_deployment_is_accepted_listed_and_cancelled() {
     let cancelled = api.local("POST", "/api/v1/deployments/2/cancel", None).await;
     assert_eq!((cancelled.status.as_u16(), cancelled.json()["status"].as_str().unwrap()), (202, "cancelled"));
     let again = api.local("POST", "/api/v1/deployments/2/cancel", None).await;
-    assert_eq!((again.status.as_u16(), again.detail().as_str()), (409, "deployment #2 has ended: cancelled"));
+    assert_eq!((again.status.as_u16(), again.json()), (200, cancelled.json()), "it is what was asked for");
+    let late = api.local("POST", "/api/v1/deployments/1/cancel", None).await;
+    let detail = "deployment #1 cannot be cancelled, it has ended: superseded";
+    assert_eq!((late.status.as_u16(), late.detail().as_str()), (409, detail));
+    let first = api.local("GET", "/api/v1/deployments/1", None).await.json();
+    assert_eq!((first["status"].as_str(), first["cancel_asked"].as_bool()), (Some("superseded"), Some(false)));
     let list = api.local("GET", "/api/v1/apps/shop/deployments?limit=1", None).await.json();
     assert_eq!(list.as_array().unwrap().len(), 1);
     assert_eq!(list[0]["id"], 2);

@@ -84,6 +84,15 @@ pub struct Finish {
     pub hold: bool,
 }
 
+/// What came of asking for a deployment's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelAsked {
+    /// Its record as it is now.
+    pub record: Deployment,
+    /// It had ended before; nothing has changed.
+    pub had_ended: bool,
+}
+
 impl Finish {
     /// A waiting deployment gives way to a newer one.
     pub fn replaced_by(newer: DeploymentId) -> Self {
@@ -188,20 +197,23 @@ impl Store {
         self.call(move |c| end(c, id, &finish)).await
     }
 
-    /// Remembers that somebody wants a deployment ended. A waiting one ends at once. Returns its record, or `None`
-    /// when there is none of that number.
-    pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
+    /// Remembers that somebody wants a deployment ended. A waiting one ends at once. `None` when there is none of that
+    /// number.
+    pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<CancelAsked>, StoreError> {
         let reason = format!("cancelled by {who} while it waited");
         self.call(move |c| {
-            c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ? AND finished_at IS NULL", params![id.0])?;
-            let found = query(c, "WHERE id = ?", params![id.0])?.into_iter().next();
-            if found.as_ref().is_some_and(|d| d.status == Status::Queued) {
+            let find = || query(c, "WHERE id = ?", params![id.0]).map(|found| found.into_iter().next());
+            let Some(before) = find()? else { return Ok(None) };
+            let had_ended = before.status.is_terminal();
+            if !had_ended {
+                c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ?", params![id.0])?;
+            }
+            if before.status == Status::Queued {
                 let finish =
                     Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false };
                 end(c, id, &finish)?;
-                return Ok(query(c, "WHERE id = ?", params![id.0])?.into_iter().next());
             }
-            Ok(found)
+            Ok(find()?.map(|record| CancelAsked { record, had_ended }))
         })
         .await
     }

@@ -34,7 +34,7 @@ pub use admission::{Admission, Decision, NewDeployment};
 pub use backup::{Contents, copy_closed, inspect};
 pub use canary_alerts::{CanaryAlert, Raised};
 pub use certificate_alerts::{CertificateAlert, CertificateTrouble};
-pub use deployments::{Deployment, Finish, PhaseSpan};
+pub use deployments::{CancelAsked, Deployment, Finish, PhaseSpan};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::{About, Notice};
