@@ -76,6 +76,17 @@ pub struct Readiness {
     pub warnings: Vec<String>,
 }
 
+/// Whether the proxy answers. While it does not, nobody knows what it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxyStanding {
+    /// Whether it answers now.
+    pub answers: bool,
+    /// Its process id; `None` when none runs.
+    pub pid: Option<u32>,
+    /// Since when it does not answer: when it last said something.
+    pub since: Option<Timestamp>,
+}
+
 /// Why an app's deployments wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waits {
@@ -245,6 +256,15 @@ impl Agent {
         proxy.counts().await
     }
 
+    /// Whether the proxy answers, given what it said when it was asked now; `None` before there is a way to ask it.
+    pub fn proxy_standing(&self, said: Option<&Counts>) -> Option<ProxyStanding> {
+        let status = self.proxy.get()?.status();
+        let answers = said.is_some();
+        let runs = status.pid > 0 && (status.connected || !status.absent);
+        let since = status.heard.filter(|_| !answers);
+        Some(ProxyStanding { answers, pid: runs.then_some(status.pid), since })
+    }
+
     /// An app's canary, if one is under way.
     pub fn canary(&self, app: &AppName) -> Option<CanaryState> {
         self.app(app)?.driver.canary()
@@ -375,7 +395,7 @@ impl Agent {
     /// What is wrong with the engine, and since when.
     fn since(&self, err: RuntimeError) -> String {
         match self.presence.away() {
-            Some(away) => format!("{err}; since {}", away.since.strftime("%Y-%m-%d %H:%M:%S UTC")),
+            Some(away) => format!("{err}; since {}", at(away.since)),
             None => err.to_string(),
         }
     }
@@ -416,7 +436,7 @@ impl Agent {
                 let adoptions = self.handles().into_iter().map(|app| (app.adoption.clone(), app.deployer.app.clone()));
                 problems.extend(adoptions.filter_map(|(adoption, app)| adoption.borrow().problem(&app)));
                 if !parts.proxy.status().connected {
-                    problems.push("the proxy does not answer".to_owned());
+                    problems.extend(self.proxy_standing(None).map(silence));
                 }
             }
         }
@@ -428,4 +448,15 @@ impl Agent {
         }
         Readiness { problems, warnings: self.certificates.warnings() }
     }
+}
+
+/// `the proxy does not answer (pid 812); since …`
+fn silence(ProxyStanding { pid, since, .. }: ProxyStanding) -> String {
+    let who = pid.map_or_else(|| ": none runs".to_owned(), |pid| format!(" (pid {pid})"));
+    let since = since.map(|since| format!("; since {}", at(since))).unwrap_or_default();
+    format!("the proxy does not answer{who}{since}")
+}
+
+fn at(time: Timestamp) -> impl std::fmt::Display {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

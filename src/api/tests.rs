@@ -483,6 +483,7 @@ async fn an_app_shows_what_the_proxy_counts() {
     let unknown = app().await;
     let (traffic, web) = (&unknown["traffic"], &unknown["services"][0]);
     assert_eq!((traffic, &web["in_flight"], &web["waiting"]), (&Value::Null, &Value::Null, &Value::Null), "no proxy");
+    assert_eq!(unknown["proxy"], Value::Null, "nobody to ask yet");
 
     // A request that waits for the service's first instance until one is there, which then answers it.
     let (ready, address) = tokio::sync::oneshot::channel();
@@ -534,6 +535,8 @@ async fn an_app_shows_what_the_proxy_counts() {
             "served": 1, "failed": 0, "server_errors": 1, "retried": 0, "client_aborted": 0, "files": 0, "latency": null,
         })
     );
+    let pid = std::process::id();
+    assert_eq!(known["proxy"], json!({ "answers": true, "pid": pid, "since": null }));
     let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
     for (schema, shown) in [("App", &known), ("Service", &known["services"][0]), ("Traffic", &known["traffic"])] {
         let documented = &document["components"]["schemas"][schema]["properties"];
@@ -546,8 +549,11 @@ async fn an_app_shows_what_the_proxy_counts() {
     assert_eq!(of(&known["services"][1]), (Value::Null, Value::Null), "nothing is asked of a worker");
 
     proxy_ends.cancel();
-    proxy.watch_status().wait_for(|status| !status.connected).await.unwrap();
-    assert_eq!(app().await["traffic"], Value::Null, "it has ended");
+    proxy.watch_status().wait_for(|status| !status.connected && status.absent).await.unwrap();
+    let ended = app().await;
+    assert_eq!(ended["traffic"], Value::Null, "it has ended");
+    assert_eq!((&ended["proxy"]["answers"], &ended["proxy"]["pid"]), (&json!(false), &Value::Null));
+    assert!(ended["proxy"]["since"].is_string());
 }
 
 #[tokio::test]
@@ -568,9 +574,14 @@ async fn a_proxy_that_hangs_does_not_hold_up_the_api() {
     crate::proxy::control::write_message(&mut hanging, &hello).await.unwrap();
     assert!(proxy.connected(Duration::from_secs(5)).await);
     api.agent.connect_proxy(proxy);
+    let before = jiff::Timestamp::now();
     let asked = tokio::time::timeout(Duration::from_secs(3), api.local("GET", "/api/v1/apps", None)).await;
     let apps = asked.expect("an answer in time").json();
     assert_eq!((&apps[0]["name"], &apps[0]["traffic"]), (&json!("shop"), &Value::Null));
+    let proxy = &apps[0]["proxy"];
+    assert_eq!((&proxy["answers"], &proxy["pid"]), (&json!(false), &json!(1)));
+    let since: jiff::Timestamp = proxy["since"].as_str().unwrap().parse().unwrap();
+    assert!(since <= before, "since it said hello: {since} {before}");
 }
 
 #[tokio::test]
