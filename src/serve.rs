@@ -114,7 +114,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     let proxy = ProxyClient::start(&data_dir);
     let listens = [Some(config.proxy.http), config.proxy.https].into_iter().flatten().collect();
-    let supervisor = Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), listens)?;
+    let mut supervisor = Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), listens)?;
     supervisor.begin().await?;
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let mirrors =

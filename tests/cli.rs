@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs::Permissions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -189,6 +189,73 @@ fn ctrl_c_stops_watching_and_not_the_deployment() {
 }
 
 #[test]
+fn cancel_returns_when_it_is_so_and_says_the_same_however_often() {
+    let bench = Bench::new();
+    let ended = |line: &str| {
+        let output = bench.run(line);
+        (code(&output), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let deploy = |number: i64| {
+        assert_eq!(code(&bench.run("deploy shop --no-wait")), 0);
+        DeploymentId(number)
+    };
+    // One that waits ends at once.
+    deploy(1);
+    let who = bench.runtime.block_on(bench.agent.store.deployment(DeploymentId(1))).unwrap().unwrap().pusher.unwrap();
+    let reason = format!("cancelled by {who} while it waited");
+    assert_eq!(ended("cancel 1"), (0, format!("deployment #1 of shop is cancelled: {reason}\n")));
+    for _ in 0..2 {
+        assert_eq!(ended("cancel #1"), (0, format!("deployment #1 of shop was cancelled before: {reason}\n")));
+    }
+    let (code_of_json, json) = ended("cancel 1 --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code_of_json, &json["id"], &json["status"]), (0, &1.into(), &"cancelled".into()));
+
+    // One that runs is waited for; others may ask meanwhile, and leave.
+    let id = deploy(2);
+    bench.advance(id, Status::RollingOut);
+    let mut waiting = bench.command("cancel 2").spawn().unwrap();
+    read_until(&mut waiting, "deployment #2 of shop is being cancelled\n");
+    let mut leaving = bench.command("cancel 2").spawn().unwrap();
+    read_until(&mut leaving, "is being cancelled\n");
+    let json = bench.command("cancel 2 --json").spawn().unwrap();
+    let (left, said) = ended("cancel 2 --no-wait");
+    assert!(
+        left == 0 && said.ends_with("is being cancelled; watch it with: longshore status shop --watch\n"),
+        "{said}"
+    );
+    kill(Pid::from_raw(leaving.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    let leaving = leaving.wait_with_output().unwrap();
+    assert_eq!(code(&leaving), 130);
+    assert!(text(&leaving.stdout).contains("deployment #2 is still being cancelled; watch it with"), "{leaving:?}");
+    assert!(waiting.try_wait().unwrap().is_none(), "confirmed before it was so");
+    bench.finish(id, Status::Cancelled, Some("cancelled by ada\nweb 1 was put back"));
+    let waiting = waiting.wait_with_output().unwrap();
+    assert_eq!(code(&waiting), 0, "{waiting:?}");
+    let told = "deployment #2 of shop is cancelled: cancelled by ada\n    web 1 was put back\n";
+    assert_eq!(text(&waiting.stdout), told);
+    let json = json.wait_with_output().unwrap();
+    let record: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((code(&json), &record["status"]), (0, &"cancelled".into()));
+
+    // It may end before the cancellation takes effect.
+    let id = deploy(3);
+    bench.advance(id, Status::Watching);
+    let mut late = bench.command("cancel 3").spawn().unwrap();
+    read_until(&mut late, "is being cancelled\n");
+    bench.finish(id, Status::Succeeded, None);
+    let late = late.wait_with_output().unwrap();
+    let not = "error: deployment #3 of shop is not cancelled, it had ended before that took effect: succeeded in ";
+    assert!(code(&late) == 1 && text(&late.stderr).starts_with(not), "{late:?}");
+    let (again, said) = ended("cancel 3");
+    assert!(again == 1 && said.starts_with(not), "{said}");
+    let (again, json) = ended("cancel 3 --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((again, &json["status"]), (1, &"succeeded".into()));
+    assert_eq!(ended("cancel 99"), (1, "error: there is no deployment \"99\"\n".to_owned()));
+}
+
+#[test]
 fn the_socket_and_a_token_lead_to_the_same_agent() {
     let bench = Bench::new();
     assert_eq!(code(&bench.run("deploy shop --no-wait")), 0);
@@ -232,6 +299,42 @@ fn what_goes_wrong_is_said_with_the_way_out() {
     );
     let missing = longshore(elsewhere.path()).args(["status", "--config", "none.toml"]).output().unwrap();
     assert_eq!(code(&missing), 2, "{}", text(&missing.stderr));
+}
+
+#[test]
+fn a_backup_is_told_of_by_the_name_that_it_was_given() {
+    let bench = Bench::new();
+    let said = |line: &str| {
+        let output = bench.run(line);
+        (code(&output), text(&output.stderr))
+    };
+    let no_directory = "error: cannot write nowhere/copy.db: No such file or directory (os error 2)\n";
+    assert_eq!(said("backup nowhere/copy.db"), (1, no_directory.to_owned()));
+    // Whatever answers there is no agent.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let other = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let _ = client.read(&mut head).unwrap();
+        client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").unwrap();
+    });
+    let mut command = bench.command("backup copy.db");
+    let output = command.env("LONGSHORE_URL", url).env("LONGSHORE_TOKEN", "lsh_00").output().unwrap();
+    other.join().unwrap();
+    let why = "the copy of the journal is no journal of longshore's: it is no SQLite file";
+    assert_eq!((code(&output), text(&output.stderr)), (1, format!("error: copy.db is not written: {why}\n")));
+    assert!(!bench.dir.path().join("copy.db").exists());
+
+    // Without an agent it is made from the files.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("deploy.toml"), "[agent]\ndata_dir = \"data\"\n").unwrap();
+    let data = elsewhere.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    drop(Store::open(&data.join("journal.db")).unwrap());
+    until("the journal is closed", || (!data.join("journal.db-wal").exists()).then_some(()));
+    let alone = longshore(elsewhere.path()).args(["backup", "nowhere/copy.db"]).output().unwrap();
+    assert_eq!((code(&alone), text(&alone.stderr).as_str()), (1, no_directory));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::rollout::driver::canary::{CanaryState, WishRefused};
 use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::presence::{Away, Presence};
 use crate::runtime::{Happened, Runtime, RuntimeError};
-use crate::store::{Admission, Deployment, NewDeployment, Release, Store, StoreError};
+use crate::store::{Admission, CancelAsked, NewDeployment, Release, Store, StoreError};
 
 mod adopt;
 pub mod apps;
@@ -74,6 +74,17 @@ pub struct Readiness {
     pub problems: Vec<String>,
     /// What is not, but wants a look.
     pub warnings: Vec<String>,
+}
+
+/// Whether the proxy answers. While it does not, nobody knows what it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxyStanding {
+    /// Whether it answers now.
+    pub answers: bool,
+    /// Its process id; `None` when none runs.
+    pub pid: Option<u32>,
+    /// Since when it does not answer: when it last said something.
+    pub since: Option<Timestamp>,
 }
 
 /// Why an app's deployments wait.
@@ -210,10 +221,14 @@ impl Agent {
         Ok(admission)
     }
 
-    /// Asks for a deployment's end. `None` when there is none of that number; otherwise its record as it is now: a
-    /// waiting one is cancelled at once, a running one when it has been undone.
-    pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
-        let Some(record) = self.store.ask_cancel(id, who).await? else { return Ok(None) };
+    /// Asks for a deployment's end. `None` when there is none of that number. A waiting one is cancelled at once, a running
+    /// one when it has been undone, unless it ends before otherwise.
+    pub async fn cancel(&self, id: DeploymentId, who: &str) -> Result<Option<CancelAsked>, StoreError> {
+        let Some(asked) = self.store.ask_cancel(id, who).await? else { return Ok(None) };
+        if asked.had_ended {
+            return Ok(Some(asked));
+        }
+        let record = &asked.record;
         if record.status == Status::Cancelled {
             self.journal.publish_end(&record.app, id).await?;
         } else if let Some(running) = self.running(&record.app).filter(|running| running.id == id) {
@@ -222,7 +237,7 @@ impl Agent {
             // It may be waiting for the engine.
             app.wake.notify_one();
         }
-        Ok(Some(record))
+        Ok(Some(asked))
     }
 
     fn running(&self, app: &AppName) -> Option<Running> {
@@ -239,6 +254,15 @@ impl Agent {
     pub async fn counts(&self) -> Option<Counts> {
         let proxy = self.proxy.get().filter(|proxy| proxy.status().connected)?;
         proxy.counts().await
+    }
+
+    /// Whether the proxy answers, given what it said when it was asked now; `None` before there is a way to ask it.
+    pub fn proxy_standing(&self, said: Option<&Counts>) -> Option<ProxyStanding> {
+        let status = self.proxy.get()?.status();
+        let answers = said.is_some();
+        let runs = status.pid > 0 && (status.connected || !status.absent);
+        let since = status.heard.filter(|_| !answers);
+        Some(ProxyStanding { answers, pid: runs.then_some(status.pid), since })
     }
 
     /// An app's canary, if one is under way.
@@ -371,7 +395,7 @@ impl Agent {
     /// What is wrong with the engine, and since when.
     fn since(&self, err: RuntimeError) -> String {
         match self.presence.away() {
-            Some(away) => format!("{err}; since {}", away.since.strftime("%Y-%m-%d %H:%M:%S UTC")),
+            Some(away) => format!("{err}; since {}", at(away.since)),
             None => err.to_string(),
         }
     }
@@ -412,7 +436,7 @@ impl Agent {
                 let adoptions = self.handles().into_iter().map(|app| (app.adoption.clone(), app.deployer.app.clone()));
                 problems.extend(adoptions.filter_map(|(adoption, app)| adoption.borrow().problem(&app)));
                 if !parts.proxy.status().connected {
-                    problems.push("the proxy does not answer".to_owned());
+                    problems.extend(self.proxy_standing(None).map(silence));
                 }
             }
         }
@@ -424,4 +448,15 @@ impl Agent {
         }
         Readiness { problems, warnings: self.certificates.warnings() }
     }
+}
+
+/// `the proxy does not answer (pid 812); since …`
+fn silence(ProxyStanding { pid, since, .. }: ProxyStanding) -> String {
+    let who = pid.map_or_else(|| ": none runs".to_owned(), |pid| format!(" (pid {pid})"));
+    let since = since.map(|since| format!("; since {}", at(since))).unwrap_or_default();
+    format!("the proxy does not answer{who}{since}")
+}
+
+fn at(time: Timestamp) -> impl std::fmt::Display {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

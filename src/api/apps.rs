@@ -98,5 +98,6 @@ async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,
         waits: api.agent.waits(&app.name),
+        proxy: api.agent.proxy_standing(counts),
     }))
 }

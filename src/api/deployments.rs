@@ -17,9 +17,9 @@ use super::serve::Closing;
 use super::views::DeploymentView;
 use super::{ApiState, apps, sse};
 use crate::journal::Followed;
-use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ParseError, shorten};
+use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ParseError, Status, shorten};
 use crate::queue::Request;
-use crate::store::{Admission, Deployment, NewDeployment, Store, StoreError};
+use crate::store::{Admission, CancelAsked, Deployment, NewDeployment, Store, StoreError};
 
 /// Log lines read at once.
 const PAGE: u32 = 1000;
@@ -123,13 +123,20 @@ pub(super) async fn cancel(
     fields: Fields,
 ) -> Result<Response, Problem> {
     fields.only(&[])?;
-    let found = find(&api.agent.store, &id).await?;
-    if found.status.is_terminal() {
-        let detail = format!("deployment {} has ended: {}", found.id, found.status);
-        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    let asked = match number(&id) {
+        Some(id) => api.agent.cancel(id, &caller.name).await?,
+        None => None,
+    };
+    let CancelAsked { record, had_ended } = asked.ok_or_else(|| no_such(&id))?;
+    match (had_ended, record.status) {
+        (false, _) => Ok(accepted(&api, &record)),
+        // Somebody has asked before: that is what is wanted now.
+        (true, Status::Cancelled) => Ok(Json(view(&api, &record)).into_response()),
+        (true, status) => {
+            let detail = format!("deployment {} cannot be cancelled, it has ended: {status}", record.id);
+            Err(Problem::new(StatusCode::CONFLICT, detail))
+        }
     }
-    let cancelled = api.agent.cancel(found.id, &caller.name).await?;
-    Ok(accepted(&api, &cancelled.unwrap_or(found)))
 }
 
 pub(super) async fn log(
@@ -179,14 +186,19 @@ fn text(
 }
 
 async fn find(store: &Store, id: &str) -> Result<Deployment, Problem> {
-    let number = id.parse().ok().map(DeploymentId);
-    let found = match number {
+    let found = match number(id) {
         Some(number) => store.deployment(number).await?,
         None => None,
     };
-    found.ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, format!("there is no deployment {:?}", shorten(id, 40))).field("id")
-    })
+    found.ok_or_else(|| no_such(id))
+}
+
+fn number(id: &str) -> Option<DeploymentId> {
+    id.parse().ok().map(DeploymentId)
+}
+
+fn no_such(id: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no deployment {:?}", shorten(id, 40))).field("id")
 }
 
 fn view(api: &ApiState, deployment: &Deployment) -> DeploymentView {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 
+use super::last_word::until_the_agent_ends;
 use super::serve::Closing;
 
 /// Below the idle limits of the usual reverse proxies.
@@ -17,9 +18,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const NO_BUFFERING: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
-/// A stream as the answer. It ends when the agent does: an open stream must not hold up the shutdown.
+/// The last event of a stream that would go on: the agent ends.
+pub const SHUTDOWN: &str = "shutdown";
+const SHUTDOWN_WORDS: &str = "the agent ends; what is under way goes on when it is back";
+
+/// A stream as the answer. It ends when the agent does, and says so: an open stream must not hold up the shutdown.
 pub(super) fn respond(events: impl Stream<Item = Event> + Send + 'static, closing: Closing) -> Response {
-    let events = events.take_until(closing.0.cancelled_owned()).map(Ok::<_, Infallible>);
+    let last = Event::default().event(SHUTDOWN).data(SHUTDOWN_WORDS);
+    let events = until_the_agent_ends(events, closing.0, last).map(Ok::<_, Infallible>);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     ([NO_BUFFERING], Sse::new(events).keep_alive(keep_alive)).into_response()
 }

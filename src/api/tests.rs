@@ -365,7 +365,12 @@ async fn a_deployment_is_accepted_listed_and_cancelled() {
     let cancelled = api.local("POST", "/api/v1/deployments/2/cancel", None).await;
     assert_eq!((cancelled.status.as_u16(), cancelled.json()["status"].as_str().unwrap()), (202, "cancelled"));
     let again = api.local("POST", "/api/v1/deployments/2/cancel", None).await;
-    assert_eq!((again.status.as_u16(), again.detail().as_str()), (409, "deployment #2 has ended: cancelled"));
+    assert_eq!((again.status.as_u16(), again.json()), (200, cancelled.json()), "it is what was asked for");
+    let late = api.local("POST", "/api/v1/deployments/1/cancel", None).await;
+    let detail = "deployment #1 cannot be cancelled, it has ended: superseded";
+    assert_eq!((late.status.as_u16(), late.detail().as_str()), (409, detail));
+    let first = api.local("GET", "/api/v1/deployments/1", None).await.json();
+    assert_eq!((first["status"].as_str(), first["cancel_asked"].as_bool()), (Some("superseded"), Some(false)));
     let list = api.local("GET", "/api/v1/apps/shop/deployments?limit=1", None).await.json();
     assert_eq!(list.as_array().unwrap().len(), 1);
     assert_eq!(list[0]["id"], 2);
@@ -478,6 +483,7 @@ async fn an_app_shows_what_the_proxy_counts() {
     let unknown = app().await;
     let (traffic, web) = (&unknown["traffic"], &unknown["services"][0]);
     assert_eq!((traffic, &web["in_flight"], &web["waiting"]), (&Value::Null, &Value::Null, &Value::Null), "no proxy");
+    assert_eq!(unknown["proxy"], Value::Null, "nobody to ask yet");
 
     // A request that waits for the service's first instance until one is there, which then answers it.
     let (ready, address) = tokio::sync::oneshot::channel();
@@ -529,6 +535,8 @@ async fn an_app_shows_what_the_proxy_counts() {
             "served": 1, "failed": 0, "server_errors": 1, "retried": 0, "client_aborted": 0, "files": 0, "latency": null,
         })
     );
+    let pid = std::process::id();
+    assert_eq!(known["proxy"], json!({ "answers": true, "pid": pid, "since": null }));
     let document: Value = serde_json::from_str(openapi::DOCUMENT).unwrap();
     for (schema, shown) in [("App", &known), ("Service", &known["services"][0]), ("Traffic", &known["traffic"])] {
         let documented = &document["components"]["schemas"][schema]["properties"];
@@ -541,8 +549,11 @@ async fn an_app_shows_what_the_proxy_counts() {
     assert_eq!(of(&known["services"][1]), (Value::Null, Value::Null), "nothing is asked of a worker");
 
     proxy_ends.cancel();
-    proxy.watch_status().wait_for(|status| !status.connected).await.unwrap();
-    assert_eq!(app().await["traffic"], Value::Null, "it has ended");
+    proxy.watch_status().wait_for(|status| !status.connected && status.absent).await.unwrap();
+    let ended = app().await;
+    assert_eq!(ended["traffic"], Value::Null, "it has ended");
+    assert_eq!((&ended["proxy"]["answers"], &ended["proxy"]["pid"]), (&json!(false), &Value::Null));
+    assert!(ended["proxy"]["since"].is_string());
 }
 
 #[tokio::test]
@@ -563,9 +574,14 @@ async fn a_proxy_that_hangs_does_not_hold_up_the_api() {
     crate::proxy::control::write_message(&mut hanging, &hello).await.unwrap();
     assert!(proxy.connected(Duration::from_secs(5)).await);
     api.agent.connect_proxy(proxy);
+    let before = jiff::Timestamp::now();
     let asked = tokio::time::timeout(Duration::from_secs(3), api.local("GET", "/api/v1/apps", None)).await;
     let apps = asked.expect("an answer in time").json();
     assert_eq!((&apps[0]["name"], &apps[0]["traffic"]), (&json!("shop"), &Value::Null));
+    let proxy = &apps[0]["proxy"];
+    assert_eq!((&proxy["answers"], &proxy["pid"]), (&json!(false), &json!(1)));
+    let since: jiff::Timestamp = proxy["since"].as_str().unwrap().parse().unwrap();
+    assert!(since <= before, "since it said hello: {since} {before}");
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::static_files::StaticView;
 use super::traffic::{InstanceTrafficView, RequestsView, ServiceTrafficView, TrafficView};
-use crate::agent::Waits;
 use crate::agent::canaries::CanaryStanding;
+use crate::agent::{ProxyStanding, Waits};
 use crate::config::{App, Fraction, Service};
 use crate::model::{AppName, CommitSha, Duty, Health, Status, Trigger};
 use crate::proxy::Counts;
@@ -57,6 +57,20 @@ pub struct AppView {
     pub drift: Vec<DriftView>,
     /// Why its deployments wait and its instances may not be known; null when all is well.
     pub waits: Option<WaitsView>,
+    /// The process that serves it; null while the agent starts.
+    #[serde(default)]
+    pub proxy: Option<ProxyView>,
+}
+
+/// The proxy. What its instances are meant to do is told by their duty; while it does not answer nobody knows what is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyView {
+    /// Whether it answers now.
+    pub answers: bool,
+    /// Its process id; null when none runs.
+    pub pid: Option<u32>,
+    /// Since when it does not answer; null when it does.
+    pub since: Option<Timestamp>,
 }
 
 /// A permanent canary, seen from it or from its production.
@@ -366,6 +380,7 @@ pub(super) struct AppFacts<'a> {
     pub queued: usize,
     pub drift: Vec<Drift>,
     pub waits: Option<Waits>,
+    pub proxy: Option<ProxyStanding>,
 }
 
 impl AppFacts<'_> {
@@ -401,6 +416,7 @@ impl AppView {
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),
             waits: facts.waits.map(|Waits { why, since }| WaitsView { why, since }),
+            proxy: facts.proxy.map(|ProxyStanding { answers, pid, since }| ProxyView { answers, pid, since }),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::text::clean;
 use crate::data_dir::lock::{self, LockError};
 use crate::data_dir::{JOURNAL, sync_directory};
 use crate::disk::Bytes;
-use crate::store::{Contents, copy_closed, inspect, restore};
+use crate::store::{Contents, OpenError, copy_closed, inspect, restore};
 
 pub(super) const BACKUP_EXAMPLES: &str = "Examples:
   longshore backup /srv/backup/longshore.db
@@ -66,9 +66,9 @@ pub(super) async fn backup(client: &Client, term: &mut Term, args: BackupArgs) -
         return Err(CliError::Usage(format!("{shown} exists already; choose another name, or add --force")));
     }
     let new = beside(file)?;
-    let copied = match fetch(client, &new).await {
+    let copied = match fetch(client, &new, file).await {
         Err(AskError::Lost(why)) => match client.data_dir() {
-            Some(data_dir) => copy_from(data_dir, &new, &why),
+            Some(data_dir) => copy_from(data_dir, &new, file, &why),
             None => Err(CliError::Failed(why)),
         },
         fetched => fetched.map_err(CliError::from),
@@ -91,8 +91,9 @@ fn beside(file: &Path) -> Result<PathBuf, CliError> {
     Ok(file.with_file_name(hidden))
 }
 
-async fn fetch(client: &Client, new: &Path) -> Result<(), AskError> {
-    let cannot_write = |err: io::Error| AskError::Refused(format!("cannot write {}: {err}", new.display()));
+/// Writes to `new` for now; `file` is what people call it.
+async fn fetch(client: &Client, new: &Path, file: &Path) -> Result<(), AskError> {
+    let cannot_write = |err: io::Error| AskError::Refused(format!("cannot write {}: {err}", file.display()));
     let mut body = client.bytes(Method::POST, "/api/v1/backup").await?;
     let mut file = create(new).map_err(cannot_write)?;
     while let Some(chunk) = body.next().await {
@@ -108,7 +109,7 @@ fn create(new: &Path) -> io::Result<File> {
 }
 
 /// Without an agent.
-fn copy_from(data_dir: &Path, new: &Path, unreachable: &str) -> Result<(), CliError> {
+fn copy_from(data_dir: &Path, new: &Path, file: &Path, unreachable: &str) -> Result<(), CliError> {
     let journal = data_dir.join(JOURNAL);
     if !journal.exists() {
         return Err(CliError::Failed(format!("{unreachable}\nand there is no journal at {}", journal.display())));
@@ -117,15 +118,30 @@ fn copy_from(data_dir: &Path, new: &Path, unreachable: &str) -> Result<(), CliEr
         LockError::Held { .. } => CliError::Failed(format!("{unreachable}\n{err}")),
         LockError::Io { .. } => CliError::Failed(err.to_string()),
     })?;
-    copy_closed(&journal, new).map_err(|err| CliError::Failed(err.to_string()))
+    copy_closed(&journal, new).map_err(|err| match err {
+        OpenError::NotWritten { .. } => CliError::Failed(err.told_of(file).to_string()),
+        of_the_journal => CliError::Failed(of_the_journal.to_string()),
+    })
 }
 
 /// Only what is whole gets the name.
 fn keep(new: &Path, file: &Path) -> Result<Contents, CliError> {
-    let contents = inspect(new).map_err(|err| CliError::Failed(format!("the backup is not whole: {err}")))?;
+    let contents = inspect(new).map_err(|err| not_whole(err, file))?;
     let named = fs::rename(new, file).and_then(|()| sync_directory(file));
     named.map_err(|err| CliError::Failed(format!("cannot write {}: {err}", file.display())))?;
     Ok(contents)
+}
+
+fn not_whole(err: OpenError, file: &Path) -> CliError {
+    let why = match err {
+        OpenError::NotAJournal { what, .. } => format!("is no journal of longshore's: {what}"),
+        OpenError::Damaged { why, .. } => format!("is damaged: {why}"),
+        OpenError::Newer { found, known, .. } => {
+            format!("has schema version {found}, and this longshore knows up to {known}: use the agent's version")
+        }
+        other => format!("cannot be read again: {}", other.told_of(file)),
+    };
+    CliError::Failed(format!("{} is not written: the copy of the journal {why}", file.display()))
 }
 
 /// Refused while an agent runs.

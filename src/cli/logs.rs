@@ -11,6 +11,7 @@ use super::error::CliError;
 use super::sse::Event;
 use super::term::{Look, Term};
 use super::text::clean;
+use crate::api::sse::SHUTDOWN;
 use crate::api::views::{AppView, DeploymentView, InstanceView};
 use crate::model::{AppName, Duty, InstanceId, ParseError, ServiceName};
 
@@ -73,7 +74,10 @@ pub(super) async fn run(client: &Client, term: &mut Term, args: LogsArgs) -> Res
         }
         let mut lines = stream::select_all(all);
         while let Some(line) = lines.next().await {
-            let (start, Event { data, .. }) = line.map_err(CliError::Failed)?;
+            let (start, Event { name, data, .. }) = line.map_err(CliError::Failed)?;
+            if name == SHUTDOWN {
+                return Err(CliError::Failed(data));
+            }
             term.print(&format!("{start}{}\n", clean(&data)))?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -145,8 +149,13 @@ async fn deployment_log(client: &Client, term: &mut Term, id: i64, follow: bool)
                 return Ok(ExitCode::SUCCESS);
             }
             "error" => return Err(CliError::Failed(event.data)),
+            SHUTDOWN => return Err(CliError::Failed(format!("{}\n{}", event.data, go_on(id)))),
             _ => term.print(&format!("{}\n", clean(&event.data)))?,
         }
     }
-    Err(CliError::Failed(format!("the agent closed the connection; go on with: longshore logs --deployment {id} -f")))
+    Err(CliError::Failed(format!("the agent closed the connection\n{}", go_on(id))))
+}
+
+fn go_on(id: i64) -> String {
+    format!("go on with: longshore logs --deployment {id} -f")
 }

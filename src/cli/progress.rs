@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::term::{Look, Paint};
 use super::text::{clean, count, lines, took};
-use crate::api::views::{AppView, DeploymentView, InstanceView, seconds_between};
+use crate::api::views::{AppView, DeploymentView, InstanceView, ProxyView, seconds_between};
 use crate::model::{Duty, Health, ReleaseNumber, Status, shorten};
 
 /// The newest log lines stay in view.
@@ -100,10 +100,17 @@ fn words(status: Status) -> String {
     status.as_str().replace('_', " ")
 }
 
+/// The proxy, when it does not answer and the app gets its requests through it: then nobody knows what is served.
+pub(super) fn silent_proxy(app: &AppView) -> Option<&ProxyView> {
+    let is_served = app.services.iter().any(|service| service.port.is_some());
+    app.proxy.as_ref().filter(|proxy| is_served && !proxy.answers)
+}
+
 /// One line per service: each instance as a box with its release, then those that are not simply serving in words.
 pub(super) fn services(app: &AppView, paint: Paint) -> Vec<String> {
     let width = app.services.iter().map(|service| service.name.chars().count()).max().unwrap_or(0);
-    let line = |name: &str, desired: u32| {
+    let is_known = silent_proxy(app).is_none();
+    let line = |name: &str, desired: u32, is_served: bool| {
         let mut own: Vec<&InstanceView> = app
             .instances
             .iter()
@@ -112,10 +119,12 @@ pub(super) fn services(app: &AppView, paint: Paint) -> Vec<String> {
         own.sort_by_key(|instance| (instance.slot, instance.release));
         let boxes: Vec<String> = own.iter().map(|instance| instance_box(instance, paint)).collect();
         let serving = own.iter().filter(|instance| instance.duty == Duty::Serving).count();
+        let serving = if is_known || !is_served { serving.to_string() } else { "?".to_owned() };
         let name = clean(name);
         format!("  {name:<width$}  {serving}/{desired}  {}", boxes.join(" ")).trim_end().to_owned()
     };
-    app.services.iter().map(|service| line(&service.name, service.instances.desired)).collect()
+    let lines = app.services.iter();
+    lines.map(|service| line(&service.name, service.instances.desired, service.port.is_some())).collect()
 }
 
 fn instance_box(instance: &InstanceView, paint: Paint) -> String {

@@ -11,13 +11,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 
 use super::client::{AskError, Client, Readiness};
 use super::error::CliError;
-use super::progress::{Progress, canary, headline, rest_of_reason, services, title};
+use super::progress::{Progress, canary, headline, rest_of_reason, services, silent_proxy, title};
 use super::sse::Event;
 use super::term::{Look, Paint, Term};
 use super::text::{ago, clean, span, table};
 use super::watch::{PATIENCE, RETRY};
 use super::{Json, static_files, text, traffic};
-use crate::api::views::{AppView, DeploymentView, InstanceView, SharesView, WaitsView};
+use crate::api::sse::SHUTDOWN;
+use crate::api::views::{AppView, DeploymentView, InstanceView, ProxyView, SharesView, WaitsView};
 use crate::model::{AppName, Duty, ReleaseNumber, shorten};
 use crate::rollout::permanent::Standing;
 
@@ -144,6 +145,7 @@ async fn show_changes(
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) if event.name == "log" => {}
+                    Some(Ok(event)) if event.name == SHUTDOWN => return Ok(event.data),
                     Some(Ok(_)) => break true,
                     Some(Err(why)) => return Ok(why),
                     None => return Ok("the agent closed the connection".into()),
@@ -176,6 +178,8 @@ impl Seen {
             Self::All(apps) => {
                 let mut lines: Vec<String> = overview(apps, now).lines().map(str::to_owned).collect();
                 lines.extend(all_that_wait(apps, now));
+                let silent = apps.iter().find_map(silent_proxy);
+                lines.extend(silent.map(|proxy| format!("the proxy {}", silence(proxy, now))));
                 lines
             }
             Self::One { app, last } => detail(app, last.as_deref(), now, paint),
@@ -203,7 +207,7 @@ pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
             live.map_or("-".into(), |live| ReleaseNumber(live.release).to_string()),
             live.map_or("-".into(), |live| live.commit.short().to_owned()),
             live.and_then(|live| live.since).map_or("-".into(), |since| ago(since, now)),
-            match app.waits.is_some() && app.instances.is_empty() {
+            match (app.waits.is_some() && app.instances.is_empty()) || silent_proxy(app).is_some() {
                 true => format!("?/{desired}"),
                 false => format!("{serving}/{desired}"),
             },
@@ -232,8 +236,22 @@ fn waiting(waits: &WaitsView, now: Timestamp) -> String {
     format!("{}{since}", clean(&waits.why))
 }
 
-/// Whether what an app waits for says a problem already.
+/// `does not answer (since 12 s ago): …`
+fn silence(proxy: &ProxyView, now: Timestamp) -> String {
+    let since = proxy.since.map(|since| format!(" (since {})", ago(since, now))).unwrap_or_default();
+    match proxy.pid {
+        Some(pid) => format!(
+            "does not answer{since}: whether anybody is served is not known; if its process is stopped: kill -CONT {pid}"
+        ),
+        None => format!("does not run{since}: nobody is served until the agent has started it"),
+    }
+}
+
+/// Whether what an app waits for, or what is said of the proxy, says a problem already.
 fn tells(app: &AppView, problem: &str) -> bool {
+    if silent_proxy(app).is_some() && problem.starts_with("the proxy does not answer") {
+        return true;
+    }
     let what = |text: &str| text.split_once(": ").map_or(text, |(what, _)| what).to_owned();
     app.waits.as_ref().is_some_and(|waits| what(&waits.why) == what(problem))
 }
@@ -260,6 +278,9 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         if app.instances.is_empty() {
             fact("", "what runs is not known until then; it goes on being served".into());
         }
+    }
+    if let Some(proxy) = silent_proxy(app) {
+        fact("proxy", silence(proxy, now));
     }
     if let Some(held) = &app.held {
         let mut reason = text::lines(&held.reason);

@@ -234,6 +234,41 @@ fn a_status_tells_the_requests_of_an_app() {
 }
 
 #[test]
+fn a_status_does_not_say_that_anything_serves_while_the_proxy_is_silent() {
+    let with = |proxy: Value| {
+        let mut app = busy(json!({ "proxy": proxy, "traffic": null }));
+        app.services[1].port = None;
+        app
+    };
+    let since = "2026-11-21T03:59:58Z";
+    let shown = |proxy: Value| {
+        let lines = status::detail(&with(proxy), None, now(), Paint(false));
+        let told = |line: &&String| ["  proxy", "  web", "  worker"].iter().any(|start| line.starts_with(start));
+        lines.iter().filter(told).cloned().collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(shown(json!({ "answers": true, "pid": 812, "since": null })), @r"
+    web     3/3  ◇v7 draining ■v8 ■v7 □v8 starting ■v7 unready
+    worker  1/1  ■v7
+    ");
+    insta::assert_snapshot!(shown(json!({ "answers": false, "pid": 812, "since": since })), @r"
+    proxy    does not answer (since 12 s ago): whether anybody is served is not known; if its process is stopped: kill -CONT 812
+    web     ?/3  ◇v7 draining ■v8 ■v7 □v8 starting ■v7 unready
+    worker  1/1  ■v7
+    ");
+    insta::assert_snapshot!(shown(json!({ "answers": false, "pid": null, "since": since })), @r"
+    proxy    does not run (since 12 s ago): nobody is served until the agent has started it
+    web     ?/3  ◇v7 draining ■v8 ■v7 □v8 starting ■v7 unready
+    worker  1/1  ■v7
+    ");
+    let overview = |proxy: Value| status::overview(&[with(proxy)], now());
+    insta::assert_snapshot!(overview(json!({ "answers": false, "pid": 812, "since": since })), @r"
+    APP   LIVE  COMMIT   SINCE      SERVING  NOW       DOMAINS
+    shop  v7    0a0b0c0  3 min ago  ?/4      1 queued  shop.example.com
+    ");
+    assert_eq!(overview(json!({ "answers": true, "pid": 812, "since": null })), status::overview(&[app()], now()));
+}
+
+#[test]
 fn a_status_tells_static_files() {
     let mut app = app();
     let files = |files: Value| serde_json::from_value(files).unwrap();

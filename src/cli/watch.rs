@@ -15,6 +15,7 @@ use super::progress::{Progress, summary, title};
 use super::sse::Event;
 use super::term::Term;
 use super::text::{clean, json};
+use crate::api::sse::SHUTDOWN;
 use crate::api::views::{AppView, DeploymentView};
 use crate::model::Status;
 
@@ -24,13 +25,15 @@ pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// How often the block is drawn: its clock and the newest log lines.
 const TICK: Duration = Duration::from_millis(200);
 /// By convention 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// What is shown while a deployment runs and at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Show {
     /// Progress and a summary.
     Progress,
+    /// The same where somebody looks at it; elsewhere only how it began and how it ended.
+    Ends,
     /// Only the final record.
     Json,
 }
@@ -42,22 +45,44 @@ pub(super) async fn follow(
     deployment: DeploymentView,
     show: Show,
 ) -> Result<ExitCode, CliError> {
-    let (id, app) = (deployment.id, deployment.app.clone());
-    let mut watcher = Watcher { client, term, show, last_line: 0, shown: None, progress: Progress::new(deployment) };
-    let ended = tokio::select! {
-        ended = watcher.run() => ended?,
-        pressed = tokio::signal::ctrl_c() => {
-            // The deployment is not touched. From here on there is nothing left that a second Ctrl-C could break.
-            pressed?;
-            watcher.leave(&format!("deployment #{id} goes on; watch it with: longshore status {app} --watch"))?;
-            return Ok(ExitCode::from(INTERRUPTED));
-        }
+    let Some((ended, app)) = follow_to_end(client, term, deployment, show, ("", "goes on")).await? else {
+        return Ok(ExitCode::from(INTERRUPTED));
     };
-    watcher.conclude(&ended).await?;
+    let told = match show {
+        Show::Json => json(&ended),
+        Show::Progress | Show::Ends => summary(&ended, app.as_ref(), term.paint()),
+    };
+    term.print(&told)?;
     Ok(match ended.status {
         Status::Succeeded => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// The same with first words (none in JSON) and without the last ones; its record when it has ended, and its app. `None`
+/// after Ctrl-C, when it was said that the deployment `goes_on`.
+pub(super) async fn follow_to_end(
+    client: &Client,
+    term: &mut Term,
+    deployment: DeploymentView,
+    show: Show,
+    (first, goes_on): (&str, &str),
+) -> Result<Option<(DeploymentView, Option<AppView>)>, CliError> {
+    let (id, app) = (deployment.id, deployment.app.clone());
+    let mut watcher = Watcher { client, term, show, last_line: 0, shown: None, progress: Progress::new(deployment) };
+    let ended = tokio::select! {
+        // Before the first word is said, so that whoever reads it may press it.
+        biased;
+        pressed = tokio::signal::ctrl_c() => {
+            // The deployment is not touched. From here on there is nothing left that a second Ctrl-C could break.
+            pressed?;
+            watcher.leave(&format!("deployment #{id} {goes_on}; watch it with: longshore status {app} --watch"))?;
+            return Ok(None);
+        }
+        ended = watcher.run(first) => ended?,
+    };
+    watcher.conclude(&ended).await?;
+    Ok(Some((ended, watcher.progress.app)))
 }
 
 struct Watcher<'a> {
@@ -83,7 +108,10 @@ struct Streams {
 }
 
 impl Watcher<'_> {
-    async fn run(&mut self) -> Result<DeploymentView, CliError> {
+    async fn run(&mut self, first: &str) -> Result<DeploymentView, CliError> {
+        if self.show != Show::Json && !first.is_empty() {
+            self.term.print(first)?;
+        }
         if self.show == Show::Progress && !self.term.is_live() {
             self.term.print(&title(&self.progress.deployment, self.term.paint()))?;
         }
@@ -144,12 +172,15 @@ impl Watcher<'_> {
                             .map_err(|err| CliError::Failed(format!("the agent's record cannot be read: {err}")))?;
                         return Ok(Left::Ended(Box::new(record)));
                     }
-                    Some(Ok(event)) if event.name == "error" => return Ok(Left::Lost(event.data)),
+                    Some(Ok(event)) if matches!(event.name.as_str(), "error" | SHUTDOWN) => {
+                        return Ok(Left::Lost(event.data));
+                    }
                     Some(Ok(event)) => self.log_line(&event)?,
                     Some(Err(why)) => return Ok(Left::Lost(why)),
                     None => return Ok(Left::Lost("the agent closed the connection".into())),
                 },
                 event = streams.events.next() => match event {
+                    Some(Ok(event)) if event.name == SHUTDOWN => return Ok(Left::Lost(event.data)),
                     Some(Ok(event)) => stale |= event.name != "log",
                     Some(Err(why)) => return Ok(Left::Lost(why)),
                     None => return Ok(Left::Lost("the agent closed the connection".into())),
@@ -187,15 +218,16 @@ impl Watcher<'_> {
             return Ok(self.term.draw(&block)?);
         }
         let status = self.progress.deployment.status;
-        if !status.is_terminal() && self.shown.replace(status) != Some(status) {
+        if self.show == Show::Progress && !status.is_terminal() && self.shown.replace(status) != Some(status) {
             self.term.print(&status.as_str().replace('_', " "))?;
         }
         Ok(())
     }
 
+    /// What is left to be drawn or looked up.
     async fn conclude(&mut self, ended: &DeploymentView) -> Result<(), CliError> {
         if self.show == Show::Json {
-            return Ok(self.term.print(&json(ended))?);
+            return Ok(());
         }
         // The summary is worth having without it.
         let _ = self.refresh().await;
@@ -204,7 +236,7 @@ impl Watcher<'_> {
             let block = self.progress.block(Timestamp::now(), self.term.paint());
             self.term.print(&block.join("\n"))?;
         }
-        Ok(self.term.print(&summary(ended, self.progress.app.as_ref(), self.term.paint()))?)
+        Ok(())
     }
 
     fn leave(&mut self, words: &str) -> Result<(), CliError> {

@@ -138,10 +138,12 @@ impl Deployer {
         let id = deployment.id;
         let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(Told::Left) };
         let running = Running::new(id);
-        if deployment.cancel_asked {
+        *running::lock(&self.running) = Some(running.clone());
+        // Read again: whoever asked before it was known to run has found nothing to cancel.
+        let asked = self.store.deployment(id).await?.is_some_and(|record| record.cancel_asked);
+        if asked {
             running.cancel("cancelled".into());
         }
-        *running::lock(&self.running) = Some(running.clone());
         let deadline = tokio::spawn(running::enforce_deadline(app.deadline, running.clone()));
         let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);

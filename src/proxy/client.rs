@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -16,8 +17,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::control::{
-    AppCounts, ChallengeAnswer, InstanceCounts, LineBuffer, Order, QueueCount, Report, SOCKET_NAME, read_message,
-    write_message,
+    AppCounts, ChallengeAnswer, InstanceCounts, LOCK_NAME, LineBuffer, Order, QueueCount, Report, SOCKET_NAME,
+    read_message, write_message,
 };
 use super::table::{DrainLimits, Route, Table};
 use crate::model::{AppName, InstanceId};
@@ -54,8 +55,10 @@ pub struct ProxyStatus {
     pub connected: bool,
     /// Without one: nobody listens on its socket, so no proxy runs. Otherwise one runs and does not answer.
     pub absent: bool,
-    /// Process id.
+    /// Process id: of the one that said so, or that has the lock and has said nothing yet; 0 when there was none.
     pub pid: u32,
+    /// When it last said something; before that, since when it is asked.
+    pub heard: Option<Timestamp>,
     /// The binary's version.
     pub version: String,
     /// Random per process.
@@ -78,6 +81,7 @@ impl ProxyStatus {
                 connected: true,
                 absent: false,
                 pid,
+                heard: Some(Timestamp::now()),
                 version,
                 boot,
                 listeners,
@@ -167,7 +171,8 @@ impl ProxyClient {
 
     fn new(socket: PathBuf) -> (Self, Keeper) {
         let (asks, asked) = mpsc::unbounded_channel();
-        let (status_sender, status) = watch::channel(ProxyStatus::default());
+        let unheard = ProxyStatus { heard: Some(Timestamp::now()), ..ProxyStatus::default() };
+        let (status_sender, status) = watch::channel(unheard);
         let (counts_sender, last_counts) = watch::channel(None);
         let keeper = Keeper {
             socket,
@@ -329,9 +334,13 @@ impl Keeper {
                 Ok((read, write)) => {
                     let since = Instant::now();
                     let ended = self.converse(read, write).await;
+                    let ProxyStatus { connected, pid, .. } = *self.status.borrow();
                     self.status.send_modify(|status| status.connected = false);
-                    if let Ended::Lost(error) = &ended {
-                        tracing::info!(%error, "lost the proxy");
+                    match &ended {
+                        Ended::Lost(error) if connected => tracing::info!(pid, %error, "lost the proxy"),
+                        // Who is asked again and again says so once.
+                        Ended::Lost(error) => tracing::debug!(pid, %error, "the proxy says nothing"),
+                        Ended::NobodyAsks => {}
                     }
                     // One that is lost again and again at once is asked less and less often.
                     if since.elapsed() >= RETRY.1 {
@@ -364,8 +373,17 @@ impl Keeper {
         }
     }
 
+    /// Whoever does not say hello is known by the lock that it has.
     async fn connect(&self) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
-        Ok(UnixStream::connect(&self.socket).await?.into_split())
+        let stream = UnixStream::connect(&self.socket).await?;
+        let holder = tokio::fs::read_to_string(self.socket.with_file_name(LOCK_NAME)).await.unwrap_or_default();
+        if let Ok(pid) = holder.trim().parse() {
+            self.status.send_if_modified(|status| {
+                status.pid = pid;
+                false
+            });
+        }
+        Ok(stream.into_split())
     }
 
     /// Files what is asked; `flush` sends it.
@@ -429,6 +447,11 @@ impl Keeper {
                 report = read_message(&mut read, &mut line) => match report {
                     Ok(Some(report)) => {
                         heard = Instant::now();
+                        // Nobody waits for it: it is looked at when the proxy does not answer.
+                        self.status.send_if_modified(|status| {
+                            status.heard = Some(Timestamp::now());
+                            false
+                        });
                         self.hear(report);
                     }
                     Ok(None) => return Ended::Lost(io::ErrorKind::UnexpectedEof.into()),

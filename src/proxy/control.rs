@@ -20,6 +20,8 @@ use crate::model::{AppName, InstanceId, ServiceName};
 pub const LINE_LIMIT: usize = 16 << 20;
 /// The socket's name in the data directory.
 pub const SOCKET_NAME: &str = "proxy.sock";
+/// The file that the proxy of a data directory has locked; its process id is in it.
+pub(super) const LOCK_NAME: &str = "proxy.lock";
 
 /// From the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

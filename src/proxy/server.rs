@@ -23,7 +23,7 @@ use super::access_log::AccessLog;
 use super::challenges::Challenges;
 use super::client::ProxyStatus;
 use super::clients::Clients;
-use super::control::{AppCounts, Report};
+use super::control::{AppCounts, LOCK_NAME, Report};
 use super::drain::Drains;
 use super::front::{Fronts, ISSUED};
 use super::handover::{Estate, Offer};
@@ -465,7 +465,7 @@ enum Held {
 
 /// Locks the data directory. The file holds the process id for people.
 fn lock_data_dir(data_dir: &Path) -> anyhow::Result<Held> {
-    let path = data_dir.join("proxy.lock");
+    let path = data_dir.join(LOCK_NAME);
     let mut file = File::options()
         .read(true)
         .write(true)

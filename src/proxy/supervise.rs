@@ -32,6 +32,8 @@ pub struct Supervisor {
     log: PathBuf,
     listens: Vec<SocketAddr>,
     proxy: ProxyClient,
+    /// Whether the one that runs was compared with this agent, or started by it.
+    is_compared: bool,
 }
 
 /// What is found.
@@ -48,28 +50,34 @@ impl Supervisor {
     pub fn new(proxy: ProxyClient, config: PathBuf, log: PathBuf, listens: Vec<SocketAddr>) -> Result<Self> {
         // Looked up now: once the file has been replaced by an upgrade, the kernel no longer knows its path.
         let exe = std::env::current_exe().context("cannot find the longshore binary")?;
-        Ok(Self { exe, config, log, listens, proxy })
+        Ok(Self { exe, config, log, listens, proxy, is_compared: false })
     }
 
     /// At the agent's start: a proxy serves, and it is of this version and configuration.
-    pub async fn begin(&self) -> Result<()> {
+    pub async fn begin(&mut self) -> Result<()> {
         match self.look(ANSWER).await {
-            Found::Connected => self.bring_up_to_date().await,
+            Found::Connected => self.compare().await,
             Found::Absent => self.start().await?,
-            Found::Silent => tracing::error!("the proxy runs and does not answer; it may be stopped"),
+            Found::Silent => {
+                let pid = self.proxy.status().pid;
+                tracing::error!(pid, "the proxy runs and does not answer; it may be stopped");
+            }
         }
         Ok(())
     }
 
     /// Starts the proxy again when it is gone.
-    pub async fn keep(self, shutdown: CancellationToken) {
+    pub async fn keep(mut self, shutdown: CancellationToken) {
         let _ = shutdown.run_until_cancelled(self.keep_for_ever()).await;
     }
 
-    async fn keep_for_ever(&self) {
+    async fn keep_for_ever(&mut self) {
         let mut status = self.proxy.watch_status();
-        let mut current = status.borrow().connected;
         loop {
+            // It did not answer when this agent started.
+            if !self.is_compared && self.proxy.status().connected {
+                self.compare().await;
+            }
             if status.wait_for(|status| !status.connected).await.is_err() {
                 return;
             }
@@ -79,29 +87,26 @@ impl Supervisor {
                 found => found,
             };
             match found {
-                Found::Connected => {
-                    // It did not answer when this agent started.
-                    if !std::mem::replace(&mut current, true) {
-                        self.bring_up_to_date().await;
-                    }
-                }
+                Found::Connected => {}
                 Found::Absent => {
-                    tracing::error!("the proxy is gone");
-                    match self.start().await {
-                        Ok(()) => current = true,
-                        Err(err) => {
-                            tracing::error!("{err:#}");
-                            sleep(PAUSE).await;
-                        }
+                    tracing::error!(pid = self.proxy.status().pid, "the proxy is gone");
+                    if let Err(err) = self.start().await {
+                        tracing::error!("{err:#}");
+                        sleep(PAUSE).await;
                     }
                 }
                 Found::Silent => {
-                    tracing::error!("the proxy runs and does not answer; waiting for it");
+                    let pid = self.proxy.status().pid;
+                    tracing::error!(pid, "the proxy runs and does not answer; waiting for it, it may be stopped");
                     let heard = |status: &ProxyStatus| status.connected || status.absent;
                     if status.wait_for(heard).await.is_err() {
                         return;
                     }
-                    tracing::info!("the proxy answers again, or has ended");
+                    let now = self.proxy.status();
+                    match now.connected {
+                        true => tracing::info!(pid = now.pid, "the proxy answers again"),
+                        false => tracing::info!(pid, "the proxy that did not answer has ended"),
+                    }
                 }
             }
         }
@@ -121,15 +126,21 @@ impl Supervisor {
         }
     }
 
-    async fn start(&self) -> Result<()> {
+    async fn start(&mut self) -> Result<()> {
         let spawned = spawn_proxy(&self.exe, &self.config, &self.log).context("cannot start the proxy")?;
         let pid = spawned.pid;
         // Another one may have been faster: one that serves is what is wanted.
         if !self.comes_up(spawned, |status| status.connected).await {
             bail!("the proxy did not come up:\n  {}", self.last_words());
         }
+        self.is_compared = true;
         tracing::info!(pid, "started the proxy");
         Ok(())
+    }
+
+    async fn compare(&mut self) {
+        self.is_compared = true;
+        self.bring_up_to_date().await;
     }
 
     /// Has a proxy of another version, binary or address replaced by one of this agent's. One that cannot be replaced

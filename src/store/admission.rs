@@ -104,7 +104,7 @@ impl Store {
     /// An app's waiting deployments, oldest first.
     pub async fn waiting(&self, app: &AppName) -> Result<Vec<Waiting>, StoreError> {
         let app = app.clone();
-        self.call(move |c| waiting(c, &app)).await
+        self.read(move |c| waiting(c, &app)).await
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::open::{OpenError, check, connect, explain, sibling};
+use super::recognise::what_else;
 use super::{Store, StoreError, schema};
 use crate::data_dir::sync_directory;
 
@@ -33,6 +34,16 @@ pub(super) enum CopyError {
     Sqlite(#[from] rusqlite::Error),
 }
 
+impl CopyError {
+    /// Without the name that the copy has meanwhile.
+    fn why(&self) -> String {
+        match self {
+            Self::Io(_, err) => err.to_string(),
+            Self::Sqlite(err) => err.to_string(),
+        }
+    }
+}
+
 impl Store {
     /// A copy of the journal as it is now, in a file without a name: it is gone when it is closed. Other calls wait
     /// meanwhile.
@@ -56,13 +67,17 @@ impl Store {
 pub fn copy_closed(journal: &Path, to: &Path) -> Result<(), OpenError> {
     let connection = connect(journal, OpenFlags::empty())?;
     check(&connection, journal)?;
-    copy(&connection, to).map_err(|err| OpenError::Other { path: to.into(), why: err.to_string() })
+    copy(&connection, to).map_err(|err| OpenError::NotWritten { path: to.into(), why: err.why() })
 }
 
 /// Says what a file is, when it is a whole journal that this longshore can read. The file is only read.
 pub fn inspect(path: &Path) -> Result<Contents, OpenError> {
     let explain = |err| explain(path, err);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let what = what_else(path).map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?;
+    if let Some(what) = what {
+        return Err(OpenError::NotAJournal { path: path.into(), what });
+    }
     let connection = Connection::open_with_flags(path, flags).map_err(explain)?;
     check(&connection, path)?;
     contents(&connection, path)
@@ -70,10 +85,8 @@ pub fn inspect(path: &Path) -> Result<Contents, OpenError> {
 
 pub(super) fn contents(connection: &Connection, path: &Path) -> Result<Contents, OpenError> {
     let explain = |err| explain(path, err);
+    schema::refuse_foreign(connection, path)?;
     let schema = schema::refuse_newer(connection, path)?;
-    if schema == 0 {
-        return Err(OpenError::Damaged { path: path.into(), why: "there is no journal of longshore's in it".into() });
-    }
     let bytes = fs::metadata(path).map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?.len();
     let counts = "SELECT (SELECT count(*) FROM deployments), (SELECT count(*) FROM releases)";
     connection

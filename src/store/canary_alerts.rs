@@ -47,7 +47,7 @@ pub struct Raised {
 impl Store {
     /// The alerts that have not ended.
     pub async fn open_canary_alerts(&self) -> Result<Vec<CanaryAlert>, StoreError> {
-        self.call(|c| {
+        self.read(|c| {
             let sql = format!("{SELECT} WHERE ended_at IS NULL ORDER BY app");
             c.prepare_cached(&sql)?.query_map([], read)?.collect()
         })
@@ -56,7 +56,7 @@ impl Store {
 
     /// One alert; `None` when there is none of that number.
     pub async fn canary_alert(&self, id: i64) -> Result<Option<CanaryAlert>, StoreError> {
-        self.call(move |c| query(c, "WHERE id = ?", params![id])).await
+        self.read(move |c| query(c, "WHERE id = ?", params![id])).await
     }
 
     /// A canary fails or is down: recorded, and to be told. What is on record already is not told again, only how often it

@@ -40,7 +40,7 @@ pub struct CertificateTrouble {
 impl Store {
     /// The alerts that have not ended.
     pub async fn open_certificate_alerts(&self) -> Result<Vec<CertificateAlert>, StoreError> {
-        self.call(|c| {
+        self.read(|c| {
             let sql = format!("{SELECT} WHERE ended_at IS NULL ORDER BY host");
             c.prepare_cached(&sql)?.query_map([], read)?.collect()
         })
@@ -49,7 +49,7 @@ impl Store {
 
     /// One alert; `None` when there is none of that number.
     pub async fn certificate_alert(&self, id: i64) -> Result<Option<CertificateAlert>, StoreError> {
-        self.call(move |c| query(c, "WHERE id = ?", params![id])).await
+        self.read(move |c| query(c, "WHERE id = ?", params![id])).await
     }
 
     /// A certificate cannot be had: recorded, and to be told. What is on record already is not told again, only how it

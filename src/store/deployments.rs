@@ -84,6 +84,15 @@ pub struct Finish {
     pub hold: bool,
 }
 
+/// What came of asking for a deployment's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelAsked {
+    /// Its record as it is now.
+    pub record: Deployment,
+    /// It had ended before; nothing has changed.
+    pub had_ended: bool,
+}
+
 impl Finish {
     /// A waiting deployment gives way to a newer one.
     pub fn replaced_by(newer: DeploymentId) -> Self {
@@ -99,7 +108,7 @@ impl Finish {
 impl Store {
     /// One deployment; `None` when there is none of that number.
     pub async fn deployment(&self, id: DeploymentId) -> Result<Option<Deployment>, StoreError> {
-        self.call(move |c| {
+        self.read(move |c| {
             let found = query(c, "WHERE id = ?", params![id.0])?;
             Ok(found.into_iter().next())
         })
@@ -109,21 +118,21 @@ impl Store {
     /// An app's deployments, newest first.
     pub async fn deployments(&self, app: &AppName, limit: u32) -> Result<Vec<Deployment>, StoreError> {
         let app = app.clone();
-        self.call(move |c| query(c, "WHERE app = ? ORDER BY id DESC LIMIT ?", params![app.as_str(), limit])).await
+        self.read(move |c| query(c, "WHERE app = ? ORDER BY id DESC LIMIT ?", params![app.as_str(), limit])).await
     }
 
     /// The app's deployment that has started and not ended: at most one, left over by an earlier life of the agent
     /// or running now.
     pub async fn unfinished(&self, app: &AppName) -> Result<Option<Deployment>, StoreError> {
         let app = app.clone();
-        self.call(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
+        self.read(move |c| Ok(query(c, UNDER_WAY, params![app.as_str()])?.into_iter().next())).await
     }
 
     /// Whether a deployment of a commit waits, was started or was cancelled. One that gave way before it started does
     /// not count: its commit never had its turn.
     pub async fn knows_commit(&self, app: &AppName, commit: &CommitSha) -> Result<bool, StoreError> {
         let (app, commit) = (app.clone(), commit.clone());
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = format!("SELECT EXISTS ({OF_COMMIT_WAITING}) OR EXISTS ({OF_COMMIT_TAKEN_UP})");
             c.query_row(&sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
         })
@@ -188,20 +197,23 @@ impl Store {
         self.call(move |c| end(c, id, &finish)).await
     }
 
-    /// Remembers that somebody wants a deployment ended. A waiting one ends at once. Returns its record, or `None`
-    /// when there is none of that number.
-    pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<Deployment>, StoreError> {
+    /// Remembers that somebody wants a deployment ended. A waiting one ends at once. `None` when there is none of that
+    /// number.
+    pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<CancelAsked>, StoreError> {
         let reason = format!("cancelled by {who} while it waited");
         self.call(move |c| {
-            c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ? AND finished_at IS NULL", params![id.0])?;
-            let found = query(c, "WHERE id = ?", params![id.0])?.into_iter().next();
-            if found.as_ref().is_some_and(|d| d.status == Status::Queued) {
+            let find = || query(c, "WHERE id = ?", params![id.0]).map(|found| found.into_iter().next());
+            let Some(before) = find()? else { return Ok(None) };
+            let had_ended = before.status.is_terminal();
+            if !had_ended {
+                c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ?", params![id.0])?;
+            }
+            if before.status == Status::Queued {
                 let finish =
                     Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false };
                 end(c, id, &finish)?;
-                return Ok(query(c, "WHERE id = ?", params![id.0])?.into_iter().next());
             }
-            Ok(found)
+            Ok(find()?.map(|record| CancelAsked { record, had_ended }))
         })
         .await
     }

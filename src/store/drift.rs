@@ -53,7 +53,7 @@ impl Store {
     /// An app's entries, newest first.
     pub async fn drift(&self, app: &AppName, limit: u32) -> Result<Vec<Drift>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = "SELECT id, at, instance, what FROM drift WHERE app = ? ORDER BY id DESC LIMIT ?";
             let mut statement = c.prepare_cached(sql)?;
             let entries = statement.query_map(params![app.as_str(), limit], |row| {

@@ -29,7 +29,7 @@ impl Store {
 
     /// The lines after `after` (0 = from the start), at most `limit`.
     pub async fn log_lines(&self, id: DeploymentId, after: u64, limit: u32) -> Result<Vec<LogLine>, StoreError> {
-        self.call(move |c| {
+        self.read(move |c| {
             let mut statement = c.prepare_cached(
                 "SELECT seq, at, line FROM log WHERE deployment = ? AND seq > ? ORDER BY seq LIMIT ?",
             )?;
@@ -43,7 +43,7 @@ impl Store {
 
     /// The number of the last line; 0 when there is none.
     pub async fn last_log_seq(&self, id: DeploymentId) -> Result<u64, StoreError> {
-        self.call(move |c| {
+        self.read(move |c| {
             c.query_row("SELECT coalesce(max(seq), 0) FROM log WHERE deployment = ?", params![id.0], |row| {
                 row.get::<_, i64>(0).map(i64::unsigned_abs)
             })

@@ -21,6 +21,7 @@ mod notices;
 mod numbers;
 mod open;
 mod outages;
+mod recognise;
 mod releases;
 mod requests;
 pub mod restore;
@@ -33,7 +34,7 @@ pub use admission::{Admission, Decision, NewDeployment};
 pub use backup::{Contents, copy_closed, inspect};
 pub use canary_alerts::{CanaryAlert, Raised};
 pub use certificate_alerts::{CertificateAlert, CertificateTrouble};
-pub use deployments::{Deployment, Finish, PhaseSpan};
+pub use deployments::{CancelAsked, Deployment, Finish, PhaseSpan};
 pub use drift::Drift;
 pub use log::LogLine;
 pub use notices::{About, Notice};
@@ -93,7 +94,7 @@ impl Store {
         Ok(Self { orders, numbers: Arc::new(numbers), scarce })
     }
 
-    /// Runs `work` in a transaction and returns once it is on disk.
+    /// Runs `work`, which writes, in a transaction and returns once it is on disk.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -103,13 +104,28 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
+    /// Runs `work`, which only reads, after all that was asked for before it. A full disk does not keep it from its answer,
+    /// and what it wrote would be lost.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (read, answer) = Awaited::new(work);
+        self.orders.send(Order::Read(Box::new(read))).map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
     /// What was set aside for a full disk is for what is under way: nothing new is taken on it, says [`StoreError::Full`].
     pub async fn refuse_while_scarce(&self) -> Result<(), StoreError> {
-        if self.scarce.load(Ordering::Acquire) {
+        if self.is_scarce() {
             // Whatever the thread is asked, it looks for room first.
-            self.call(|_| Ok(())).await?;
+            self.read(|_| Ok(())).await?;
         }
-        if self.scarce.load(Ordering::Acquire) { Err(StoreError::Full) } else { Ok(()) }
+        if self.is_scarce() { Err(StoreError::Full) } else { Ok(()) }
+    }
+
+    fn is_scarce(&self) -> bool {
+        self.scarce.load(Ordering::Acquire)
     }
 
     /// Runs `work` soon, in order with the other calls, without waiting. A failure is logged.

@@ -79,7 +79,7 @@ impl Store {
     /// The receiver's id of the message about a deployment, when it has got one.
     pub async fn notice_message(&self, target: &str, deployment: DeploymentId) -> Result<Option<String>, StoreError> {
         let target = target.to_owned();
-        self.call(move |c| {
+        self.read(move |c| {
             c.query_row(
                 "SELECT message FROM notice_messages WHERE target = ? AND deployment = ?",
                 params![target, deployment.0],

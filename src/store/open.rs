@@ -38,8 +38,11 @@ pub enum OpenError {
     /// A newer longshore wrote it.
     #[error(
         "{} has schema version {found}, this longshore knows up to {known}: it is left as it is. Run the newer longshore \
-         again, or restore a copy from before the upgrade (journal.db.before-v{found} beside it): longshore restore FILE",
-        path.display()
+         again, or {}", path.display(),
+        match before {
+            Some(copy) => format!("go back to the copy from before the upgrade with: longshore restore {}", copy.display()),
+            None => "put a backup from before the upgrade in its place with: longshore restore FILE".to_owned(),
+        }
     )]
     Newer {
         /// The file.
@@ -48,6 +51,19 @@ pub enum OpenError {
         found: i64,
         /// Ours.
         known: i64,
+        /// A copy beside it that we can read.
+        before: Option<PathBuf>,
+    },
+    /// It is something else.
+    #[error(
+        "{} is no journal of longshore's: {what}. It is left as it is; put a backup in its place with: longshore restore \
+         FILE", path.display()
+    )]
+    NotAJournal {
+        /// The file.
+        path: PathBuf,
+        /// `it is a directory` …
+        what: &'static str,
     },
     /// It is no intact SQLite file.
     #[error(
@@ -70,6 +86,23 @@ pub enum OpenError {
         path: PathBuf,
         /// `missing`, `empty` …
         what: &'static str,
+    },
+    /// One of the journal's two files is gone, and what was written last is in the other one.
+    #[error(
+        "{} is {what}, but {wal} is there, and a journal is both files together: no empty one is begun beside it. Put {} \
+         back from where it was moved to; or restore a backup with: longshore restore FILE; or remove {wal}{} to begin \
+         with an empty journal, which knows nothing of what runs",
+        path.display(), path.display(),
+        if *in_use { format!(" and {}", path.with_file_name(IN_USE).display()) } else { String::new() },
+        wal = sibling(path, "-wal").display(),
+    )]
+    WalAlone {
+        /// The file that is gone.
+        path: PathBuf,
+        /// `missing` or `empty`.
+        what: &'static str,
+        /// The directory has been in use.
+        in_use: bool,
     },
     /// The system does not let us.
     #[error("{} cannot be written: {why}", path.display())]
@@ -97,6 +130,14 @@ pub enum OpenError {
         /// What the system says.
         why: String,
     },
+    /// A copy could not be written.
+    #[error("cannot write {}: {why}", path.display())]
+    NotWritten {
+        /// The copy.
+        path: PathBuf,
+        /// What the system says.
+        why: String,
+    },
     /// Anything else.
     #[error("cannot open {}: {why}", path.display())]
     Other {
@@ -107,12 +148,42 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// The same, told of another file: of the one that a person named, when this was found in a copy of it.
+    pub fn told_of(self, file: &Path) -> Self {
+        let path = file.to_path_buf();
+        match self {
+            Self::InUse { pid, .. } => Self::InUse { path, pid },
+            Self::Newer { found, known, before, .. } => Self::Newer { path, found, known, before },
+            Self::NotAJournal { what, .. } => Self::NotAJournal { path, what },
+            Self::Damaged { why, .. } => Self::Damaged { path, why },
+            Self::Lost { what, .. } => Self::Lost { path, what },
+            Self::WalAlone { what, in_use, .. } => Self::WalAlone { path, what, in_use },
+            Self::NotWritable { why, .. } => Self::NotWritable { path, why },
+            Self::Full(_) => Self::Full(path),
+            Self::NoCopy { to, copy, why, .. } => Self::NoCopy { path, to, copy, why },
+            Self::NotWritten { why, .. } => Self::NotWritten { path, why },
+            Self::Other { why, .. } => Self::Other { path, why },
+        }
+    }
+}
+
 /// Opens the journal, or makes the first one of its directory.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     let used = path.with_file_name(IN_USE).exists();
-    let size = fs::metadata(path).map(|file| file.len());
-    if used && let Some(what) = size.as_ref().map_or_else(missing, |bytes| (*bytes == 0).then_some("empty")) {
-        return Err(OpenError::Lost { path: path.into(), what });
+    let found = fs::metadata(path);
+    if found.as_ref().is_ok_and(fs::Metadata::is_dir) {
+        return Err(OpenError::NotAJournal { path: path.into(), what: "it is a directory" });
+    }
+    let size = found.map(|file| file.len());
+    if let Some(what) = size.as_ref().map_or_else(missing, |bytes| (*bytes == 0).then_some("empty")) {
+        // SQLite would remove it, and begin anew.
+        if sibling(path, "-wal").exists() {
+            return Err(OpenError::WalAlone { path: path.into(), what, in_use: used });
+        }
+        if used {
+            return Err(OpenError::Lost { path: path.into(), what });
+        }
     }
     let wal = fs::metadata(sibling(path, "-wal")).map_or(0, |file| file.len());
     if let Ok(bytes) = size
@@ -131,6 +202,9 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
         return Err(OpenError::Lost { path: path.into(), what: "without any content (is its -wal file missing?)" });
     }
     check(&connection, path)?;
+    if (1..=schema::KNOWN).contains(&version) {
+        schema::refuse_foreign(&connection, path)?;
+    }
     schema::migrate(&connection, path)?;
     Ok(connection)
 }
@@ -207,6 +281,12 @@ pub(super) fn explain(path: &Path, err: rusqlite::Error) -> OpenError {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::InUse { pid: lock_holder(&path), path },
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Damaged { path, why: err.to_string() },
         Some(ErrorCode::DiskFull) => OpenError::Full(path),
+        Some(ErrorCode::SystemIoFailure) => OpenError::Other {
+            path,
+            why: format!(
+                "{err}: its disk or file system does not do what it should; the kernel's log says more (dmesg)"
+            ),
+        },
         Some(ErrorCode::ReadOnly) => OpenError::NotWritable { path, why: err.to_string() },
         _ => OpenError::Other { path, why: err.to_string() },
     }

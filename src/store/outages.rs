@@ -25,12 +25,12 @@ pub struct Outage {
 impl Store {
     /// The outage that has not ended, if there is one.
     pub async fn open_outage(&self) -> Result<Option<Outage>, StoreError> {
-        self.call(open).await
+        self.read(open).await
     }
 
     /// One outage; `None` when there is none of that number.
     pub async fn outage(&self, id: i64) -> Result<Option<Outage>, StoreError> {
-        self.call(move |c| query(c, "WHERE id = ?", params![id])).await
+        self.read(move |c| query(c, "WHERE id = ?", params![id])).await
     }
 
     /// The engine has not answered for too long: recorded, and to be told. One that is on record already is not told

@@ -96,7 +96,7 @@ impl Store {
     /// One release by number.
     pub async fn release(&self, app: &AppName, number: ReleaseNumber) -> Result<Option<Release>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             Ok(query(c, "WHERE app = ? AND number = ?", params![app.as_str(), number.0])?.into_iter().next())
         })
         .await
@@ -105,13 +105,13 @@ impl Store {
     /// An app's releases, newest first.
     pub async fn releases(&self, app: &AppName, limit: u32) -> Result<Vec<Release>, StoreError> {
         let app = app.clone();
-        self.call(move |c| query(c, "WHERE app = ? ORDER BY number DESC LIMIT ?", params![app.as_str(), limit])).await
+        self.read(move |c| query(c, "WHERE app = ? ORDER BY number DESC LIMIT ?", params![app.as_str(), limit])).await
     }
 
     /// The release that is live; `None` before the first.
     pub async fn live_release(&self, app: &AppName) -> Result<Option<Release>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             let clause = "WHERE app = ?1 AND number = (SELECT live_release FROM apps WHERE app = ?1)";
             Ok(query(c, clause, params![app.as_str()])?.into_iter().next())
         })
@@ -121,7 +121,7 @@ impl Store {
     /// The newest release below the live one that passed its watch: what a rollback without a number returns to.
     pub async fn last_good_release(&self, app: &AppName) -> Result<Option<Release>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             let clause = "WHERE app = ?1 AND good_at IS NOT NULL
                 AND number < coalesce((SELECT live_release FROM apps WHERE app = ?1), number + 1)
                 ORDER BY number DESC LIMIT 1";
@@ -170,7 +170,7 @@ impl Store {
         condition: &'static str,
     ) -> Result<Option<(CommitSha, String)>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = format!(
                 "SELECT held_commit, coalesce(held_reason, '') FROM apps
                  WHERE app = ?1 AND held_commit IS NOT NULL AND {condition}"
@@ -209,7 +209,7 @@ impl Store {
         app: &AppName,
     ) -> Result<Option<(DeploymentId, BTreeMap<ServiceName, u32>)>, StoreError> {
         let app = app.clone();
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = "SELECT live_deployment, live_instances FROM apps
                        WHERE app = ? AND live_deployment IS NOT NULL AND live_instances IS NOT NULL";
             let found: Option<(i64, String)> =
@@ -223,7 +223,7 @@ impl Store {
     /// configuration ends the request.
     pub async fn scale(&self, app: &AppName, service: &ServiceName, configured: u32) -> Result<u32, StoreError> {
         let (app, service) = (app.clone(), service.clone());
-        self.call(move |c| {
+        self.read(move |c| {
             let asked: Option<u32> = c
                 .query_row(
                     "SELECT instances FROM scales WHERE app = ? AND service = ? AND configured = ?",

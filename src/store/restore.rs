@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::backup::{Contents, contents};
 use super::numbers::mark_restored;
 use super::open::{OpenError, check, connect, explain, lock_holder, sibling};
+use super::recognise::what_else;
 use crate::data_dir::sync_directory;
 
 /// What was done.
@@ -28,6 +29,17 @@ pub enum RestoreError {
     /// The backup is not to be used.
     #[error("{0}")]
     Backup(OpenError),
+    /// It is something else.
+    #[error(
+        "{} is no journal of longshore's: {what}. Name a file that longshore backup wrote, or a journal that was set \
+         aside", path.display()
+    )]
+    NotAJournal {
+        /// The file.
+        path: PathBuf,
+        /// `it is a directory` …
+        what: &'static str,
+    },
     /// A process works with the journal.
     #[error("{} is in use by the process with pid {pid}; stop it first", path.display())]
     InUse {
@@ -48,15 +60,27 @@ pub enum RestoreError {
     },
 }
 
+impl From<OpenError> for RestoreError {
+    fn from(err: OpenError) -> Self {
+        match err {
+            OpenError::NotAJournal { path, what } => Self::NotAJournal { path, what },
+            other => Self::Backup(other),
+        }
+    }
+}
+
 /// Puts `backup` in the place of `journal`. The caller holds the directory's lock.
 pub fn restore(backup: &Path, journal: &Path, now: Timestamp) -> Result<Restored, RestoreError> {
     // An older longshore does not know the directory's lock.
     if let Some(pid) = lock_holder(journal) {
         return Err(RestoreError::InUse { path: journal.into(), pid });
     }
+    if backup.is_dir() {
+        return Err(RestoreError::NotAJournal { path: backup.into(), what: "it is a directory" });
+    }
     let new = sibling(journal, ".restoring");
     remove(&new);
-    let ready = bring(backup, &new).and_then(|()| make_ready(&new, backup).map_err(RestoreError::Backup));
+    let ready = bring(backup, &new).and_then(|()| make_ready(&new, backup).map_err(RestoreError::from));
     let contents = ready.inspect_err(|_| remove(&new))?;
     let set_aside = replace(journal, &new, now)?;
     Ok(Restored { contents, set_aside })
@@ -91,6 +115,10 @@ fn copy(from: &Path, to: &Path) -> Result<(), (PathBuf, io::Error)> {
 /// Checks the copy and marks it. What is wrong with it is told of the backup.
 fn make_ready(new: &Path, backup: &Path) -> Result<Contents, OpenError> {
     let told = |err: rusqlite::Error| explain(backup, err);
+    let what = what_else(new).map_err(|err| OpenError::Other { path: new.into(), why: err.to_string() })?;
+    if let Some(what) = what {
+        return Err(OpenError::NotAJournal { path: backup.into(), what });
+    }
     let connection = connect(new, OpenFlags::empty()).map_err(|err| of_backup(err, backup))?;
     check(&connection, new).map_err(|err| of_backup(err, backup))?;
     let found = contents(&connection, new).map_err(|err| of_backup(err, backup))?;
@@ -107,11 +135,12 @@ fn close(connection: Connection) -> rusqlite::Result<()> {
     connection.close().map_err(|(_, err)| err)
 }
 
+/// What is wrong with its content is told of the backup, and of the copy what is wrong with the place where that is.
 fn of_backup(err: OpenError, backup: &Path) -> OpenError {
-    let path = backup.to_path_buf();
     match err {
-        OpenError::Damaged { why, .. } => OpenError::Damaged { path, why },
-        OpenError::Newer { found, known, .. } => OpenError::Newer { path, found, known },
+        of_content @ (OpenError::Damaged { .. } | OpenError::Newer { .. } | OpenError::NotAJournal { .. }) => {
+            of_content.told_of(backup)
+        }
         other => other,
     }
 }

@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::backup;
 use super::open::{OpenError, explain, sibling};
+use super::recognise::copy_from_before;
 
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
@@ -30,7 +31,20 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
 /// Refuses what a newer longshore wrote.
 pub(super) fn refuse_newer(connection: &Connection, path: &Path) -> Result<i64, OpenError> {
     let found = version(connection).map_err(|err| explain(path, err))?;
-    if found > KNOWN { Err(OpenError::Newer { path: path.into(), found, known: KNOWN }) } else { Ok(found) }
+    if found > KNOWN {
+        let before = copy_from_before(path, KNOWN);
+        return Err(OpenError::Newer { path: path.into(), found, known: KNOWN, before });
+    }
+    Ok(found)
+}
+
+/// Refuses an SQLite file that is of another program, whatever its version means there.
+pub(super) fn refuse_foreign(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('deployments', 'releases', 'meta')";
+    match connection.query_row(sql, [], |row| row.get(0)).map_err(|err| explain(path, err))? {
+        3 => Ok(()),
+        _ => Err(OpenError::NotAJournal { path: path.into(), what: "it is an SQLite file without a journal in it" }),
+    }
 }
 
 /// Applies what is missing, each migration with its version in one transaction. What was there before is kept as
@@ -47,7 +61,17 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenEr
         let version = index + 1;
         connection
             .execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {version}; COMMIT;"))
-            .map_err(|err| explain(path, err))?;
+            .map_err(|err| not_migrated(explain(path, err), version))?;
     }
     Ok(())
+}
+
+fn not_migrated(err: OpenError, version: usize) -> OpenError {
+    match err {
+        OpenError::Other { path, why } => {
+            let why = format!("it cannot be brought to schema version {version} ({why}) and is left as it was");
+            OpenError::Other { path, why }
+        }
+        other => other,
+    }
 }

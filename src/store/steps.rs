@@ -75,7 +75,7 @@ impl Store {
 
     /// The instances that a deployment has begun to stop.
     pub async fn stops_begun(&self, id: DeploymentId) -> Result<Vec<InstanceId>, StoreError> {
-        self.call(move |c| {
+        self.read(move |c| {
             let sql = "SELECT substr(name, ?2) FROM steps WHERE deployment = ?1 AND name LIKE ?3";
             let mut statement = c.prepare_cached(sql)?;
             let begun = params![id.0, STOP.len() as i64 + 1, format!("{STOP}%")];
@@ -91,7 +91,7 @@ impl Store {
         id: DeploymentId,
         name: &'static str,
     ) -> Result<Step<T>, StoreError> {
-        self.call(move |c| read(c, id, name)).await
+        self.read(move |c| read(c, id, name)).await
     }
 }
 

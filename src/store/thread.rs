@@ -1,7 +1,8 @@
 //! The thread that owns the connection.
 //!
 //! Every call is a closure run on it. Calls that wait together share one transaction (group commit), so a thousand
-//! pushes cost a few fsyncs and each is on disk before its answer.
+//! pushes cost a few fsyncs and each is on disk before its answer. What only reads follows in a transaction of its own, so
+//! that it has its answer whatever befell the writing.
 
 use std::io;
 use std::thread;
@@ -21,6 +22,8 @@ const GROUP: usize = 256;
 pub(super) enum Order {
     /// Together with others in one transaction.
     Call(Box<dyn Call>),
+    /// The same, after the others that wait now, and without writing anything.
+    Read(Box<dyn Call>),
     /// By itself, outside of any transaction.
     Alone(Box<dyn FnOnce(&Connection) + Send>),
 }
@@ -119,24 +122,30 @@ fn serve(
 ) {
     while let Some(first) = queue.blocking_recv() {
         let mut next = Some(first);
-        let mut calls = Vec::new();
+        let (mut calls, mut reads) = (Vec::new(), Vec::new());
         let mut alone = None;
         while let Some(order) = next {
             match order {
                 Order::Call(call) => calls.push(call),
+                Order::Read(call) => reads.push(call),
                 Order::Alone(work) => alone = Some(work),
             }
-            let more = calls.len() < GROUP && alone.is_none();
+            let more = calls.len() + reads.len() < GROUP && alone.is_none();
             next = more.then(|| queue.try_recv().ok()).flatten();
         }
-        if !calls.is_empty() {
+        if !calls.is_empty() || !reads.is_empty() {
             ballast.renew();
+        }
+        if !calls.is_empty() {
             let answers = run_group(connection, calls, ballast.is_scarce());
             let full = answers.iter().any(|(_, outcome)| *outcome == Err(StoreError::Full));
             tell(answers, callers);
             if full && ballast.release() {
                 tracing::error!("the journal's disk is full; what is under way ends on what was set aside for that");
             }
+        }
+        if !reads.is_empty() {
+            tell(run_reads(connection, reads), callers);
         }
         if let Some(work) = alone {
             work(connection);
@@ -185,6 +194,23 @@ pub(super) fn run_group(connection: &Connection, calls: Vec<Box<dyn Call>>, scar
         if outcome.is_ok() {
             outcome.clone_from(&group);
         }
+    }
+    answers
+}
+
+/// Runs calls that only read. Their transaction ends without a commit, so it needs no room on the disk.
+pub(super) fn run_reads(connection: &Connection, reads: Vec<Box<dyn Call>>) -> Answers {
+    let run = |sql| connection.prepare_cached(sql)?.execute([]).map(drop);
+    let begun = fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
+    let begun = begun.and_then(|()| run("BEGIN").map_err(failure));
+    let read = |mut call: Box<dyn Call>| {
+        let result = begun.clone().and_then(|()| call.run(connection).map_err(failure));
+        (call, result)
+    };
+    let answers = reads.into_iter().map(read).collect();
+    if begun.is_ok() {
+        // An error is a transaction that SQLite has ended itself.
+        let _ = run("ROLLBACK");
     }
     answers
 }

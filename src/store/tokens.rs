@@ -112,9 +112,8 @@ impl Store {
 
     /// Looks a presented token up by its digest, so that the comparison tells nothing about stored ones.
     pub async fn check_token(&self, presented: &SecretString) -> Result<TokenCheck, StoreError> {
-        let hash = digest(presented.expose_secret());
-        self.call(move |c| {
-            let now = now_ms();
+        let (hash, now) = (digest(presented.expose_secret()), now_ms());
+        let found = self.read(move |c| {
             let sql = "SELECT id, name, scope, created_at, expires_at, last_used_at FROM tokens
                        WHERE hash = ? AND revoked_at IS NULL";
             let Some(token) = c.prepare_cached(sql)?.query_row(params![hash], read).optional()? else {
@@ -125,18 +124,29 @@ impl Store {
             {
                 return Ok(TokenCheck::Expired(expires));
             }
-            // To the minute, so that reading the API does not write to the disk at every request.
-            if token.last_used_at.is_none_or(|used| now - used.as_millisecond() > 60_000) {
-                c.execute("UPDATE tokens SET last_used_at = ? WHERE id = ?", params![now, token.id])?;
-            }
             Ok(TokenCheck::Valid(token))
-        })
-        .await
+        });
+        let found = found.await?;
+        if let TokenCheck::Valid(token) = &found {
+            self.note_use(token, now);
+        }
+        Ok(found)
+    }
+
+    /// To the minute, so that reading the API does not write to the disk at every request. Nobody waits for it, so that
+    /// whoever only reads has an answer when the disk is full.
+    fn note_use(&self, token: &Token, now: i64) {
+        let is_old = token.last_used_at.is_none_or(|used| now - used.as_millisecond() > 60_000);
+        if !is_old || self.is_scarce() {
+            return;
+        }
+        let id = token.id;
+        self.post(move |c| c.execute("UPDATE tokens SET last_used_at = ? WHERE id = ?", params![now, id]).map(drop));
     }
 
     /// All tokens that are not revoked.
     pub async fn tokens(&self) -> Result<Vec<Token>, StoreError> {
-        self.call(|c| {
+        self.read(|c| {
             let sql = "SELECT id, name, scope, created_at, expires_at, last_used_at FROM tokens
                        WHERE revoked_at IS NULL ORDER BY id";
             c.prepare_cached(sql)?.query_map([], read)?.collect()

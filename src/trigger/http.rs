@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use secrecy::SecretString;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::github::{self, Delivery, Format};
 use super::intake::{Intake, LARGEST_BODY, Taken, Unread};
@@ -27,6 +28,7 @@ use super::signature::{self, SignatureError};
 use super::to_the_end::ToTheEnd;
 use super::{Heard, Push, Refusal, one_line};
 use crate::agent::Agent;
+use crate::api::last_word::until_the_agent_ends;
 use crate::api::problem::{Problem, new_request_id};
 use crate::config::{App, Config};
 use crate::discard::discard;
@@ -55,6 +57,8 @@ pub struct HookState {
     submit: Submit,
     store: Store,
     journal: Journal,
+    /// Cancelled when the agent ends.
+    ending: CancellationToken,
     intake: Intake,
     /// Checked in place of an unknown app's secret.
     nobodys_secret: SecretString,
@@ -64,12 +68,13 @@ impl HookState {
     /// Of a running agent.
     pub fn of(agent: Arc<Agent>) -> Self {
         let (store, journal, configured) = (agent.store.clone(), agent.journal.clone(), agent.clone());
+        let ending = agent.shutdown().clone();
         let config = Box::new(move || configured.config());
         let submit: Submit = Box::new(move |new| {
             let agent = agent.clone();
             Box::pin(async move { agent.submit(new).await })
         });
-        Self::new(config, submit, store, journal)
+        Self::new(config, submit, store, journal, ending)
     }
 
     /// Of its parts.
@@ -78,9 +83,10 @@ impl HookState {
         submit: Submit,
         store: Store,
         journal: Journal,
+        ending: CancellationToken,
     ) -> Self {
         let intake = Intake::new(BODY_BUDGET, BODY_PATIENCE);
-        Self { config, submit, store, journal, intake, nobodys_secret: new_request_id().into() }
+        Self { config, submit, store, journal, ending, intake, nobodys_secret: new_request_id().into() }
     }
 }
 
@@ -187,7 +193,7 @@ async fn from_git(
                 said.push_str(&format!(", in place of {old}"));
             }
             said.push('\n');
-            Ok(plain_text(follow(&state.journal, app.name.clone(), id, said)))
+            Ok(plain_text(state.follow(app.name.clone(), id, said)))
         }
         Admission::Duplicate { of } => {
             said.push_str(&format!("longshore: duplicate: {what} was here before as deployment {of}\n"));
@@ -281,6 +287,24 @@ impl HookState {
         // A sender that hangs up now must not leave a push on disk that nobody is woken for.
         ToTheEnd::new((self.submit)(new)).await.map_err(unavailable)
     }
+
+    /// `said`, then the deployment's log until it ends, then how it ended. The deployment does not depend on the reader,
+    /// and the end of the agent not on the deployment.
+    fn follow(&self, app: AppName, id: DeploymentId, said: String) -> Body {
+        let see = format!("see `longshore status {app}`");
+        let last = format!("longshore: the agent ends; deployment {id} goes on when it is back: {see}\n");
+        let lines = self.journal.follow(id, 0).map(move |item| match item {
+            Ok(Followed::Line(line)) => format!("{}\n", line.line),
+            Ok(Followed::Ended(record)) => format!("longshore: {}\n", outcome(&record)),
+            Err(err) => {
+                tracing::error!(%err, deployment = id.0, "a pusher's log broke off");
+                format!("longshore: the log broke off, the deployment goes on: {see}\n")
+            }
+        });
+        let pieces = lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat());
+        let pieces = until_the_agent_ends(pieces, self.ending.clone(), last);
+        Body::from_stream(stream::iter([said]).chain(pieces).map(|text| Ok::<_, Infallible>(Bytes::from(text))))
+    }
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
@@ -333,20 +357,6 @@ fn plain_text(body: Body) -> Response {
         ("x-accel-buffering", "no"),
     ];
     (headers, body).into_response()
-}
-
-/// `said`, then the deployment's log until it ends, then how it ended. The deployment does not depend on the reader.
-fn follow(journal: &Journal, app: AppName, id: DeploymentId, said: String) -> Body {
-    let lines = journal.follow(id, 0).map(move |item| match item {
-        Ok(Followed::Line(line)) => format!("{}\n", line.line),
-        Ok(Followed::Ended(record)) => format!("longshore: {}\n", outcome(&record)),
-        Err(err) => {
-            tracing::error!(%err, deployment = id.0, "a pusher's log broke off");
-            format!("longshore: the log broke off, the deployment goes on: see `longshore status {app}`\n")
-        }
-    });
-    let pieces = lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat());
-    Body::from_stream(stream::iter([said]).chain(pieces).map(|text| Ok::<_, Infallible>(Bytes::from(text))))
 }
 
 /// `succeeded v7`, `rolled_back: REASON` …

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use tokio_util::sync::CancellationToken;
 
 use super::http::{HookState, Submit, router};
 pub use super::signature::tests::sign;
@@ -76,6 +77,8 @@ pub struct Server {
     pub addr: SocketAddr,
     pub store: Store,
     pub journal: Journal,
+    /// Cancelled, the agent ends.
+    pub ending: CancellationToken,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Body>,
     task: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
@@ -105,13 +108,13 @@ impl Server {
         let store = Store::open(&dir.path().join("journal.db")).unwrap();
         let journal = Journal::new(store.clone());
         let config = Arc::new(config(apps));
-        let state =
-            HookState::new(Box::new(move || config.clone()), submit(store.clone()), store.clone(), journal.clone());
+        let (config, ending) = (Box::new(move || config.clone()), CancellationToken::new());
+        let state = HookState::new(config, submit(store.clone()), store.clone(), journal.clone(), ending.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(async move { axum::serve(listener, router(state)).await.unwrap() });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { addr, store, journal, client, task, _dir: dir }
+        Self { addr, store, journal, ending, client, task, _dir: dir }
     }
 
     /// Sends a request; the answer's body is still to be read.

@@ -22,10 +22,12 @@ impl Shop {
         self.told(message, &["was cancelled by", "v1 keeps serving"]).await;
     }
 
-    /// Ends a second time: refused, nothing changes.
+    /// Asked for a second time: it is as it is.
     async fn cancelled_for_good(&self, id: u64) {
+        let before = self.deployment(id).await;
         let path = format!("/api/v1/deployments/{id}/cancel");
-        self.agent.api("POST", &path, Some(json!({}))).await.expect(409);
+        let again = self.agent.api("POST", &path, Some(json!({}))).await.expect(200).json();
+        assert_eq!((&again["status"], &again["finished_at"]), (&"cancelled".into(), &before["finished_at"]));
     }
 }
 

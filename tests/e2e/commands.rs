@@ -66,11 +66,17 @@ async fn a_deployment_is_watched_line_by_line() {
     let json = Spawned::start(json);
     shop.reaches(3, "rolling_out").await;
     fails(&shop, "deploy shop --commit 123", 2, &["not a full commit id"]).await;
-    assert!(ok(&shop, "cancel #3").await.contains("is being cancelled"));
+    // When it is confirmed, it is so.
+    let cancelled = ok(&shop, "cancel #3").await;
+    assert!(cancelled.contains("deployment #3 of shop is being cancelled\n"), "{cancelled}");
+    assert!(cancelled.contains("deployment #3 of shop is cancelled: cancelled by "), "{cancelled}");
+    assert_eq!(shop.deployment(3).await["status"], "cancelled");
+    assert_eq!(shop.instances("web").await.len(), 1);
     let json = json.ended(LIMIT).await;
     assert_eq!(json.status.code(), Some(1));
     assert_eq!(json_of(&json.text())["status"], "cancelled");
-    fails(&shop, "cancel 3", 1, &["has ended: cancelled"]).await;
+    assert!(ok(&shop, "cancel 3").await.contains("deployment #3 of shop was cancelled before: cancelled by "));
+    fails(&shop, "cancel 2", 1, &["#2 of shop is not cancelled", "rolled back in ", "exited with code 3"]).await;
 
     // Ctrl-C leaves the deployment alone, also the third one.
     version(&shop, &Behaviour::version("v4").ready_after_ms(2500));

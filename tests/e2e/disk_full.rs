@@ -147,12 +147,9 @@ async fn a_deployment_that_meets_the_full_disk_leaves_what_serves_alone() {
     shop.says(id, "starting").await;
     disk.fill();
     let ended = eventually("the deployment has ended", LIMIT, async || {
-        // Whoever asks at the very moment in which the disk is found full is told to ask again.
-        let answer = shop.agent.api("GET", &format!("/api/v1/deployments/{id}"), None).await;
-        if answer.status != 200 || answer.json()["finished_at"].is_null() {
-            return Err(answer.text().to_owned());
-        }
-        Ok(answer.json())
+        // Whoever reads is answered, also at the very moment in which the disk is found full.
+        let deployment = shop.deployment(id).await;
+        if deployment["finished_at"].is_null() { Err(deployment.to_string()) } else { Ok(deployment) }
     })
     .await;
     // It ends, while the disk is still full: on what was set aside, or undone when the table could not be kept before.

@@ -133,17 +133,40 @@ async fn tls_begins_with_a_restart_and_its_settings_change_with_a_reload() {
     shop.finish().await;
 }
 
+/// Waits for a line of the agent's that names the proxy's process.
+async fn logged(shop: &Shop, part: &str, pid: i32) {
+    eventually(&format!("{part:?} is logged with pid {pid}"), LIMIT, async || {
+        let log = shop.agent.log();
+        let named = |line: &str| line.contains(&format!("{part} pid={pid}"));
+        if log.lines().any(named) { Ok(()) } else { Err(log) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_proxy_that_is_stopped_is_waited_for_and_told_of() {
     let Some(engine) = engine::or_skip("a_proxy_that_is_stopped").await else { return };
-    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
     let pid = shop.agent.proxy_pid();
     signal(pid, Signal::SIGSTOP);
     eventually("it is told", LIMIT, async || match readiness(&shop).await? {
-        (503, text) if text.contains("the proxy does not answer") => Ok(()),
+        (503, text) if text.contains(&format!("the proxy does not answer (pid {pid}); since 20")) => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
+    let app = shop.app().await;
+    assert_eq!((&app["proxy"]["answers"], &app["proxy"]["pid"]), (&false.into(), &pid.into()), "{app:#}");
+    assert!(app["proxy"]["since"].is_string(), "{app:#}");
+    for line in [&["status"] as &[_], &["status", "shop"]] {
+        let said = String::from_utf8(shop.agent.cli(line).await.stdout).unwrap();
+        assert!(said.contains("?/2") && !said.contains("2/2"), "{said}");
+        assert_eq!(said.matches("does not answer (since ").count(), 1, "{said}");
+        assert!(!said.contains("not ready"), "told once: {said}");
+        assert!(said.contains(&format!("kill -CONT {pid}")), "{said}");
+    }
+    for part in ["lost the proxy", "the proxy runs and does not answer; waiting for it, it may be stopped"] {
+        logged(&shop, part, pid).await;
+    }
     // The switch of a deployment is given up; the way back waits for the proxy.
     let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
     shop.says(id, "undoing").await;
@@ -153,10 +176,26 @@ async fn a_proxy_that_is_stopped_is_waited_for_and_told_of() {
         other => Err(format!("{other:?}")),
     })
     .await;
+    logged(&shop, "the proxy answers again", pid).await;
+    let app = shop.app().await;
+    assert_eq!((&app["proxy"]["answers"], &app["proxy"]["since"]), (&true.into(), &serde_json::Value::Null));
     assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["did not acknowledge"]);
     assert_eq!((shop.agent.proxy_pid(), shop.version().await.as_str()), (pid, "v1"));
     assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
     assert_eq!(shop.version().await, "v3");
+
+    // An agent that finds it so knows it by its lock. The kernel wakes what is stopped when its parent ends, so that comes first.
+    shop.agent.kill().await;
+    signal(pid, Signal::SIGSTOP);
+    shop.agent.spawn();
+    logged(&shop, "the proxy runs and does not answer; it may be stopped", pid).await;
+    signal(pid, Signal::SIGCONT);
+    shop.agent.ready().await;
+    logged(&shop, "adopted the running proxy", pid).await;
+    signal(pid, Signal::SIGKILL);
+    logged(&shop, "the proxy is gone", pid).await;
+    eventually("another one serves", LIMIT, async || shop.agent.visit("shop.test", "/").await.map(drop)).await;
+    logged(&shop, "started the proxy", shop.agent.proxy_pid()).await;
     shop.finish().await;
 }
 

@@ -1,6 +1,6 @@
 //! `git push` into a bare repository with the hook that `longshore hook install` puts there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
@@ -179,6 +179,44 @@ async fn the_deployment_goes_on_without_its_pusher() {
     let ended = shop.agent.deployment_ended(2, LIMIT).await;
     assert_eq!(ended["status"], "succeeded", "{ended:#}");
     assert_eq!(shop.version().await, "cut");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_lets_go_of_those_who_follow_and_tells_them_that_it_goes_on() {
+    let Some(engine) = engine::or_skip("an_agent_that_ends_lets_go").await else { return };
+    let mut shop = with_hook(&engine).await;
+    shop.repo.write_site(&Behaviour::version("v1").ready_after_ms(8000));
+    shop.repo.commit("A slow version");
+    let pushing = push(&shop, "HEAD:refs/heads/main");
+    let reading = async |shop: &Shop| {
+        let reading = Spawned::start(shop.agent.command(&["logs", "--deployment", "1", "-f"]));
+        reading.prints("rolling out v1", LIMIT).await;
+        reading
+    };
+    pushing.prints("rolling out v1", LIMIT).await;
+    let reader = reading(&shop).await;
+    let watching = Spawned::start(shop.agent.command(&["status", "shop", "--watch"]));
+    watching.prints("rolling out", LIMIT).await;
+    let began = Instant::now();
+    assert!(shop.agent.stop().await.success());
+    let took = began.elapsed();
+    // Nothing is to be waited for: this is a matter of milliseconds, on a machine that has nothing else to do.
+    assert!(took < Duration::from_millis(1500), "the agent took {took:?} to end");
+
+    let pushing = pushing.ended(LIMIT).await;
+    assert!(pushing.status.success());
+    let lines = remote(&pushing);
+    let told = "longshore: the agent ends; deployment #1 goes on when it is back: see `longshore status shop`";
+    assert_eq!(lines.last(), Some(&told), "{lines:#?}");
+    let reader = reader.ended(LIMIT).await;
+    assert_eq!(reader.status.code(), Some(1), "{}", reader.text());
+    assert!(reader.text().contains("the agent ends; what is under way goes on when it is back"), "{}", reader.text());
+
+    shop.agent.start().await;
+    watching.prints("succeeded", LIMIT).await;
+    let ended = shop.agent.deployment_ended(1, LIMIT).await;
+    assert_eq!(ended["status"], "succeeded", "{ended:#}");
     shop.finish().await;
 }
 

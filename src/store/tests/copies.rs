@@ -78,25 +78,33 @@ async fn what_is_no_whole_journal_is_not_restored() {
     let (good, journal) = (std::fs::read(&file).unwrap(), std::fs::read(&path).unwrap());
     let mut newer = good.clone();
     newer[60..64].copy_from_slice(&99u32.to_be_bytes());
-    let other = {
+    let other = |pragma: &str| {
         let path = dir.path().join("other.db");
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+        let sql = format!("CREATE TABLE IF NOT EXISTS t (a); PRAGMA {pragma}");
+        Connection::open(&path).unwrap().execute_batch(&sql).unwrap();
         std::fs::read(path).unwrap()
     };
     for (content, part) in [
         (good[..good.len() / 2].to_vec(), "is damaged"),
-        (vec![7; 8192], "is damaged"),
-        (Vec::new(), "no journal of longshore's"),
-        (other, "no journal of longshore's"),
-        (newer, "schema version 99"),
+        (good[..10].to_vec(), "is damaged"),
+        (vec![7; 8192], "is no journal of longshore's: it is no SQLite file. Name a file that longshore backup wrote"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF".to_vec(), "is no journal of longshore's: it is no SQLite file"),
+        (b"text".to_vec(), "is no journal of longshore's: it is no SQLite file"),
+        (Vec::new(), "is no journal of longshore's: it is empty"),
+        (other("user_version = 0"), "is no journal of longshore's: it is an SQLite file without a journal in it"),
+        (other("user_version = 3"), "is no journal of longshore's: it is an SQLite file without a journal in it"),
+        (newer, "schema version 99, this longshore knows up to"),
     ] {
         std::fs::write(&file, content).unwrap();
         let before = names(dir.path());
         let why = restore(&file, &path, Timestamp::now()).unwrap_err().to_string();
         assert!(why.contains(part) && why.contains("copy.db"), "{part}: {why}");
+        assert!(!why.contains("before-v"), "there is no such file: {why}");
         assert_eq!(std::fs::read(&path).unwrap(), journal, "{part}");
         assert_eq!(names(dir.path()), before, "{part}");
     }
+    let directory = restore(dir.path(), &path, Timestamp::now()).unwrap_err().to_string();
+    assert!(directory.contains("is no journal of longshore's: it is a directory"), "{directory}");
     let missing = restore(&dir.path().join("none.db"), &path, Timestamp::now()).unwrap_err().to_string();
     assert!(missing.contains("none.db") && missing.contains("the journal was not touched"), "{missing}");
 }

@@ -104,6 +104,82 @@ async fn what_was_in_use_does_not_begin_anew_by_itself() {
 }
 
 #[tokio::test]
+async fn a_journal_whose_one_file_is_gone_is_not_begun_anew_beside_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (dir.path().join("journal.db"), dir.path().join("moved.db"));
+    let wal = dir.path().join("journal.db-wal");
+    // As a power cut leaves it: what was written last is in the second file.
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let both = [&path, &wal].map(|file| std::fs::read(file).unwrap());
+    drop(store);
+    drop(reopen(&path).await.unwrap());
+    settled(&path).await;
+    std::fs::write(&elsewhere, &both[0]).unwrap();
+    std::fs::write(&wal, &both[1]).unwrap();
+    std::fs::remove_file(&path).unwrap();
+
+    let refused = |what: &str, remove: &str| {
+        let err = Store::open(&path).err().unwrap_or_else(|| panic!("{what}: opened"));
+        assert!(matches!(err, OpenError::WalAlone { .. }), "{what}: {err}");
+        let said = err.to_string();
+        let parts =
+            [what, "journal.db-wal is there", "back from where it was moved to", "longshore restore FILE", remove];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        assert_eq!(std::fs::read(&wal).unwrap(), both[1], "it is left as it is");
+    };
+    refused("journal.db is missing", "-wal to begin");
+    std::fs::write(&path, "").unwrap();
+    refused("journal.db is empty", "-wal to begin");
+    std::fs::write(dir.path().join("agent-id"), "0123456789ab").unwrap();
+    refused("journal.db is empty", "agent-id to begin");
+
+    std::fs::rename(&elsewhere, &path).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(ids(&store).await, Ok(vec![1]), "what the message says helps");
+}
+
+#[tokio::test]
+async fn what_is_no_journal_is_named_as_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    std::fs::create_dir(&path).unwrap();
+    let said = Store::open(&path).err().unwrap().to_string();
+    assert!(said.contains("journal.db is no journal of longshore's: it is a directory"), "{said}");
+    std::fs::remove_dir(&path).unwrap();
+    let foreign = format!("CREATE TABLE t (a); PRAGMA user_version = {}", schema::KNOWN);
+    Connection::open(&path).unwrap().execute_batch(&foreign).unwrap();
+    let said = Store::open(&path).err().unwrap().to_string();
+    assert!(said.contains("without a journal in it") && said.contains("longshore restore FILE"), "{said}");
+}
+
+#[tokio::test]
+async fn the_copy_from_before_an_upgrade_is_named_when_there_is_one_that_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = journal(&dir, 1).await;
+    let good = std::fs::read(&path).unwrap();
+    let of_version = |version: i64| {
+        let mut bytes = good.clone();
+        bytes[60..64].copy_from_slice(&i32::try_from(version).unwrap().to_be_bytes());
+        bytes
+    };
+    let known = schema::KNOWN;
+    std::fs::write(&path, of_version(known + 3)).unwrap();
+    let said = || Store::open(&path).err().unwrap().to_string();
+    let none = said();
+    assert!(none.contains("put a backup from before") && !none.contains("before-v"), "{none}");
+    let copy = |migrated_to: i64, version: i64| {
+        std::fs::write(dir.path().join(format!("journal.db.before-v{migrated_to}")), of_version(version)).unwrap();
+    };
+    copy(known + 3, known + 1);
+    assert!(!said().contains("before-v"), "it is too new as well");
+    copy(known, known - 1);
+    copy(known + 1, known);
+    let found = said();
+    assert!(found.ends_with(&format!("longshore restore {}.before-v{}", path.display(), known + 1)), "{found}");
+}
+
+#[tokio::test]
 async fn another_process_with_the_journal_is_waited_for_a_moment_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = journal(&dir, 1).await;

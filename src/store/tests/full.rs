@@ -57,3 +57,32 @@ async fn with_scarce_room_only_what_is_waited_for_is_written() {
     assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [2]);
     let _ = id;
 }
+
+#[tokio::test]
+async fn whoever_reads_as_the_disk_becomes_full_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let Admission::Queued { id, .. } = store.admit(push(1, None)).await.unwrap() else { panic!("not queued") };
+    let (token, secret) = store.create_token("ci", Scope::Read, None).await.unwrap();
+    allow_pages(&store, 1).await;
+    // Half-way: that takes with it whatever shares its transaction.
+    let full = store.call(|c| {
+        let mut line =
+            c.prepare("INSERT INTO log (deployment, seq, at, line) VALUES (1, ?, 0, hex(randomblob(100)))")?;
+        (0..2000).try_for_each(|seq| line.execute([seq]).map(drop))
+    });
+    // All of them wait together, behind this one.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let busy = store.alone(move |_| wait.recv());
+    let began = async { drop(go) };
+    let (_, before, full, after, known, ()) =
+        tokio::join!(busy, store.deployment(id), full, store.log_lines(id, 0, 10), store.check_token(&secret), began);
+    assert_eq!(full, Err(StoreError::Full));
+    assert_eq!(before.unwrap().unwrap().id, id);
+    assert_eq!(after, Ok(Vec::new()), "nothing of what did not get to the disk");
+    assert!(matches!(known, Ok(TokenCheck::Valid(known)) if known.id == token.id));
+    // Its first use is noted when there is room.
+    allow_pages(&store, u32::MAX).await;
+    let _ = store.check_token(&secret).await.unwrap();
+    assert!(store.tokens().await.unwrap()[0].last_used_at.is_some());
+}

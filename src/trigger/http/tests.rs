@@ -316,6 +316,22 @@ async fn every_end_has_its_last_line() {
 }
 
 #[tokio::test]
+async fn an_agent_that_ends_lets_the_pusher_go_and_does_not_say_that_nothing_was_deployed() {
+    let server = Server::start([shop()]).await;
+    let mut following = post_receive(&server, &main_moved()).await;
+    assert!(next_text(&mut following).await.starts_with("longshore: queued "));
+    server.ending.cancel();
+    let told = "the agent ends; deployment #1 goes on when it is back: see `longshore status shop`\n";
+    assert_eq!(rest(following).await, format!("longshore: {told}"));
+    // One that comes as it ends is told that it is taken.
+    let newer = format!("{} {} refs/heads/main\n", "b".repeat(40), "c".repeat(40));
+    let text = rest(post_receive(&server, &newer).await).await;
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("longshore: queued main at ccccccc as deployment #2"), "{text}");
+    assert!(lines[1].starts_with("longshore: the agent ends; deployment #2 goes on"), "{text}");
+}
+
+#[tokio::test]
 async fn a_newer_push_ends_the_older_ones_stream() {
     let server = Server::start([shop()]).await;
     let first = post_receive(&server, &main_moved()).await;
