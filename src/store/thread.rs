@@ -203,11 +203,13 @@ pub(super) fn run_reads(connection: &Connection, reads: Vec<Box<dyn Call>>) -> A
     let run = |sql| connection.prepare_cached(sql)?.execute([]).map(drop);
     let begun = fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
     let begun = begun.and_then(|()| run("BEGIN").map_err(failure));
+    let written = connection.total_changes();
     let read = |mut call: Box<dyn Call>| {
         let result = begun.clone().and_then(|()| call.run(connection).map_err(failure));
         (call, result)
     };
     let answers = reads.into_iter().map(read).collect();
+    debug_assert_eq!(connection.total_changes(), written, "what only reads has written, and it would be lost");
     if begun.is_ok() {
         // An error is a transaction that SQLite has ended itself.
         let _ = run("ROLLBACK");
