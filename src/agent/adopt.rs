@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use super::apps::Shared;
 use crate::deploy::spec;
-use crate::deploy::static_files::StaticStore;
 use crate::model::{AppName, DeploymentId, Duty, InstanceId};
 use crate::proxy::table::DrainLimits;
 use crate::rollout::driver::canary;
@@ -117,7 +117,7 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     let is_canary = agent.config().apps.get(app).is_some_and(|app| app.canary_of.is_some());
     let mut adopted = Vec::new();
     for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
-        let Some(spec) = spec_of(agent, &shared.static_files, app, &instance).await? else {
+        let Some(spec) = spec_of(agent, shared, app, &instance).await? else {
             tracing::warn!(%app, instance = %instance.id, "its release is not on record; it is left alone");
             continue;
         };
@@ -168,12 +168,13 @@ fn current(observed: &Observed) -> Current {
 
 async fn spec_of(
     agent: &Agent,
-    files: &StaticStore,
+    shared: &Shared,
     app: &AppName,
     instance: &Observed,
 ) -> Result<Option<Arc<ServiceSpec>>> {
     let release = agent.store.release(app, instance.release).await?;
-    Ok(release.and_then(|release| spec::of_running(&release, &instance.service, files)).map(Arc::new))
+    let (key, files) = (&shared.settings_key, &shared.static_files);
+    Ok(release.and_then(|release| spec::of_running(&release, &instance.service, key, files)).map(Arc::new))
 }
 
 /// Those of them that the table has.

@@ -17,7 +17,7 @@ use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
 use crate::proxy::table::{Maintenance, Member as RouteMember, Route, StaticFiles};
-use crate::runtime::{Exited, InstanceSpec, Observed, RunState};
+use crate::runtime::{Exited, InstanceSpec, Observed, RunState, RuntimeError};
 
 /// One instance as others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Entrance {
     }
 }
 
-/// A service of a release with everything that its instances are started with; secrets are resolved.
+/// A service of a release with everything that its instances are started with.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
     /// Its settings.
@@ -129,8 +129,8 @@ pub struct ServiceSpec {
     pub image: ImageId,
     /// Its files that the proxy serves.
     pub files: Vec<StaticFiles>,
-    /// Its environment.
-    pub env: BTreeMap<String, SecretString>,
+    /// Its environment with the secrets resolved, or which one cannot be read: nothing is started without.
+    pub env: Result<BTreeMap<String, SecretString>, String>,
     /// Keyed digest of all that makes one instance differ from another.
     pub settings: String,
     /// Of which release.
@@ -143,9 +143,15 @@ pub struct ServiceSpec {
 
 impl ServiceSpec {
     /// What the runtime needs to start one instance.
-    pub fn instance(&self, app: &AppName, deployment: DeploymentId, id: InstanceId, slot: u32) -> InstanceSpec {
+    pub fn instance(
+        &self,
+        app: &AppName,
+        deployment: DeploymentId,
+        id: InstanceId,
+        slot: u32,
+    ) -> Result<InstanceSpec, RuntimeError> {
         let service = &self.service;
-        InstanceSpec {
+        Ok(InstanceSpec {
             id,
             app: app.clone(),
             service: service.name.clone(),
@@ -156,13 +162,13 @@ impl ServiceSpec {
             settings: self.settings.clone(),
             image: self.image.clone(),
             command: service.command.clone(),
-            env: self.env.clone(),
+            env: self.env.clone().map_err(RuntimeError::Refused)?,
             port: service.port,
             memory: service.memory,
             cpu_millis: service.cpu_millis,
             stop_grace: service.stop_grace,
             volumes: service.volumes.clone(),
-        }
+        })
     }
 }
 
@@ -254,9 +260,6 @@ impl Member {
     /// An instance that an earlier life of the agent started.
     pub fn adopted(spec: Arc<ServiceSpec>, observed: &Observed, duty: Duty, trusted: bool) -> Self {
         let mut member = Self::starting(spec, observed.slot, observed.deployment);
-        member.release = observed.release;
-        member.commit = observed.commit.clone();
-        member.settings = observed.settings.clone();
         member.duty = duty;
         member.pending = Pending::None;
         member.trusted = duty == Duty::Serving && trusted;
@@ -266,6 +269,9 @@ impl Member {
 
     /// Takes over what the runtime shows: a new process means that health is to be observed anew.
     pub fn observe(&mut self, observed: &Observed) {
+        self.release = observed.release;
+        self.commit = observed.commit.clone();
+        self.settings = observed.settings.clone();
         self.exists = true;
         self.running = observed.state == RunState::Running;
         self.restarts = observed.restarts;

@@ -104,6 +104,25 @@ async fn what_is_removed_stopped_or_killed_by_hand_returns() {
 }
 
 #[tokio::test]
+async fn what_an_agent_that_was_restarted_starts_anew_has_its_environment() {
+    let Some(engine) = engine::or_skip("what_an_agent_that_was_restarted_starts_anew").await else { return };
+    let options = options().table("[apps.shop.env]\nGREETING = \"hello\"");
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    shop.agent.restart().await;
+    shop.serves_with(2).await;
+    let before = shop.instances("web").await.swap_remove(0);
+    shop.remove_by_hand(&before).await;
+    shop.drifted(&[before.label("longshore.instance"), "serves again"]).await;
+    let all = shop.instances("web").await;
+    let after = all.iter().find(|now| now.label("longshore.slot") == before.label("longshore.slot")).expect("anew");
+    assert_eq!(after.labels, before.labels);
+    let seen = shop.engine.docker.inspect_container(&after.id, None).await.expect("a container");
+    let env = seen.config.and_then(|config| config.env).unwrap_or_default();
+    assert!(env.contains(&"GREETING=hello".to_owned()), "{env:?}");
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn what_stays_unready_is_replaced_and_nobody_notices() {
     let Some(engine) = engine::or_skip("what_stays_unready_is_replaced_and_nobody_notices").await else { return };
     let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;

@@ -109,17 +109,21 @@ impl DriverTask {
     }
 
     async fn take_care(&mut self, id: InstanceId, care: Care) {
+        if let Care::Recovered { attempts } = care {
+            return self.record_drift(Some(id), format!("serves again (attempt {attempts})")).await;
+        }
         let Some(member) = self.members.get_mut(&id) else { return };
         let attempts = member.upkeep.attempts();
         let why = member.last_check.clone().unwrap_or_else(|| "it is not there".to_owned());
         let (app, slot, spec) = (self.app.clone(), member.slot, member.spec.clone());
-        let instance = spec.instance(&app, member.deployment, id.clone(), slot);
         let (runtime, grace) = (self.parts.runtime.clone(), spec.service.stop_grace);
+        let instance = match spec.instance(&app, member.deployment, id.clone(), slot) {
+            Ok(instance) => instance,
+            // It is not stopped either.
+            Err(err) => return self.record_drift(Some(id), format!("{why}; it cannot be started anew: {err}")).await,
+        };
         match care {
-            Care::Wait => {}
-            Care::Recovered { attempts } => {
-                self.record_drift(Some(id), format!("serves again (attempt {attempts})")).await;
-            }
+            Care::Wait | Care::Recovered { .. } => {}
             Care::Start => {
                 member.pending = Pending::Start;
                 self.record_drift(Some(id.clone()), format!("does not run: {why}; starting it (attempt {attempts})"))
