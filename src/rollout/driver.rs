@@ -104,6 +104,7 @@ enum Signal {
     Probed(InstanceId, Result<(), String>),
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
+    Reconnected(InstanceId, Result<Observed, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
     Switched(Round, Switch, Result<(), String>),
     Drained(InstanceId, u64, u64),
@@ -277,6 +278,13 @@ impl Active {
         let in_a_slot = || plan.slots.iter().any(|slot| [&slot.incoming, &slot.outgoing].contains(&&Some(id.clone())));
         !plan.kept.contains(id) && (member.deployment == self.assignment.deployment || in_a_slot())
     }
+
+    /// Whether the rollout decides what is done about an instance that does not serve. An old one that was cut off is
+    /// reconnected all the same: that replaces nothing, and until its turn it serves.
+    fn decides(&self, id: &InstanceId, member: &Member) -> bool {
+        let only_cut_off = member.cut_off && member.deployment != self.assignment.deployment;
+        self.changes(id, member) && !only_cut_off
+    }
 }
 
 struct DriverTask {
@@ -351,6 +359,7 @@ impl DriverTask {
             Signal::Probed(id, result) => self.probed(id, result).await,
             Signal::Started(id, result) => self.started(id, result).await,
             Signal::Inspected(id, result) => self.inspected(id, result).await,
+            Signal::Reconnected(id, result) => self.reconnected(id, result).await,
             Signal::Stopped(id, result) => self.stopped(id, result).await,
             Signal::Switched(round, switch, result) => {
                 if self.is_in(round) {

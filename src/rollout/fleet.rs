@@ -200,6 +200,9 @@ pub(super) enum Pending {
     Stop,
 }
 
+/// What happened to an instance that runs without an address in its app's network.
+pub(super) const CUT_OFF: &str = "was disconnected from its network";
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -215,6 +218,8 @@ pub(super) struct Member {
     /// The runtime has it, running or not.
     pub exists: bool,
     pub running: bool,
+    /// It runs and was taken out of its app's network.
+    pub cut_off: bool,
     pub address: Option<SocketAddr>,
     pub started_at: Option<Timestamp>,
     pub up_since: Instant,
@@ -223,6 +228,8 @@ pub(super) struct Member {
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
     pub upkeep: Upkeep,
+    /// The runtime has been asked to put it back into its network.
+    pub reconnecting: bool,
     /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
     pub trusted: bool,
     /// It ended before the runtime's answer to its start arrived.
@@ -243,6 +250,7 @@ impl Member {
             pending: Pending::Start,
             exists: true,
             running: false,
+            cut_off: false,
             address: None,
             started_at: None,
             up_since: Instant::now(),
@@ -251,6 +259,7 @@ impl Member {
             image_healthcheck: false,
             probe: None,
             upkeep: Upkeep::default(),
+            reconnecting: false,
             trusted: false,
             ended_early: None,
             spec,
@@ -267,7 +276,7 @@ impl Member {
         member
     }
 
-    /// Takes over what the runtime shows: a new process means that health is to be observed anew.
+    /// Takes over what the runtime shows: a new process, or another address, means that health is to be observed anew.
     pub fn observe(&mut self, observed: &Observed) {
         self.release = observed.release;
         self.commit = observed.commit.clone();
@@ -276,8 +285,18 @@ impl Member {
         self.running = observed.state == RunState::Running;
         self.restarts = observed.restarts;
         self.image_healthcheck = observed.has_healthcheck;
-        let port = self.spec.service.port;
-        self.address = observed.address.zip(port).map(SocketAddr::from);
+        self.cut_off = observed.is_cut_off();
+        let address = observed.address.zip(self.spec.service.port).map(SocketAddr::from);
+        let moved = self.address.is_some() && self.address != address;
+        self.address = address;
+        // What answered at its old address may be another one by now.
+        if self.cut_off || moved {
+            self.trusted = false;
+            self.gate.restarted();
+        }
+        if self.cut_off {
+            self.last_check = Some(CUT_OFF.to_owned());
+        }
         if self.started_at != observed.started_at {
             self.started_at = observed.started_at;
             // The runtime's clock says since when it has been up; ours goes on from there.

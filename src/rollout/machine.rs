@@ -62,6 +62,8 @@ pub enum Event {
     Unready(InstanceId, String),
     /// An instance ended by itself.
     Exited(InstanceId, String),
+    /// An instance was taken out of its network: no doing of the release.
+    CutOff(InstanceId, String),
     /// The proxy has acknowledged the table of this switch.
     Routed(Switch),
     /// It has not.
@@ -381,6 +383,7 @@ impl Rollout {
                 self.incoming_failed(&id, format!("could not be started: {why}"), cause, &mut actions)
             }
             Event::Exited(id, why) => self.incoming_failed(&id, why, Cause::Release, &mut actions),
+            Event::CutOff(id, why) => self.incoming_failed(&id, why, Cause::Surroundings, &mut actions),
             Event::Unready(id, why) => {
                 self.incoming_failed(&id, format!("is unready: {why}"), Cause::Release, &mut actions)
             }

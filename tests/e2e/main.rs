@@ -30,6 +30,7 @@ mod engine_restarts;
 #[cfg(feature = "fail-points")]
 mod faults;
 mod gates;
+mod networks;
 mod operations;
 mod permanent_canaries;
 mod proof;

@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 
 use super::{DriverTask, Round, Signal};
 use crate::journal::DeployEvent;
-use crate::model::{AppName, DeploymentId, Duty};
-use crate::proxy::table::Route;
+use crate::model::{AppName, DeploymentId, Duty, InstanceId};
+use crate::proxy::table::{DrainLimits, Route};
 use crate::rollout::fleet::{self, InstanceState};
 use crate::rollout::machine::Switch;
 use crate::rollout::routes::Routes;
@@ -17,6 +17,8 @@ use crate::rollout::routes::Routes;
 pub(super) struct Push {
     routes: Vec<Route>,
     switch: Option<(Round, Switch)>,
+    /// An instance that left them because it cannot answer any more.
+    lost: Option<InstanceId>,
 }
 
 /// Sends an app's routes one after another, so that the last one sent is the one in force.
@@ -28,13 +30,18 @@ pub(super) fn start_pusher(
     let (pusher, mut inbox) = mpsc::unbounded_channel::<Push>();
     tokio::spawn(async move {
         while let Some(mut push) = inbox.recv().await {
-            // Newer routes hold all that older ones say, unless a switch waits for those.
+            // Newer routes hold all that older ones say, unless a switch waits for those. What is lost is to have left them.
             while push.switch.is_none()
+                && push.lost.is_none()
                 && let Ok(newer) = inbox.try_recv()
             {
                 push = newer;
             }
             let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
+            if let (Some(lost), Ok(())) = (push.lost, &applied) {
+                let proxy = routes.proxy().clone();
+                tokio::spawn(async move { proxy.drain(&lost, DrainLimits::NONE).await });
+            }
             match (push.switch, signals.upgrade()) {
                 (Some((round, switch)), Some(signals)) => {
                     let _ = signals.send(Signal::Switched(round, switch, applied));
@@ -56,7 +63,16 @@ impl DriverTask {
     pub(super) fn push_switch(&mut self, round: Round, switch: Switch) {
         let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
         self.pushed = Some(routes.clone());
-        let _ = self.pusher.send(Push { routes, switch: Some((round, switch)) });
+        let _ = self.pusher.send(Push { routes, switch: Some((round, switch)), lost: None });
+    }
+
+    /// Sends the routes without an instance that nobody can reach any more: what it has under way is not waited for.
+    pub(super) fn push_without(&mut self, lost: InstanceId) {
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
+        if self.adopted {
+            self.pushed = Some(routes.clone());
+            let _ = self.pusher.send(Push { routes, switch: None, lost: Some(lost) });
+        }
     }
 
     /// Sends the routes when they differ from what was sent last.
@@ -66,7 +82,7 @@ impl DriverTask {
             return;
         }
         self.pushed = Some(routes.clone());
-        let _ = self.pusher.send(Push { routes, switch: None });
+        let _ = self.pusher.send(Push { routes, switch: None, lost: None });
     }
 
     /// Tells what changed since the last signal.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{DriverTask, Signal};
 use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
-use crate::rollout::fleet::{Member, Pending, ServiceSpec};
+use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
 use crate::rollout::upkeep::{Care, Standing};
 use crate::runtime::{Exited, Observed, RuntimeError};
 
@@ -63,13 +63,14 @@ impl DriverTask {
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
-            .filter(|m| m.pending != Pending::None || !m.running)
+            .filter(|m| m.pending != Pending::None || !m.running || m.cut_off)
             .map(|m| m.spec.service.name.clone())
             .collect();
         let mut due = Vec::new();
         for (id, member) in &mut self.members {
-            let in_rollout = self.rollout.as_ref().is_some_and(|active| active.changes(id, member));
-            if member.duty != Duty::Serving || member.pending != Pending::None || in_rollout {
+            let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
+            let under_way = member.pending != Pending::None || member.reconnecting;
+            if member.duty != Duty::Serving || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
@@ -114,6 +115,14 @@ impl DriverTask {
         }
         let Some(member) = self.members.get_mut(&id) else { return };
         let attempts = member.upkeep.attempts();
+        if care == Care::Reconnect {
+            member.reconnecting = true;
+            let why = member.last_check.clone().unwrap_or_else(|| CUT_OFF.to_owned());
+            let what = format!("{why}; connecting it again (attempt {attempts})");
+            let (runtime, asked) = (self.parts.runtime.clone(), id.clone());
+            self.spawn(async move { Signal::Reconnected(asked.clone(), runtime.reconnect(&asked).await) });
+            return self.record_drift(Some(id), what).await;
+        }
         let why = member.last_check.clone().unwrap_or_else(|| "it is not there".to_owned());
         let (app, slot, spec) = (self.app.clone(), member.slot, member.spec.clone());
         let (runtime, grace) = (self.parts.runtime.clone(), spec.service.stop_grace);
@@ -123,7 +132,7 @@ impl DriverTask {
             Err(err) => return self.record_drift(Some(id), format!("{why}; it cannot be started anew: {err}")).await,
         };
         match care {
-            Care::Wait | Care::Recovered { .. } => {}
+            Care::Wait | Care::Recovered { .. } | Care::Reconnect => {}
             Care::Start => {
                 member.pending = Pending::Start;
                 self.record_drift(Some(id.clone()), format!("does not run: {why}; starting it (attempt {attempts})"))
@@ -143,6 +152,17 @@ impl DriverTask {
                     Signal::Started(id, result)
                 });
             }
+        }
+    }
+
+    /// The runtime was asked to put an instance back into its network.
+    pub(super) async fn reconnected(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
+        self.engine_answered(&result);
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.reconnecting = false;
+        match result {
+            Ok(observed) => self.inspected(id, Ok(Some(observed))).await,
+            Err(err) => member.last_check = Some(format!("{CUT_OFF} and could not be connected again: {err}")),
         }
     }
 
@@ -263,6 +283,7 @@ impl Member {
         match (self.exists, self.running, self.gate.health()) {
             (false, ..) => Standing::Gone,
             (true, false, _) => Standing::Down,
+            (true, true, _) if self.cut_off => Standing::CutOff,
             (true, true, Health::Ready) => Standing::Well,
             (true, true, _) => Standing::Unready,
         }

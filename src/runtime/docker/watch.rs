@@ -22,8 +22,18 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// connections open.
 const SILENCE: Duration = Duration::from_secs(30);
 
+mod networks;
+
 /// Where the next connection goes on: nanoseconds since the epoch.
 struct Position(i64);
+
+impl Position {
+    /// As the engine takes it.
+    fn since(&self) -> String {
+        let (seconds, nanos) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000);
+        format!("{seconds}.{nanos:09}")
+    }
+}
 
 /// Sends events until the receiver is gone. Never returns by itself.
 pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
@@ -51,8 +61,22 @@ pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
     }
 }
 
-/// Reads one connection to its end, and says why it ended.
+/// Reads until a connection has ended, and says why it did. There are two: no filter has both our containers' events and
+/// those of their networks, which carry no labels.
 async fn one_connection(
+    docker: &Docker,
+    events: &Sender<Happened>,
+    position: &mut Position,
+    killed_for_memory: &mut HashSet<String>,
+) -> String {
+    let since = position.since();
+    tokio::select! {
+        why = containers(docker, events, position, killed_for_memory) => why,
+        why = networks::follow(docker, events, since) => why,
+    }
+}
+
+async fn containers(
     docker: &Docker,
     events: &Sender<Happened>,
     position: &mut Position,
@@ -89,8 +113,7 @@ fn options(agent: &str, position: &Position) -> EventsOptions {
     let wanted = ["start", "die", "oom", "destroy", "health_status"].map(str::to_owned).to_vec();
     filters.insert("event".to_owned(), wanted);
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
-    let (seconds, nanos) = (position.0 / 1_000_000_000, position.0 % 1_000_000_000);
-    EventsOptions { since: Some(format!("{seconds}.{nanos:09}")), until: None, filters: Some(filters) }
+    EventsOptions { since: Some(position.since()), until: None, filters: Some(filters) }
 }
 
 async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut HashSet<String>) -> Option<Happened> {
