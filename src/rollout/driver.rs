@@ -341,7 +341,7 @@ impl DriverTask {
             Signal::Ask(wish, answer) => self.asked(wish, answer).await,
             Signal::Adopt(instances, share, done) => {
                 self.share = share;
-                self.adopt(instances);
+                self.adopt(instances).await;
                 let _ = done.send(());
             }
             Signal::Entrance(entrance) => {

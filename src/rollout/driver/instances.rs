@@ -13,13 +13,19 @@ use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
 
 impl DriverTask {
-    pub(super) fn adopt(&mut self, instances: Vec<Adopted>) {
+    pub(super) async fn adopt(&mut self, instances: Vec<Adopted>) {
+        let mut reported = Vec::new();
         for Adopted { observed, spec, duty, trusted } in instances {
             let member = Member::adopted(spec, &observed, duty, trusted);
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
+            reported.extend(observed.image_health.map(|passed| (observed.id, passed)));
         }
         self.adopted = true;
+        // The engine tells of changes alone.
+        for (id, passed) in reported {
+            self.engine_reported(id, passed).await;
+        }
         self.push_routes();
     }
 
@@ -54,6 +60,9 @@ impl DriverTask {
                 let early = member.ended_early.take();
                 self.start_probe(&id);
                 self.feed(Event::Started(id.clone())).await;
+                if let Some(passed) = observed.image_health {
+                    self.engine_reported(id.clone(), passed).await;
+                }
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
                     // One that an earlier life of the agent started may have passed its gate before the rollout went on.
