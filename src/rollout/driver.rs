@@ -33,6 +33,7 @@ mod instances;
 mod moves;
 mod perform;
 mod publish;
+mod strangers;
 mod suspicion;
 mod upkeep;
 
@@ -42,7 +43,7 @@ use counting::{Count, Counting};
 use moves::Moves;
 use publish::{Push, start_pusher};
 pub use upkeep::LivePlace;
-use upkeep::TICK;
+use upkeep::{Found, TICK};
 
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
@@ -98,8 +99,8 @@ enum Signal {
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
     Refresh(oneshot::Sender<Result<(), RuntimeError>>),
-    Refreshed(Result<Vec<Observed>, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
-    Listed(u64, Result<Vec<Observed>, RuntimeError>),
+    Refreshed(Result<Found, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
+    Listed(u64, Result<Found, RuntimeError>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
     Started(InstanceId, Result<Observed, RuntimeError>),
@@ -166,7 +167,7 @@ impl Driver {
             up_since: Instant::now(),
             compared: None,
             engine_away: false,
-            strangers: BTreeSet::new(),
+            strangers: None,
         };
         tokio::spawn(task.run(inbox));
         Self { signals, state, canary }
@@ -310,8 +311,8 @@ struct DriverTask {
     compared: Option<Duration>,
     /// The engine's last answer was none.
     engine_away: bool,
-    /// Told of already: with our labels, and of no deployment on record.
-    strangers: BTreeSet<InstanceId>,
+    /// Containers that no deployment on record has started and that were told of, once that has been read.
+    strangers: Option<BTreeSet<String>>,
 }
 
 impl DriverTask {

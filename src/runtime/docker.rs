@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
     StopContainerOptions, WaitContainerOptions,
@@ -14,11 +14,12 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, labels};
+use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, Unknown, labels};
 use crate::config::MountSource;
 use crate::fail_point::hurried;
 use crate::model::{AppName, ImageId, InstanceId};
 pub use host::EngineHost;
+use observe::Whose;
 use spec::Kind;
 
 mod exec;
@@ -190,7 +191,9 @@ impl Docker {
         let filters = labels::filter(&[(labels::AGENT, &self.agent_id), (labels::INSTANCE, id.as_str())]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
-        Ok(found.into_iter().find_map(|container| container.id))
+        // One that only carries the name among its labels is none of ours to stop.
+        let ours = |container: &ContainerSummary| !matches!(observe::whose_is(container), Whose::Unknown(_));
+        Ok(found.into_iter().filter(ours).find_map(|container| container.id))
     }
 
     async fn need(&self, id: &InstanceId) -> Result<String, RuntimeError> {
@@ -359,6 +362,16 @@ impl Runtime for Docker {
             let found = self.list_labelled(&filter).await?;
             Ok(found.iter().filter_map(|container| observe::observed(&self.agent_id, container)).collect())
         }
+        .boxed()
+    }
+
+    fn list_unknown<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<Vec<Unknown>, RuntimeError>> {
+        within(CALL, async move {
+            let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id), (labels::APP, app.as_str())]));
+            let options = ListContainersOptions { all: true, filters, ..Default::default() };
+            let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
+            Ok(found.into_iter().filter_map(observe::unknown).collect())
+        })
         .boxed()
     }
 

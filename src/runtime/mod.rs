@@ -34,6 +34,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn reconnect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
     /// Every instance of ours, of one app or of all.
     fn list<'a>(&'a self, app: Option<&'a AppName>) -> BoxFuture<'a, Result<Vec<Observed>, RuntimeError>>;
+    /// What carries an app's labels and is neither an instance nor one of our one-off containers.
+    fn list_unknown<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<Vec<Unknown>, RuntimeError>>;
     /// Whether it answers, within two seconds.
     fn ping(&self) -> BoxFuture<'_, Result<(), RuntimeError>>;
     /// What happens to instances from now on. Reconnects by itself; [`Happened::Reconnected`] says that something
@@ -122,6 +124,8 @@ pub struct InstanceSpec {
 pub struct Observed {
     /// Its name.
     pub id: InstanceId,
+    /// The runtime's own name for it, which no other one ever has.
+    pub container: String,
     /// Whose.
     pub app: AppName,
     /// Which process type.
@@ -148,6 +152,17 @@ pub struct Observed {
     pub image_health: Option<bool>,
     /// The image declares a HEALTHCHECK.
     pub has_healthcheck: bool,
+}
+
+/// Something with our labels that does not say which instance it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// The runtime's own name for it.
+    pub container: String,
+    /// What people call it.
+    pub name: String,
+    /// The first label that is missing or malformed.
+    pub wrong: &'static str,
 }
 
 impl Observed {
@@ -184,6 +199,8 @@ pub struct Exited {
 pub enum Happened {
     /// It was started (first or again).
     Started(InstanceId),
+    /// Something was started that carries this app's labels and does not say which instance it is.
+    StartedUnknown(AppName),
     /// It ended.
     Exited(InstanceId, Exited),
     /// Its own HEALTHCHECK passed or failed.

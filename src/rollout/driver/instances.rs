@@ -160,8 +160,9 @@ impl DriverTask {
         match happened {
             Happened::Interrupted => {}
             Happened::Started(id) if self.members.contains_key(&id) => self.inspect(id),
+            Happened::StartedUnknown(app) if app != self.app => {}
             // Nobody asked for it, or this is the first that is heard of one that is being started.
-            Happened::Started(_) => self.compare(),
+            Happened::Started(_) | Happened::StartedUnknown(_) => self.compare(),
             Happened::Exited(id, exited) => match self.members.get_mut(&id) {
                 Some(member) if member.pending == Pending::None => self.ended(id, exited).await,
                 // It ended before the runtime's answer to the start arrived.

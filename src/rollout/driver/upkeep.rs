@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{DriverTask, Signal};
-use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
+use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName};
 use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
+use crate::rollout::strangers::Stranger;
 use crate::rollout::upkeep::{Care, Standing};
-use crate::runtime::{Exited, Observed, RuntimeError};
+use crate::runtime::{Exited, Observed, Runtime, RuntimeError, Unknown};
 
 /// Between two looks at how the instances stand.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -31,6 +32,18 @@ pub struct LivePlace {
     pub slot: u32,
     /// The deployment that a missing instance is started for.
     pub deployment: DeploymentId,
+}
+
+/// All that the runtime has of an app.
+pub(super) struct Found {
+    instances: Vec<Observed>,
+    unknown: Vec<Unknown>,
+}
+
+impl Found {
+    async fn of(runtime: &dyn Runtime, app: &AppName) -> Result<Self, RuntimeError> {
+        Ok(Self { instances: runtime.list(Some(app)).await?, unknown: runtime.list_unknown(app).await? })
+    }
 }
 
 impl DriverTask {
@@ -184,18 +197,18 @@ impl DriverTask {
             return;
         }
         let (runtime, app, rounds) = (self.parts.runtime.clone(), self.app.clone(), self.rounds);
-        self.spawn(async move { Signal::Listed(rounds, runtime.list(Some(&app)).await) });
+        self.spawn(async move { Signal::Listed(rounds, Found::of(runtime.as_ref(), &app).await) });
     }
 
     /// Asks the engine what there is, for somebody who waits until it is known.
     pub(super) fn refresh(&self, answer: oneshot::Sender<Result<(), RuntimeError>>) {
         let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
-        self.spawn(async move { Signal::Refreshed(runtime.list(Some(&app)).await, answer) });
+        self.spawn(async move { Signal::Refreshed(Found::of(runtime.as_ref(), &app).await, answer) });
     }
 
     pub(super) async fn refreshed(
         &mut self,
-        listed: Result<Vec<Observed>, RuntimeError>,
+        listed: Result<Found, RuntimeError>,
         answer: oneshot::Sender<Result<(), RuntimeError>>,
     ) {
         let outcome = listed.as_ref().map(drop).map_err(Clone::clone);
@@ -205,11 +218,11 @@ impl DriverTask {
     }
 
     /// What the engine has, asked for when `rounds` rollouts had begun.
-    pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Vec<Observed>, RuntimeError>) {
+    pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Found, RuntimeError>) {
         self.engine_answered(&listed);
-        let observed = match listed {
+        let Found { instances: observed, unknown } = match listed {
             // A rollout that has begun since moves instances.
-            Ok(observed) if self.rollout.is_none() && self.rounds == rounds => observed,
+            Ok(found) if self.rollout.is_none() && self.rounds == rounds => found,
             Ok(_) => return,
             Err(err) => return tracing::debug!(app = %self.app, %err, "the instances could not be compared"),
         };
@@ -219,30 +232,29 @@ impl DriverTask {
         for id in missed.into_iter().map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.gone(id).await;
         }
-        self.strangers.retain(|id| !gone(id));
+        let there =
+            observed.iter().map(|o| &o.container).chain(unknown.iter().map(|u| &u.container)).cloned().collect();
+        let mut strangers: Vec<Stranger> = unknown.iter().map(Stranger::of_no_instance).collect();
         for instance in observed {
             match self.members.get(&instance.id) {
                 Some(_) => self.inspected(instance.id.clone(), Ok(Some(instance))).await,
-                None => self.unexpected(instance).await,
+                None => strangers.extend(self.unexpected(instance).await),
             }
         }
+        self.meet(strangers, &there).await;
     }
 
     /// An instance with our labels that is not one of the app's. What a deployment on record left behind is removed;
     /// what no deployment on record has started is nobody's to remove but the operator's.
-    async fn unexpected(&mut self, instance: Observed) {
-        let id = instance.id;
+    async fn unexpected(&mut self, instance: Observed) -> Option<Stranger> {
         match self.parts.store.deployment(instance.deployment).await {
-            Err(err) => tracing::error!(app = %self.app, instance = %id, %err, "its deployment could not be read"),
-            Ok(None) => {
-                if self.strangers.insert(id.clone()) {
-                    let what = "runs with this agent's labels, but no deployment on record started it; it is left \
-                                alone and gets no requests";
-                    self.record_drift(Some(id), what.to_owned()).await;
-                }
+            Err(err) => {
+                tracing::error!(app = %self.app, instance = %instance.id, %err, "its deployment could not be read");
             }
+            Ok(None) => return Some(Stranger::of_no_deployment(&instance)),
             Ok(Some(record)) if !record.status.is_terminal() => {}
             Ok(Some(record)) => {
+                let id = instance.id;
                 self.record_drift(Some(id.clone()), format!("was left behind by {}; removing it", record.id)).await;
                 let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
                 tokio::spawn(async move {
@@ -252,6 +264,7 @@ impl DriverTask {
                 });
             }
         }
+        None
     }
 
     pub(super) async fn gone(&mut self, id: InstanceId) {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::Docker;
-use crate::model::InstanceId;
+use super::observe::{self, Whose};
 use crate::runtime::{Exited, Happened, labels};
 use crate::text::with_causes;
 
@@ -107,8 +107,7 @@ async fn containers(
 }
 
 fn options(agent: &str, position: &Position) -> EventsOptions {
-    let mut filters: HashMap<String, Vec<String>> =
-        labels::filter(&[(labels::AGENT, agent), (labels::KIND, labels::KIND_INSTANCE)]);
+    let mut filters: HashMap<String, Vec<String>> = labels::filter(&[(labels::AGENT, agent)]);
     // Without this the health checks' own exec events come along, several a second.
     let wanted = ["start", "die", "oom", "destroy", "health_status"].map(str::to_owned).to_vec();
     filters.insert("event".to_owned(), wanted);
@@ -120,8 +119,16 @@ async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut Hash
     let actor = event.actor?;
     let container = actor.id?;
     let attributes = actor.attributes?;
-    let instance = InstanceId::parse(attributes.get(labels::INSTANCE)?).ok()?;
-    match event.action?.as_str() {
+    let action = event.action?;
+    let instance = match observe::whose(&attributes) {
+        Whose::Instance(id) => id,
+        Whose::OneOff => return None,
+        Whose::Unknown(_) => {
+            let app = attributes.get(labels::APP)?.parse().ok()?;
+            return (action == "start").then_some(Happened::StartedUnknown(app));
+        }
+    };
+    match action.as_str() {
         "start" => Some(Happened::Started(instance)),
         "oom" => {
             killed_for_memory.insert(container);
