@@ -33,6 +33,7 @@ mod instances;
 mod moves;
 mod perform;
 mod publish;
+mod stand_ins;
 mod strangers;
 mod suspicion;
 mod upkeep;
@@ -88,6 +89,8 @@ pub struct Adopted {
     pub duty: Duty,
     /// Whether it goes on being routed until its checks have spoken.
     pub trusted: bool,
+    /// Whether it was left behind, and serves only until the live release does.
+    pub stands_in: bool,
 }
 
 enum Signal {
@@ -108,6 +111,10 @@ enum Signal {
     Reconnected(InstanceId, Result<Observed, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
     Switched(Round, Switch, Result<(), String>),
+    /// The routes without an instance that stood in were sent.
+    Relieved(InstanceId, Result<(), String>),
+    /// It has nothing under way.
+    Finished(InstanceId),
     Drained(InstanceId, u64, u64),
     Timer(Round, Timer),
     /// Something failed, and this is what the engine answered when it was asked whether it is there.
@@ -167,6 +174,7 @@ impl Driver {
             up_since: Instant::now(),
             compared: None,
             engine_away: false,
+            places: None,
             strangers: None,
         };
         tokio::spawn(task.run(inbox));
@@ -311,6 +319,8 @@ struct DriverTask {
     compared: Option<Duration>,
     /// The engine's last answer was none.
     engine_away: bool,
+    /// How many places the live release has in each service, once that is known.
+    places: Option<BTreeMap<ServiceName, u32>>,
     /// Containers that no deployment on record has started and that were told of, once that has been read.
     strangers: Option<BTreeSet<String>>,
 }
@@ -371,6 +381,8 @@ impl DriverTask {
                     self.feed(event).await;
                 }
             }
+            Signal::Relieved(id, taken) => self.relieved(id, taken).await,
+            Signal::Finished(id) => self.stop(id),
             Signal::Drained(id, requests, streams) => {
                 if requests + streams > 0 {
                     self.say(format!("{id}: {requests} requests and {streams} streams were cut at the drain limit"));

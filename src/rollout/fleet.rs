@@ -232,6 +232,8 @@ pub(super) struct Member {
     pub reconnecting: bool,
     /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
     pub trusted: bool,
+    /// A failed deployment left it behind; it serves until the live release does, and is none of its instances.
+    pub stands_in: bool,
     /// It ended before the runtime's answer to its start arrived.
     pub ended_early: Option<Exited>,
 }
@@ -261,6 +263,7 @@ impl Member {
             upkeep: Upkeep::default(),
             reconnecting: false,
             trusted: false,
+            stands_in: false,
             ended_early: None,
             spec,
         }

@@ -45,6 +45,7 @@ mod routes;
 mod secrets;
 mod shop;
 mod sources;
+mod stand_ins;
 mod static_files;
 mod support_selftest;
 mod upkeep;

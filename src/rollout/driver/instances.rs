@@ -15,8 +15,8 @@ use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
 impl DriverTask {
     pub(super) async fn adopt(&mut self, instances: Vec<Adopted>) {
         let mut reported = Vec::new();
-        for Adopted { observed, spec, duty, trusted } in instances {
-            let member = Member::adopted(spec, &observed, duty, trusted);
+        for Adopted { observed, spec, duty, trusted, stands_in } in instances {
+            let member = Member { stands_in, ..Member::adopted(spec, &observed, duty, trusted) };
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
             reported.extend(observed.image_health.map(|passed| (observed.id, passed)));
@@ -38,7 +38,7 @@ impl DriverTask {
             deployment: m.deployment,
             running: m.running,
         };
-        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
+        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired && !m.stands_in).map(current).collect()
     }
 
     pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
@@ -257,7 +257,12 @@ impl DriverTask {
         member.last_check = Some(why.clone());
         member.trusted = false;
         member.gate.restarted();
+        let stood_in = member.stands_in;
         self.push_routes();
+        if stood_in {
+            // It is nobody's to start again.
+            return self.stop(id);
+        }
         self.feed(Event::Exited(id, why)).await;
     }
 }

@@ -16,9 +16,18 @@ use crate::rollout::routes::Routes;
 /// Routes to send, and whose switch waits for the answer.
 pub(super) struct Push {
     routes: Vec<Route>,
-    switch: Option<(Round, Switch)>,
+    /// What is to be done when they are in force. Without it newer routes may take their place.
+    then: Option<Then>,
+}
+
+/// What waits for the proxy's answer.
+enum Then {
+    /// A switch.
+    Tell(Round, Switch),
     /// An instance that left them because it cannot answer any more.
-    lost: Option<InstanceId>,
+    Lose(InstanceId),
+    /// An instance that left them because it is not needed any more.
+    Relieve(InstanceId),
 }
 
 /// Sends an app's routes one after another, so that the last one sent is the one in force.
@@ -30,28 +39,29 @@ pub(super) fn start_pusher(
     let (pusher, mut inbox) = mpsc::unbounded_channel::<Push>();
     tokio::spawn(async move {
         while let Some(mut push) = inbox.recv().await {
-            // Newer routes hold all that older ones say, unless a switch waits for those. What is lost is to have left them.
-            while push.switch.is_none()
-                && push.lost.is_none()
+            // Newer routes hold all that older ones say, unless something waits for those.
+            while push.then.is_none()
                 && let Ok(newer) = inbox.try_recv()
             {
                 push = newer;
             }
             let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
-            if let (Some(lost), Ok(())) = (push.lost, &applied) {
-                let proxy = routes.proxy().clone();
-                tokio::spawn(async move { proxy.drain(&lost, DrainLimits::NONE).await });
-            }
-            match (push.switch, signals.upgrade()) {
-                (Some((round, switch)), Some(signals)) => {
+            let Some(signals) = signals.upgrade() else { return };
+            match (push.then, applied) {
+                (Some(Then::Tell(round, switch)), applied) => {
                     let _ = signals.send(Signal::Switched(round, switch, applied));
                 }
-                (_, None) => return,
-                (None, _) => {
-                    if let Err(err) = applied {
-                        tracing::warn!(%app, %err, "the proxy did not take the routes");
-                    }
+                (Some(Then::Relieve(id)), applied) => {
+                    let _ = signals.send(Signal::Relieved(id, applied));
                 }
+                (Some(Then::Lose(id)), Ok(())) => {
+                    let proxy = routes.proxy().clone();
+                    tokio::spawn(async move { proxy.drain(&id, DrainLimits::NONE).await });
+                }
+                (Some(Then::Lose(_)) | None, Err(err)) => {
+                    tracing::warn!(%app, %err, "the proxy did not take the routes");
+                }
+                (None, Ok(())) => {}
             }
         }
     });
@@ -61,18 +71,25 @@ pub(super) fn start_pusher(
 impl DriverTask {
     /// Sends the routes in any case: a switch waits for the answer.
     pub(super) fn push_switch(&mut self, round: Round, switch: Switch) {
-        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
-        self.pushed = Some(routes.clone());
-        let _ = self.pusher.send(Push { routes, switch: Some((round, switch)), lost: None });
+        self.push_for(Then::Tell(round, switch));
     }
 
     /// Sends the routes without an instance that nobody can reach any more: what it has under way is not waited for.
     pub(super) fn push_without(&mut self, lost: InstanceId) {
-        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
         if self.adopted {
-            self.pushed = Some(routes.clone());
-            let _ = self.pusher.send(Push { routes, switch: None, lost: Some(lost) });
+            self.push_for(Then::Lose(lost));
         }
+    }
+
+    /// Sends the routes without an instance that is then to be drained.
+    pub(super) fn push_relieved(&mut self, id: InstanceId) {
+        self.push_for(Then::Relieve(id));
+    }
+
+    fn push_for(&mut self, then: Then) {
+        let routes = fleet::routes(&self.app, self.entrance.as_ref(), &self.members, self.share);
+        self.pushed = Some(routes.clone());
+        let _ = self.pusher.send(Push { routes, then: Some(then) });
     }
 
     /// Sends the routes when they differ from what was sent last.
@@ -82,7 +99,7 @@ impl DriverTask {
             return;
         }
         self.pushed = Some(routes.clone());
-        let _ = self.pusher.send(Push { routes, switch: None, lost: None });
+        let _ = self.pusher.send(Push { routes, then: None });
     }
 
     /// Tells what changed since the last signal.

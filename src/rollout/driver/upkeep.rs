@@ -1,7 +1,7 @@
 //! Outside of what a rollout is changing: instances that are meant to serve are kept running, and what is on the engine
 //! is compared with what should be there. What differs is drift: told and recorded, and no deployment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,9 +52,15 @@ impl DriverTask {
         if self.rollout.is_some() {
             return;
         }
+        let mut wanted = BTreeMap::new();
+        for place in &places {
+            *wanted.entry(place.spec.service.name.clone()).or_default() += 1;
+        }
+        self.places = Some(wanted);
         for place in places {
             let service = &place.spec.service.name;
-            let taken = |m: &Member| m.duty == Duty::Serving && m.slot == place.slot && m.spec.service.name == *service;
+            let serves = |m: &Member| m.duty == Duty::Serving && !m.stands_in;
+            let taken = |m: &Member| serves(m) && m.slot == place.slot && m.spec.service.name == *service;
             if self.members.values().any(taken) {
                 continue;
             }
@@ -83,7 +89,7 @@ impl DriverTask {
         for (id, member) in &mut self.members {
             let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
             let under_way = member.pending != Pending::None || member.reconnecting;
-            if member.duty != Duty::Serving || under_way || in_rollout {
+            if member.duty != Duty::Serving || member.stands_in || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
@@ -100,6 +106,7 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
+        self.relieve();
         self.compare_when_due(now);
     }
 
@@ -275,7 +282,7 @@ impl DriverTask {
         self.ended(id, gone).await;
     }
 
-    async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
+    pub(super) async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
         if let Err(err) = self.parts.journal.drift(&self.app, instance, what).await {
             tracing::error!(app = %self.app, %err, "drift could not be recorded");
         }
