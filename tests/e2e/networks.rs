@@ -227,3 +227,21 @@ async fn in_a_rollout_an_old_one_comes_back_and_a_new_one_is_no_fault_of_its_com
 fn ids(all: &[Container]) -> Vec<String> {
     all.iter().map(|container| container.id.clone()).collect()
 }
+
+#[tokio::test]
+async fn routes_that_a_stopped_proxy_did_not_take_are_told_it_when_it_goes_on() {
+    let Some(engine) = engine::or_skip("routes_that_a_stopped_proxy_did_not_take").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let proxy = nix::unistd::Pid::from_raw(shop.agent.proxy_pid());
+    nix::sys::signal::kill(proxy, Signal::SIGSTOP).expect("stopped");
+    let victim = shop.instances("web").await.swap_remove(0);
+    shop.disconnect(&victim).await;
+    let stranger = shop.occupy().await;
+    shop.drift_says(&[victim.label("longshore.instance"), "serves again"]).await;
+    // Longer than anybody waits for a table.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    nix::sys::signal::kill(proxy, Signal::SIGCONT).expect("it goes on");
+    shop.all_routed(2).await;
+    shop.remove(&stranger).await;
+    shop.finish().await;
+}

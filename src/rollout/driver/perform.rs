@@ -270,7 +270,7 @@ impl DriverTask {
         if let Some(answer) = active.answer.take() {
             let _ = answer.send(outcome);
         }
-        self.push_routes();
+        self.push_final_routes();
     }
 }
 

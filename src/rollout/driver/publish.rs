@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -30,7 +31,11 @@ enum Then {
     Relieve(InstanceId),
 }
 
-/// Sends an app's routes one after another, so that the last one sent is the one in force.
+/// Between two attempts at routes that the proxy did not take. While it does not answer that is waited for.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends an app's routes one after another, so that the last one sent is the one in force. What the proxy did not take is
+/// sent again until it does, or there are newer ones; of a switch the machine decides.
 pub(super) fn start_pusher(
     app: AppName,
     routes: Arc<Routes>,
@@ -38,14 +43,23 @@ pub(super) fn start_pusher(
 ) -> mpsc::UnboundedSender<Push> {
     let (pusher, mut inbox) = mpsc::unbounded_channel::<Push>();
     tokio::spawn(async move {
-        while let Some(mut push) = inbox.recv().await {
+        let mut untaken: Option<Push> = None;
+        loop {
+            let is_again = untaken.is_some();
+            let next = tokio::select! {
+                biased;
+                newer = inbox.recv() => newer,
+                () = may_try_again(&routes), if is_again => untaken.take(),
+            };
+            let Some(mut push) = next else { return };
+            untaken = None;
             // Newer routes hold all that older ones say, unless something waits for those.
             while push.then.is_none()
                 && let Ok(newer) = inbox.try_recv()
             {
                 push = newer;
             }
-            let applied = routes.set(&app, push.routes).await.map_err(|err| err.to_string());
+            let applied = routes.set(&app, push.routes.clone()).await.map_err(|err| err.to_string());
             let Some(signals) = signals.upgrade() else { return };
             match (push.then, applied) {
                 (Some(Then::Tell(round, switch)), applied) => {
@@ -58,14 +72,23 @@ pub(super) fn start_pusher(
                     let proxy = routes.proxy().clone();
                     tokio::spawn(async move { proxy.drain(&id, DrainLimits::NONE).await });
                 }
-                (Some(Then::Lose(_)) | None, Err(err)) => {
-                    tracing::warn!(%app, %err, "the proxy did not take the routes");
+                (then @ (Some(Then::Lose(_)) | None), Err(err)) => {
+                    if !is_again {
+                        tracing::warn!(%app, %err, "the proxy did not take the routes; they are sent again");
+                    }
+                    untaken = Some(Push { then, ..push });
                 }
                 (None, Ok(())) => {}
             }
         }
     });
     pusher
+}
+
+async fn may_try_again(routes: &Routes) {
+    tokio::time::sleep(PAUSE).await;
+    // The client lives as long as the routes do.
+    let _ = routes.proxy().watch_status().wait_for(|status| status.connected).await;
 }
 
 impl DriverTask {
@@ -100,6 +123,12 @@ impl DriverTask {
         }
         self.pushed = Some(routes.clone());
         let _ = self.pusher.send(Push { routes, then: None });
+    }
+
+    /// Sends the routes that hold after a rollout, also when its last switch had the same: the proxy may not have taken it.
+    pub(super) fn push_final_routes(&mut self) {
+        self.pushed = None;
+        self.push_routes();
     }
 
     /// Tells what changed since the last signal.

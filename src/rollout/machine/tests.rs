@@ -324,6 +324,28 @@ fn a_place_that_cannot_be_restored_is_said_and_keeps_what_serves() {
 }
 
 #[test]
+fn a_proxy_that_does_not_answer_is_waited_for_a_minute_however_long_each_attempt_takes() {
+    let mut rollout = Rollout::new(slots(1, Order::StartFirst), policy());
+    let new = InstanceId::new(DeploymentId(2), &web(), 1, 0);
+    for event in [Event::Begin, Event::Started(new.clone()), Event::Ready(new.clone()), Event::Routed(Switch(1))] {
+        rollout.on(event, Duration::ZERO);
+    }
+    let mut now = Duration::from_secs(1);
+    let mut actions = rollout.on(Event::Exited(new, "exited with code 1".into()), now);
+    while !actions.iter().any(|action| matches!(action, Action::Finish(_))) {
+        now += Duration::from_secs(5);
+        assert!(now < Duration::from_secs(90), "it never ends");
+        actions = rollout.on(Event::RouteFailed(Switch(2), "no answer".into()), now);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Stop(_))), "it may still get requests");
+    }
+    let ended = actions.into_iter().find_map(|action| match action {
+        Action::Finish(Outcome::Undone { left, .. }) => Some(left),
+        _ => None,
+    });
+    assert!(now >= Duration::from_secs(60) && ended.is_some_and(|left| left[0].contains("did not take")), "{now:?}");
+}
+
+#[test]
 fn stopping_first_never_has_both() {
     let mut world = World::new(slots(3, Order::StopFirst));
     world.run(&[]);
