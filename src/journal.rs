@@ -198,6 +198,22 @@ impl Journal {
         Ok(())
     }
 
+    /// Records a container that no deployment on record has started, and tells it, once.
+    pub async fn stranger(
+        &self,
+        app: &AppName,
+        container: &str,
+        instance: Option<InstanceId>,
+        what: String,
+    ) -> Result<(), StoreError> {
+        if let Some(drift) = self.store.add_stranger(app, container, instance.as_ref(), what).await? {
+            let (instance, what) = (drift.instance, drift.what);
+            tracing::warn!(%app, instance = instance.as_ref().map(InstanceId::as_str), "{what}");
+            self.publish(app, None, DeployEvent::Drift { instance, what });
+        }
+        Ok(())
+    }
+
     /// Tells that a deployment waits.
     pub fn publish_queued(&self, app: &AppName, id: DeploymentId) {
         self.publish(app, Some(id), DeployEvent::Status { status: Status::Queued, reason: None, release: None });

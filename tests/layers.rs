@@ -73,6 +73,8 @@ const PURE: &[&str] = &[
     "rollout/plan.rs",
     "rollout/routes/parts.rs",
     "rollout/shares.rs",
+    "rollout/stand_ins.rs",
+    "rollout/strangers.rs",
     "rollout/tally.rs",
     "notify/canary.rs",
     "notify/certificate.rs",

@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use super::apps::Shared;
 use crate::deploy::spec;
-use crate::deploy::static_files::StaticStore;
 use crate::model::{AppName, DeploymentId, Duty, InstanceId};
 use crate::proxy::table::DrainLimits;
 use crate::rollout::driver::canary;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
-use crate::rollout::{Adopted, Driver, ServiceSpec, Share};
+use crate::rollout::{self, Adopted, Driver, ServiceSpec, Share};
 use crate::runtime::{Observed, RunState};
 use crate::store::Deployment;
 
@@ -95,15 +95,23 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     }
     let current: Vec<Current> = observed.iter().map(current).collect();
     let (mut live, mut left) = plan::live_set(&current, |id| records.get(&id).map(|record| record.status));
-    let (mut share, mut replaced) = (None, Vec::new());
+    let (mut share, mut replaced, mut ending_now) = (None, Vec::new(), Vec::new());
     if let Some(unfinished) = agent.store.unfinished(app).await? {
         share = share_of(agent, unfinished.id).await?;
         // The engine goes on with a stop whose caller has died: what looks alive now may end at any moment.
         let ending = agent.store.stops_begun(unfinished.id).await?;
         live.retain(|id| !ending.contains(id));
-        left.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
+        ending_now.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
         let held = held(&shared.routes, app, &live).await;
         replaced = plan::replaced(&current, |id| held.contains(id));
+    }
+    let is_canary = agent.config().apps.get(app).is_some_and(|app| app.canary_of.is_some());
+    // A canary's requests have its production.
+    let standing = if is_canary { Vec::new() } else { stand_ins(agent, shared, app, &observed, &left, &live).await? };
+    left.retain(|id| !standing.contains(id));
+    left.extend(ending_now);
+    for id in &standing {
+        tracing::warn!(%app, instance = %id, "left behind by a deployment; it serves until the live release does");
     }
     for id in &left {
         tracing::warn!(%app, instance = %id, "left behind by a deployment; removing it");
@@ -114,10 +122,9 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
             tracing::error!(%app, instance = %id, %err, "it could not be removed");
         }
     }
-    let is_canary = agent.config().apps.get(app).is_some_and(|app| app.canary_of.is_some());
     let mut adopted = Vec::new();
-    for instance in observed.into_iter().filter(|o| live.contains(&o.id)) {
-        let Some(spec) = spec_of(agent, &shared.static_files, app, &instance).await? else {
+    for instance in observed.into_iter().filter(|o| live.contains(&o.id) || standing.contains(&o.id)) {
+        let Some(spec) = spec_of(agent, shared, app, &instance).await? else {
             tracing::warn!(%app, instance = %instance.id, "its release is not on record; it is left alone");
             continue;
         };
@@ -126,13 +133,36 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         let duty = duty_of(&shared.routes, app, &instance, &spec, is_idle).await;
         // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
         let trusted = !is_canary || shared.routes.holds(app, &instance.id).await;
-        adopted.push(Adopted { observed: instance, spec, duty, trusted });
+        let stands_in = standing.contains(&instance.id);
+        adopted.push(Adopted { observed: instance, spec, duty, trusted, stands_in });
     }
     if !adopted.is_empty() {
         tracing::info!(%app, instances = adopted.len(), "adopted");
     }
     driver.adopt(adopted, share).await;
     Ok(())
+}
+
+/// Those that were left behind and serve on, as nobody of the live release does in their places. What they were started
+/// with has to be on record.
+async fn stand_ins(
+    agent: &Agent,
+    shared: &Shared,
+    app: &AppName,
+    observed: &[Observed],
+    left: &[InstanceId],
+    live: &[InstanceId],
+) -> Result<Vec<InstanceId>> {
+    let current: Vec<Current> = observed.iter().map(current).collect();
+    let all: Vec<InstanceId> = current.iter().map(|c| c.id.clone()).collect();
+    let held = held(&shared.routes, app, &all).await;
+    let mut standing = rollout::stand_ins::stand_ins(&current, left, live, |id| held.contains(id));
+    for instance in observed {
+        if standing.contains(&instance.id) && spec_of(agent, shared, app, instance).await?.is_none() {
+            standing.retain(|id| *id != instance.id);
+        }
+    }
+    Ok(standing)
 }
 
 /// The share of the requests that a canary had when the agent ended. Until its rollout goes on it gets no more.
@@ -168,12 +198,13 @@ fn current(observed: &Observed) -> Current {
 
 async fn spec_of(
     agent: &Agent,
-    files: &StaticStore,
+    shared: &Shared,
     app: &AppName,
     instance: &Observed,
 ) -> Result<Option<Arc<ServiceSpec>>> {
     let release = agent.store.release(app, instance.release).await?;
-    Ok(release.and_then(|release| spec::of_running(&release, &instance.service, files)).map(Arc::new))
+    let (key, files) = (&shared.settings_key, &shared.static_files);
+    Ok(release.and_then(|release| spec::of_running(&release, &instance.service, key, files)).map(Arc::new))
 }
 
 /// Those of them that the table has.

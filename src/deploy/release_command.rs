@@ -54,7 +54,8 @@ impl Story<'_> {
             .get(&command.service)
             .ok_or_else(|| failed(format!("the release command's service {} does not exist", command.service), true))?;
         let id = self.deployment.id;
-        let mut instance = spec.instance(&self.app.name, id, InstanceId::new(id, &command.service, 0, 0), 0);
+        let instance = spec.instance(&self.app.name, id, InstanceId::new(id, &command.service, 0, 0), 0);
+        let mut instance = instance.map_err(|why| failed(why.to_string(), false))?;
         instance.command = Some(command.command.clone());
         self.log.line(format!("release command: {}", command.command.join(" ")));
         let began = Instant::now();

@@ -20,21 +20,27 @@ pub fn service_specs(
     files: &StaticStore,
 ) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
     let specs = release.body.services.iter().map(|released| {
-        let env = resolve_env(released)?;
-        let settings = settings_digest(released, &env, settings_key);
-        let spec = ServiceSpec { env, settings, ..without_env(release, released, files) };
+        let spec = service_spec(release, released, settings_key, files);
+        spec.env.as_ref().map_err(String::clone)?;
         Ok((released.service.name.clone(), Arc::new(spec)))
     });
     specs.collect()
 }
 
-/// A service as an instance of it runs already. Its environment is not looked at: a secret that has gone since must not
-/// keep the agent from knowing the instance.
-pub fn of_running(release: &Release, service: &ServiceName, files: &StaticStore) -> Option<ServiceSpec> {
-    release.body.service(service).map(|released| without_env(release, released, files))
+/// A service as an instance of it runs already. A secret that has gone since does not keep the agent from knowing the
+/// instance; it cannot be started anew.
+pub fn of_running(
+    release: &Release,
+    service: &ServiceName,
+    settings_key: &str,
+    files: &StaticStore,
+) -> Option<ServiceSpec> {
+    release.body.service(service).map(|released| service_spec(release, released, settings_key, files))
 }
 
-fn without_env(release: &Release, released: &ReleasedService, files: &StaticStore) -> ServiceSpec {
+fn service_spec(release: &Release, released: &ReleasedService, settings_key: &str, files: &StaticStore) -> ServiceSpec {
+    let env = resolve_env(released);
+    let settings = env.as_ref().map(|env| settings_digest(released, env, settings_key)).unwrap_or_default();
     let routed = routed_service(release.body.services.iter().map(|released| &released.service));
     let by_default = routed.is_some_and(|routed| routed.name == released.service.name);
     ServiceSpec {
@@ -42,8 +48,8 @@ fn without_env(release: &Release, released: &ReleasedService, files: &StaticStor
         files: files.files(&release.app, released),
         service: released.service.clone(),
         image: released.image.clone(),
-        env: BTreeMap::new(),
-        settings: String::new(),
+        env,
+        settings,
         release: release.number,
         commit: release.commit.clone(),
     }

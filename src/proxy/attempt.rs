@@ -3,7 +3,9 @@
 //! What may be tried again (at most twice more):
 //! * nothing was written (no connection, or it closed before the first byte): any method;
 //! * the connection broke without a byte of an answer: idempotent requests without a body, once. All others never use
-//!   an idle connection, so they do not meet the one that closes as it is used.
+//!   an idle connection, so they do not meet the one that closes as it is used;
+//! * the same when the agent says that the instance is lost, as one is that was taken out of its network: its connections
+//!   say nothing any more, and do not break either.
 //!
 //! An idle connection that broke is replaced by a fresh one to the same instance; an instance that does not take a
 //! connection, or breaks a fresh one, is passed over for another.
@@ -24,6 +26,7 @@ use super::body::{Answer, Carrier, Progress, Relay, Source};
 use super::counts::Tally;
 use super::fields::Fields;
 use super::headers;
+use super::http1::LinkError;
 use super::instance::{Claim, Instance};
 use super::message::{ForInstance, Reply};
 use super::pool::{Link, SendError, Speech};
@@ -136,7 +139,7 @@ impl Attempt<'_> {
                     return Err(NoAnswer::Unreachable);
                 }
             };
-            match link.reused {
+            match link.reused && !matches!(error, LinkError::Cut) {
                 // An idle connection closed as it was used: nothing is wrong with the instance.
                 true => self.take_try()?,
                 false => self.go_elsewhere(&error)?,
@@ -175,14 +178,18 @@ impl Attempt<'_> {
         link: &mut Link,
         request: ForInstance,
     ) -> Result<Result<Reply<Source>, SendError>, NoAnswer> {
-        let mut answer = pin!(link.send(request, self.replayable));
-        let mut cut = pin!(self.claim.instance().requests_cut().cancelled());
+        let instance = self.claim.instance();
+        let mut answer = pin!(link.send(request, self.replayable, instance.requests_cut().cancelled()));
         let mut seen = 0;
         loop {
             tokio::select! {
                 biased;
-                answered = &mut answer => return Ok(answered),
-                () = &mut cut => return Err(NoAnswer::TooLate),
+                answered = &mut answer => return match answered {
+                    Err(SendError::Broken { error: LinkError::Cut, .. }) if !instance.is_lost() => {
+                        Err(NoAnswer::TooLate)
+                    }
+                    answered => Ok(answered),
+                },
                 () = tokio::time::sleep(self.answer_timeout) => match &self.progress {
                     Some(upload) if upload.frames() > seen => seen = upload.frames(),
                     Some(upload) if upload.is_waiting_for_client() => return Err(NoAnswer::ClientStalled),

@@ -29,7 +29,8 @@ pub(super) const LOCK_NAME: &str = "proxy.lock";
 pub enum Order {
     /// Replace the table. Answered by [`Report::Applied`] once no request can be given to what left it.
     Apply(Table),
-    /// Report when this instance, which left the table, has finished; cut what is left at the limits.
+    /// Report when this instance, which left the table, has finished; cut what is left at the limits. Without any time it
+    /// is lost: what it has not begun to answer goes to another one, where that does no harm.
     Drain {
         /// Which.
         instance: InstanceId,

@@ -100,6 +100,9 @@ pub fn begin(proxy: &Arc<Proxy>, id: &InstanceId, limits: DrainLimits) {
         return;
     }
     let busy: Vec<Arc<Instance>> = instances.into_iter().filter(|instance| instance.load() > 0).collect();
+    if limits.is_none() {
+        busy.iter().for_each(|instance| instance.set_lost());
+    }
     let before = proxy.predecessor().filter(|before| before.is_there());
     let watched = {
         let mut state = lock(&proxy.drains.state);

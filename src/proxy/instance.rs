@@ -41,6 +41,8 @@ pub struct Instance {
     /// To end open streams one by one; requests have one end for all.
     open_streams: Mutex<OpenStreams>,
     cut_requests: CancellationToken,
+    /// Its requests were cut because it cannot answer any more.
+    lost: AtomicBool,
     /// Someone waits on `changed`.
     watched: AtomicBool,
     changed: Notify,
@@ -71,6 +73,7 @@ impl Instance {
             latency: Latencies::default(),
             open_streams: Mutex::default(),
             cut_requests: CancellationToken::new(),
+            lost: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             changed: Notify::new(),
             ejected_until: AtomicU64::new(0),
@@ -149,6 +152,16 @@ impl Instance {
         let under_way = self.requests();
         self.cut_requests.cancel();
         under_way
+    }
+
+    /// Nothing that it has under way will come to an end: to be said before that is cut.
+    pub fn set_lost(&self) {
+        self.lost.store(true, SeqCst);
+    }
+
+    /// Whether its requests were cut because it cannot answer any more, so that another one may be asked.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(SeqCst)
     }
 
     /// Ends up to `count` open streams; answers how many.

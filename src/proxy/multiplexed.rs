@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use super::body::{Outgoing, Source};
+use super::http1::LinkError;
 use super::instance::lock;
 use super::message::Reply;
 use super::pool::{SendError, without_body};
@@ -57,11 +58,24 @@ impl Multiplexed {
 }
 
 impl Stream {
-    /// Sends a request and waits for the head of the answer. One that `is_kept` has no body and comes back when it is
-    /// not answered.
-    pub async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Reply<Source>, SendError> {
+    /// Sends a request and waits for the head of the answer until `cut` comes. One that `is_kept` has no body and comes
+    /// back when it is not answered.
+    pub async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+        is_kept: bool,
+        cut: impl Future<Output = ()>,
+    ) -> Result<Reply<Source>, SendError> {
         let kept = is_kept.then(|| without_body(&request));
-        match self.sender.try_send_request(in_http2(request)).await {
+        let answered = tokio::select! {
+            biased;
+            answered = self.sender.try_send_request(in_http2(request)) => answered,
+            () = cut => {
+                let request = kept.map(|request| Box::new(request.into()));
+                return Err(SendError::Broken { error: LinkError::Cut, silent: true, request });
+            }
+        };
+        match answered {
             Ok(answer) => Ok(answer.map(Source::Incoming).into()),
             Err(mut error) => {
                 self.of.forget();

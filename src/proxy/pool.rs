@@ -219,11 +219,16 @@ impl Link {
         })
     }
 
-    /// Sends a request and waits for the head of the answer, moving the connection's bytes meanwhile. A request that has
-    /// no body and `is_kept` comes back when it is not answered.
-    pub async fn send(&mut self, request: ForInstance, is_kept: bool) -> Result<Reply<Source>, SendError> {
+    /// Sends a request and waits for the head of the answer until `cut` comes, moving the connection's bytes meanwhile. A
+    /// request that has no body and `is_kept` comes back when it is not answered.
+    pub async fn send(
+        &mut self,
+        request: ForInstance,
+        is_kept: bool,
+        cut: impl Future<Output = ()>,
+    ) -> Result<Reply<Source>, SendError> {
         match &mut self.wire {
-            Wire::Plain(exchange) => match exchange.send(&request.head).await {
+            Wire::Plain(exchange) => match exchange.send_until(&request.head, cut).await {
                 Ok(head) => Ok(Reply { head, body: Source::Link }),
                 Err(Unanswered { error, is_unsent: true, .. }) => Err(SendError::NotSent(Box::new(request), error)),
                 Err(Unanswered { error, is_silent, .. }) => {
@@ -231,8 +236,8 @@ impl Link {
                     Err(SendError::Broken { error, silent: is_silent, request })
                 }
             },
-            Wire::Any(any) => any.send(request.into_request(), is_kept).await,
-            Wire::Http2(stream) => stream.send(request.into_request(), is_kept).await,
+            Wire::Any(any) => any.send(request.into_request(), is_kept, cut).await,
+            Wire::Http2(stream) => stream.send(request.into_request(), is_kept, cut).await,
         }
     }
 
@@ -328,15 +333,26 @@ impl Link {
 }
 
 impl Any {
-    async fn send(&mut self, request: Request<Outgoing>, is_kept: bool) -> Result<Reply<Source>, SendError> {
+    async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+        is_kept: bool,
+        cut: impl Future<Output = ()>,
+    ) -> Result<Reply<Source>, SendError> {
         let kept = is_kept.then(|| without_body(&request));
         let mut answer = pin!(self.sender.try_send_request(request));
         let outcome = std::future::poll_fn(|cx| {
             drive(&mut self.connection, &mut self.closed, cx);
             answer.as_mut().poll(cx)
         });
-        let outcome = outcome.await.map(|answer| answer.map(Source::Incoming).into());
-        outcome.map_err(|error| self.explain(error, kept))
+        tokio::select! {
+            biased;
+            answered = outcome => {
+                answered.map(|answer| answer.map(Source::Incoming).into()).map_err(|error| self.explain(error, kept))
+            }
+            // Whether a byte of an answer has come is hyper's to know.
+            () = cut => Err(SendError::Broken { error: LinkError::Cut, silent: false, request: None }),
+        }
     }
 
     fn explain(&self, mut error: TrySendError<Request<Outgoing>>, kept: Option<Request<Outgoing>>) -> SendError {

@@ -156,6 +156,14 @@ pub struct DrainLimits {
 }
 
 impl DrainLimits {
+    /// Of an instance that cannot answer any more.
+    pub const NONE: Self = Self { requests: Duration::ZERO, streams: Duration::ZERO };
+
+    /// Whether nothing is waited for.
+    pub(super) fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
     /// What no clock can add to the time of now is as good as a year.
     pub(super) fn bounded(self) -> Self {
         const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Action, Cause, Event, Failure, Now, Outcome, Policy, ROUTE_ATTEMPTS, ROUTE_PAUSE, Rollout};
+use super::machine::{Action, Cause, Event, Failure, Now, Outcome, Policy, ROUTE_PATIENCE, ROUTE_PAUSE, Rollout};
 use super::machine::{Switch, Timer};
 use super::plan::Slot;
 use super::shares::needed;
@@ -75,7 +75,8 @@ enum State {
     /// The table without the new ones is under way.
     Unrouting {
         switch: Switch,
-        attempts: u32,
+        /// Since when the proxy does not take it.
+        since: Option<Now>,
         failure: Failure,
     },
     /// The new ones finish what they have, and end.
@@ -251,6 +252,7 @@ impl Canary {
                 self.instance_failed(&id, &format!("could not be started: {why}"), cause, &mut actions);
             }
             Event::Exited(id, why) => self.instance_failed(&id, &why, Cause::Release, &mut actions),
+            Event::CutOff(id, why) => self.instance_failed(&id, &why, Cause::Surroundings, &mut actions),
             Event::Unready(id, why) => {
                 self.instance_failed(&id, &format!("is unready: {why}"), Cause::Release, &mut actions);
             }
@@ -370,8 +372,10 @@ impl Canary {
                 let why = format!("the proxy did not take the new routes: {why}");
                 self.fail(Failure { why, instance: None, cause: Cause::Surroundings }, actions);
             }
-            State::Unrouting { switch, attempts, .. } if *switch == failed && *attempts < ROUTE_ATTEMPTS => {
-                *attempts += 1;
+            State::Unrouting { switch, since, .. }
+                if *switch == failed && now.saturating_sub(since.unwrap_or(now)) < ROUTE_PATIENCE =>
+            {
+                since.get_or_insert(now);
                 actions.push(Action::SetDeadline { timer: Timer::Route(failed), at: now + ROUTE_PAUSE });
             }
             State::Unrouting { switch, failure, .. } if *switch == failed => {
@@ -472,7 +476,7 @@ impl Canary {
             return self.leave(failure, actions);
         }
         let switch = self.next_switch();
-        self.state = State::Unrouting { switch, attempts: 0, failure };
+        self.state = State::Unrouting { switch, since: None, failure };
         actions.push(Action::Share(None));
         actions.push(Action::Switch { switch, duties: self.duties_of_old_alone() });
     }

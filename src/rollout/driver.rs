@@ -33,6 +33,8 @@ mod instances;
 mod moves;
 mod perform;
 mod publish;
+mod stand_ins;
+mod strangers;
 mod suspicion;
 mod upkeep;
 
@@ -42,7 +44,7 @@ use counting::{Count, Counting};
 use moves::Moves;
 use publish::{Push, start_pusher};
 pub use upkeep::LivePlace;
-use upkeep::TICK;
+use upkeep::{Found, TICK};
 
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
@@ -87,6 +89,8 @@ pub struct Adopted {
     pub duty: Duty,
     /// Whether it goes on being routed until its checks have spoken.
     pub trusted: bool,
+    /// Whether it was left behind, and serves only until the live release does.
+    pub stands_in: bool,
 }
 
 enum Signal {
@@ -98,14 +102,19 @@ enum Signal {
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
     Refresh(oneshot::Sender<Result<(), RuntimeError>>),
-    Refreshed(Result<Vec<Observed>, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
-    Listed(u64, Result<Vec<Observed>, RuntimeError>),
+    Refreshed(Result<Found, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
+    Listed(u64, Result<Found, RuntimeError>),
     Happened(Happened),
     Probed(InstanceId, Result<(), String>),
     Started(InstanceId, Result<Observed, RuntimeError>),
     Inspected(InstanceId, Result<Option<Observed>, RuntimeError>),
+    Reconnected(InstanceId, Result<Observed, RuntimeError>),
     Stopped(InstanceId, Result<(), RuntimeError>),
     Switched(Round, Switch, Result<(), String>),
+    /// The routes without an instance that stood in were sent.
+    Relieved(InstanceId, Result<(), String>),
+    /// It has nothing under way.
+    Finished(InstanceId),
     Drained(InstanceId, u64, u64),
     Timer(Round, Timer),
     /// Something failed, and this is what the engine answered when it was asked whether it is there.
@@ -165,7 +174,8 @@ impl Driver {
             up_since: Instant::now(),
             compared: None,
             engine_away: false,
-            strangers: BTreeSet::new(),
+            places: None,
+            strangers: None,
         };
         tokio::spawn(task.run(inbox));
         Self { signals, state, canary }
@@ -277,6 +287,13 @@ impl Active {
         let in_a_slot = || plan.slots.iter().any(|slot| [&slot.incoming, &slot.outgoing].contains(&&Some(id.clone())));
         !plan.kept.contains(id) && (member.deployment == self.assignment.deployment || in_a_slot())
     }
+
+    /// Whether the rollout decides what is done about an instance that does not serve. An old one that was cut off is
+    /// reconnected all the same: that replaces nothing, and until its turn it serves.
+    fn decides(&self, id: &InstanceId, member: &Member) -> bool {
+        let only_cut_off = member.cut_off && member.deployment != self.assignment.deployment;
+        self.changes(id, member) && !only_cut_off
+    }
 }
 
 struct DriverTask {
@@ -302,8 +319,10 @@ struct DriverTask {
     compared: Option<Duration>,
     /// The engine's last answer was none.
     engine_away: bool,
-    /// Told of already: with our labels, and of no deployment on record.
-    strangers: BTreeSet<InstanceId>,
+    /// How many places the live release has in each service, once that is known.
+    places: Option<BTreeMap<ServiceName, u32>>,
+    /// Containers that no deployment on record has started and that were told of, once that has been read.
+    strangers: Option<BTreeSet<String>>,
 }
 
 impl DriverTask {
@@ -333,7 +352,7 @@ impl DriverTask {
             Signal::Ask(wish, answer) => self.asked(wish, answer).await,
             Signal::Adopt(instances, share, done) => {
                 self.share = share;
-                self.adopt(instances);
+                self.adopt(instances).await;
                 let _ = done.send(());
             }
             Signal::Entrance(entrance) => {
@@ -351,6 +370,7 @@ impl DriverTask {
             Signal::Probed(id, result) => self.probed(id, result).await,
             Signal::Started(id, result) => self.started(id, result).await,
             Signal::Inspected(id, result) => self.inspected(id, result).await,
+            Signal::Reconnected(id, result) => self.reconnected(id, result).await,
             Signal::Stopped(id, result) => self.stopped(id, result).await,
             Signal::Switched(round, switch, result) => {
                 if self.is_in(round) {
@@ -361,6 +381,8 @@ impl DriverTask {
                     self.feed(event).await;
                 }
             }
+            Signal::Relieved(id, taken) => self.relieved(id, taken).await,
+            Signal::Finished(id) => self.stop(id),
             Signal::Drained(id, requests, streams) => {
                 if requests + streams > 0 {
                     self.say(format!("{id}: {requests} requests and {streams} streams were cut at the drain limit"));

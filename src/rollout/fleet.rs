@@ -17,7 +17,7 @@ use crate::health::Gate;
 use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
 use crate::proxy::table::{Maintenance, Member as RouteMember, Route, StaticFiles};
-use crate::runtime::{Exited, InstanceSpec, Observed, RunState};
+use crate::runtime::{Exited, InstanceSpec, Observed, RunState, RuntimeError};
 
 /// One instance as others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Entrance {
     }
 }
 
-/// A service of a release with everything that its instances are started with; secrets are resolved.
+/// A service of a release with everything that its instances are started with.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
     /// Its settings.
@@ -129,8 +129,8 @@ pub struct ServiceSpec {
     pub image: ImageId,
     /// Its files that the proxy serves.
     pub files: Vec<StaticFiles>,
-    /// Its environment.
-    pub env: BTreeMap<String, SecretString>,
+    /// Its environment with the secrets resolved, or which one cannot be read: nothing is started without.
+    pub env: Result<BTreeMap<String, SecretString>, String>,
     /// Keyed digest of all that makes one instance differ from another.
     pub settings: String,
     /// Of which release.
@@ -143,9 +143,15 @@ pub struct ServiceSpec {
 
 impl ServiceSpec {
     /// What the runtime needs to start one instance.
-    pub fn instance(&self, app: &AppName, deployment: DeploymentId, id: InstanceId, slot: u32) -> InstanceSpec {
+    pub fn instance(
+        &self,
+        app: &AppName,
+        deployment: DeploymentId,
+        id: InstanceId,
+        slot: u32,
+    ) -> Result<InstanceSpec, RuntimeError> {
         let service = &self.service;
-        InstanceSpec {
+        Ok(InstanceSpec {
             id,
             app: app.clone(),
             service: service.name.clone(),
@@ -156,13 +162,13 @@ impl ServiceSpec {
             settings: self.settings.clone(),
             image: self.image.clone(),
             command: service.command.clone(),
-            env: self.env.clone(),
+            env: self.env.clone().map_err(RuntimeError::Refused)?,
             port: service.port,
             memory: service.memory,
             cpu_millis: service.cpu_millis,
             stop_grace: service.stop_grace,
             volumes: service.volumes.clone(),
-        }
+        })
     }
 }
 
@@ -194,6 +200,9 @@ pub(super) enum Pending {
     Stop,
 }
 
+/// What happened to an instance that runs without an address in its app's network.
+pub(super) const CUT_OFF: &str = "was disconnected from its network";
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -209,6 +218,8 @@ pub(super) struct Member {
     /// The runtime has it, running or not.
     pub exists: bool,
     pub running: bool,
+    /// It runs and was taken out of its app's network.
+    pub cut_off: bool,
     pub address: Option<SocketAddr>,
     pub started_at: Option<Timestamp>,
     pub up_since: Instant,
@@ -217,8 +228,12 @@ pub(super) struct Member {
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
     pub upkeep: Upkeep,
+    /// The runtime has been asked to put it back into its network.
+    pub reconnecting: bool,
     /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
     pub trusted: bool,
+    /// A failed deployment left it behind; it serves until the live release does, and is none of its instances.
+    pub stands_in: bool,
     /// It ended before the runtime's answer to its start arrived.
     pub ended_early: Option<Exited>,
 }
@@ -237,6 +252,7 @@ impl Member {
             pending: Pending::Start,
             exists: true,
             running: false,
+            cut_off: false,
             address: None,
             started_at: None,
             up_since: Instant::now(),
@@ -245,7 +261,9 @@ impl Member {
             image_healthcheck: false,
             probe: None,
             upkeep: Upkeep::default(),
+            reconnecting: false,
             trusted: false,
+            stands_in: false,
             ended_early: None,
             spec,
         }
@@ -254,9 +272,6 @@ impl Member {
     /// An instance that an earlier life of the agent started.
     pub fn adopted(spec: Arc<ServiceSpec>, observed: &Observed, duty: Duty, trusted: bool) -> Self {
         let mut member = Self::starting(spec, observed.slot, observed.deployment);
-        member.release = observed.release;
-        member.commit = observed.commit.clone();
-        member.settings = observed.settings.clone();
         member.duty = duty;
         member.pending = Pending::None;
         member.trusted = duty == Duty::Serving && trusted;
@@ -264,14 +279,27 @@ impl Member {
         member
     }
 
-    /// Takes over what the runtime shows: a new process means that health is to be observed anew.
+    /// Takes over what the runtime shows: a new process, or another address, means that health is to be observed anew.
     pub fn observe(&mut self, observed: &Observed) {
+        self.release = observed.release;
+        self.commit = observed.commit.clone();
+        self.settings = observed.settings.clone();
         self.exists = true;
         self.running = observed.state == RunState::Running;
         self.restarts = observed.restarts;
         self.image_healthcheck = observed.has_healthcheck;
-        let port = self.spec.service.port;
-        self.address = observed.address.zip(port).map(SocketAddr::from);
+        self.cut_off = observed.is_cut_off();
+        let address = observed.address.zip(self.spec.service.port).map(SocketAddr::from);
+        let moved = self.address.is_some() && self.address != address;
+        self.address = address;
+        // What answered at its old address may be another one by now.
+        if self.cut_off || moved {
+            self.trusted = false;
+            self.gate.restarted();
+        }
+        if self.cut_off {
+            self.last_check = Some(CUT_OFF.to_owned());
+        }
         if self.started_at != observed.started_at {
             self.started_at = observed.started_at;
             // The runtime's clock says since when it has been up; ours goes on from there.

@@ -39,8 +39,8 @@ use crate::model::{DeploymentId, Duty, InstanceId, ServiceName};
 
 /// How often a place's old instance is started anew while undoing, before it is given up.
 const RESTORE_ATTEMPTS: u32 = 3;
-/// How often an unacknowledged table is sent again while undoing.
-pub(super) const ROUTE_ATTEMPTS: u32 = 60;
+/// For how long an unacknowledged table is sent again while undoing. What the machine gives up the driver goes on sending.
+pub(super) const ROUTE_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two of them.
 pub(super) const ROUTE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,8 @@ pub enum Event {
     Unready(InstanceId, String),
     /// An instance ended by itself.
     Exited(InstanceId, String),
+    /// An instance was taken out of its network: no doing of the release.
+    CutOff(InstanceId, String),
     /// The proxy has acknowledged the table of this switch.
     Routed(Switch),
     /// It has not.
@@ -241,7 +243,8 @@ struct Place {
     /// The incoming one serves (for a routed service: in an acknowledged table).
     switched: bool,
     attempt: u32,
-    route_attempts: u32,
+    /// Since when the proxy does not take its table.
+    unrouted_since: Option<Now>,
 }
 
 impl Place {
@@ -255,7 +258,7 @@ impl Place {
             start_asked: false,
             switched: false,
             attempt: 0,
-            route_attempts: 0,
+            unrouted_since: None,
         }
     }
 
@@ -381,6 +384,7 @@ impl Rollout {
                 self.incoming_failed(&id, format!("could not be started: {why}"), cause, &mut actions)
             }
             Event::Exited(id, why) => self.incoming_failed(&id, why, Cause::Release, &mut actions),
+            Event::CutOff(id, why) => self.incoming_failed(&id, why, Cause::Surroundings, &mut actions),
             Event::Unready(id, why) => {
                 self.incoming_failed(&id, format!("is unready: {why}"), Cause::Release, &mut actions)
             }
@@ -476,8 +480,8 @@ impl Rollout {
             let why = format!("the proxy did not take the new routes: {why}");
             return self.fail(Failure { why, instance: None, cause: Cause::Surroundings }, actions);
         }
-        place.route_attempts += 1;
-        if place.route_attempts < ROUTE_ATTEMPTS {
+        let since = *place.unrouted_since.get_or_insert(now);
+        if now.saturating_sub(since) < ROUTE_PATIENCE {
             actions.push(Action::SetDeadline { timer: Timer::Route(switch), at: now + ROUTE_PAUSE });
             return;
         }

@@ -15,6 +15,8 @@ pub mod permanent;
 pub mod plan;
 pub mod routes;
 pub mod shares;
+pub mod stand_ins;
+pub mod strangers;
 pub mod tally;
 pub mod upkeep;
 pub mod watch;

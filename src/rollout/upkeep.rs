@@ -19,6 +19,8 @@ pub enum Standing {
     Well,
     /// It runs and is not ready, or not yet.
     Unready,
+    /// It runs and was taken out of its network.
+    CutOff,
     /// Its process does not run.
     Down,
     /// The runtime does not have it.
@@ -31,13 +33,15 @@ pub enum Standing {
 pub enum Care {
     /// Nothing.
     Wait,
+    /// Put it back into its network; it goes on running.
+    Reconnect,
     /// Start it, or create it and start it.
     Start,
     /// Stop it and start it anew.
     Replace,
     /// It is well again after this many attempts.
     Recovered {
-        /// Starts and replacements.
+        /// Reconnections, starts and replacements.
         attempts: u32,
     },
 }
@@ -67,6 +71,7 @@ impl Upkeep {
                 }
                 if std::mem::take(&mut self.told) { Care::Recovered { attempts: self.attempts } } else { Care::Wait }
             }
+            Standing::CutOff if lasted >= self.pause() => self.act(Care::Reconnect, now),
             Standing::Gone if lasted >= self.pause() => self.act(Care::Start, now),
             Standing::Down if lasted >= self.pause().max(RUNTIMES_TURN) => self.act(Care::Start, now),
             Standing::Unready if may_replace && lasted >= self.patience(patience) => self.act(Care::Replace, now),
@@ -94,7 +99,7 @@ impl Upkeep {
         care
     }
 
-    /// How often it was started or replaced since it was last well for a while.
+    /// How often it was reconnected, started or replaced since it was last well for a while.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -125,6 +130,11 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cut_off_is_reconnected_at_once_and_then_with_growing_pauses() {
+        assert_eq!(acts(CutOff, 32), [0, 1, 3, 7, 15, 31]);
+    }
+
+    #[test]
     fn what_ended_is_left_to_the_runtime_first() {
         assert_eq!(acts(Down, 32), [1, 2, 4, 8, 16]);
     }
@@ -150,29 +160,30 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens to an instance: it is never started more than nine times in any minute, never replaced
-        /// without leave, and never left alone for longer than the longest pause while it does not run.
+        /// Whatever happens to an instance: it is never started or reconnected more than nine times in any minute, never
+        /// replaced without leave, and never left alone for longer than the longest pause while it cannot serve.
         #[test]
-        fn care_is_bounded(steps in prop::collection::vec((0u8..4, 0u64..20, any::<bool>()), 1..200)) {
+        fn care_is_bounded(steps in prop::collection::vec((0u8..5, 0u64..20, any::<bool>()), 1..200)) {
             let (mut upkeep, mut now) = (Upkeep::default(), 0u64);
             let (mut starts, mut idle_since) = (Vec::new(), None);
             for (standing, pass, may_replace) in steps {
                 now += pass;
-                let standing = [Well, Unready, Down, Gone][usize::from(standing)];
+                let standing = [Well, Unready, CutOff, Down, Gone][usize::from(standing)];
                 let care = upkeep.observe(standing, secs(now), PATIENCE, may_replace);
                 if standing == Well || standing == Unready {
                     idle_since = None;
                 }
+                let idle = matches!(standing, CutOff | Down | Gone);
                 match care {
-                    Care::Start => {
-                        prop_assert!(standing == Down || standing == Gone);
+                    Care::Start | Care::Reconnect => {
+                        prop_assert!(idle && (care == Care::Reconnect) == (standing == CutOff));
                         starts.push(now);
                         idle_since = None;
                     }
                     Care::Replace => prop_assert!(standing == Unready && may_replace),
                     Care::Recovered { .. } => prop_assert_eq!(standing, Well),
-                    Care::Wait if standing == Down || standing == Gone => {
-                        // Another way of not running starts the pause anew.
+                    Care::Wait if idle => {
+                        // Another way of not serving starts the pause anew.
                         let since: &mut (Standing, u64) = idle_since.get_or_insert((standing, now));
                         if since.0 != standing {
                             *since = (standing, now);

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bollard::models::{ContainerInspectResponse, NetworkCreateRequest};
+use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{
-    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListNetworksOptions, LogsOptions,
-    RemoveContainerOptions, StopContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
+    StopContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,17 +14,19 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, labels};
+use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, Unknown, labels};
 use crate::config::MountSource;
 use crate::fail_point::hurried;
 use crate::model::{AppName, ImageId, InstanceId};
 pub use host::EngineHost;
+use observe::Whose;
 use spec::Kind;
 
 mod exec;
 pub(crate) mod explain;
 mod files;
 pub(crate) mod host;
+mod network;
 mod observe;
 mod once;
 mod spec;
@@ -153,49 +155,6 @@ impl Docker {
         )))
     }
 
-    async fn ensure_network(&self, app: &AppName) -> Result<(), RuntimeError> {
-        let name = labels::network_name(&self.agent_id, app);
-        let _one_at_a_time = self.networks.lock().await;
-        if self.one_network(&name).await? {
-            return Ok(());
-        }
-        let ours = [(labels::AGENT, self.agent_id.clone()), (labels::APP, app.to_string())];
-        let request = NetworkCreateRequest {
-            name: name.clone(),
-            driver: Some("bridge".to_owned()),
-            labels: Some(ours.map(|(label, value)| (label.to_owned(), value)).into()),
-            ..Default::default()
-        };
-        match self.client.create_network(request).await {
-            Err(error) if explain::status(&error) == Some(409) => {}
-            created => created.map(drop).map_err(explain::runtime_error)?,
-        }
-        self.one_network(&name).await.map(drop)
-    }
-
-    /// Whether our network of this name exists. Older engines make a second one of the same name when an agent was
-    /// ended while it asked for the first; then all but one are removed, because a container could join neither.
-    async fn one_network(&self, name: &str) -> Result<bool, RuntimeError> {
-        let filters = Some([("name".to_owned(), vec![name.to_owned()])].into());
-        let found = self.client.list_networks(Some(ListNetworksOptions { filters })).await;
-        let mut found = found.map_err(explain::runtime_error)?;
-        // The filter matches parts of names as well.
-        found.retain(|network| network.name.as_deref() == Some(name));
-        for network in &found {
-            self.refuse_strangers("network", name, network.labels.as_ref())?;
-        }
-        // The oldest stays: the containers that run are in it.
-        found.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
-        for twin in found.iter().skip(1).filter_map(|network| network.id.as_deref()) {
-            tracing::warn!(name, twin, "the engine has two networks of this name; removing the newer one");
-            match self.client.remove_network(twin).await {
-                Err(error) if explain::status(&error) == Some(404) => {}
-                removed => removed.map_err(explain::runtime_error)?,
-            }
-        }
-        Ok(!found.is_empty())
-    }
-
     async fn ensure_volumes(&self, spec: &InstanceSpec) -> Result<(), RuntimeError> {
         for mount in &spec.volumes {
             let MountSource::Volume(volume) = &mount.source else { continue };
@@ -232,7 +191,9 @@ impl Docker {
         let filters = labels::filter(&[(labels::AGENT, &self.agent_id), (labels::INSTANCE, id.as_str())]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
-        Ok(found.into_iter().find_map(|container| container.id))
+        // One that only carries the name among its labels is none of ours to stop.
+        let ours = |container: &ContainerSummary| !matches!(observe::whose_is(container), Whose::Unknown(_));
+        Ok(found.into_iter().filter(ours).find_map(|container| container.id))
     }
 
     async fn need(&self, id: &InstanceId) -> Result<String, RuntimeError> {
@@ -312,9 +273,19 @@ impl Docker {
             self.remove_unstarted(&container).await;
             return Err(explain::runtime_error(error));
         }
-        let now = self.inspect_container(&container).await?;
-        now.and_then(|now| observe::observed(&self.agent_id, &now))
-            .ok_or_else(|| RuntimeError::Refused(format!("{} was removed while it was started", spec.id)))
+        let gone = || RuntimeError::Refused(format!("{} was removed while it was started", spec.id));
+        let now = self.observe(&container).await?.ok_or_else(gone)?;
+        // One that was there already may have been cut off; a start does not mend that.
+        if !now.is_cut_off() {
+            return Ok(now);
+        }
+        self.join_network(&container, &now).await
+    }
+
+    /// A container as an instance; `None` when it is gone, or is none.
+    async fn observe(&self, container: &str) -> Result<Option<Observed>, RuntimeError> {
+        let now = self.inspect_container(container).await?;
+        Ok(now.and_then(|now| observe::observed(&self.agent_id, &now)))
     }
 
     /// A container whose start was refused has never run; nothing is lost with it.
@@ -366,8 +337,20 @@ impl Runtime for Docker {
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>> {
         within(CALL, async move {
             let Some(container) = self.find(id).await? else { return Ok(None) };
-            let container = self.inspect_container(&container).await?;
-            Ok(container.and_then(|container| observe::observed(&self.agent_id, &container)))
+            self.observe(&container).await
+        })
+        .boxed()
+    }
+
+    fn reconnect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
+        within(CALL, async move {
+            let container = self.need(id).await?;
+            let gone = || RuntimeError::Refused(format!("there is no instance {id} any more"));
+            let now = self.observe(&container).await?.ok_or_else(gone)?;
+            if !now.is_cut_off() {
+                return Ok(now);
+            }
+            self.join_network(&container, &now).await
         })
         .boxed()
     }
@@ -379,6 +362,16 @@ impl Runtime for Docker {
             let found = self.list_labelled(&filter).await?;
             Ok(found.iter().filter_map(|container| observe::observed(&self.agent_id, container)).collect())
         }
+        .boxed()
+    }
+
+    fn list_unknown<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<Vec<Unknown>, RuntimeError>> {
+        within(CALL, async move {
+            let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id), (labels::APP, app.as_str())]));
+            let options = ListContainersOptions { all: true, filters, ..Default::default() };
+            let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
+            Ok(found.into_iter().filter_map(observe::unknown).collect())
+        })
         .boxed()
     }
 

@@ -42,7 +42,12 @@ pub fn container_name(agent: &str, app: &AppName, instance: &InstanceId) -> Stri
 
 /// The name of an app's network.
 pub fn network_name(agent: &str, app: &AppName) -> String {
-    format!("longshore.{agent}.{app}")
+    format!("{}{app}", network_prefix(agent))
+}
+
+/// How the names of all our networks begin.
+pub fn network_prefix(agent: &str) -> String {
+    format!("longshore.{agent}.")
 }
 
 /// The engine's name of an app's volume.

@@ -23,14 +23,19 @@ pub mod presence;
 /// A place where instances run. Every call has a deadline of its own and may be repeated: starting what runs and
 /// stopping what is gone succeed.
 pub trait Runtime: Send + Sync + 'static {
-    /// Starts an instance, or finds it running already.
+    /// Starts an instance, or finds it running already. It is in its app's network then.
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
     /// SIGTERM, `grace`, SIGKILL, then removes it. Succeeds when it is gone.
     fn stop<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;
     /// One instance as it is now; `None` when there is none.
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>>;
+    /// Puts an instance that was cut off back into its app's network, which is made anew when it is gone. It goes on
+    /// running; its address may be another one.
+    fn reconnect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
     /// Every instance of ours, of one app or of all.
     fn list<'a>(&'a self, app: Option<&'a AppName>) -> BoxFuture<'a, Result<Vec<Observed>, RuntimeError>>;
+    /// What carries an app's labels and is neither an instance nor one of our one-off containers.
+    fn list_unknown<'a>(&'a self, app: &'a AppName) -> BoxFuture<'a, Result<Vec<Unknown>, RuntimeError>>;
     /// Whether it answers, within two seconds.
     fn ping(&self) -> BoxFuture<'_, Result<(), RuntimeError>>;
     /// What happens to instances from now on. Reconnects by itself; [`Happened::Reconnected`] says that something
@@ -115,10 +120,12 @@ pub struct InstanceSpec {
 }
 
 /// An instance as the runtime shows it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// Its name.
     pub id: InstanceId,
+    /// The runtime's own name for it, which no other one ever has.
+    pub container: String,
     /// Whose.
     pub app: AppName,
     /// Which process type.
@@ -135,7 +142,7 @@ pub struct Observed {
     pub settings: String,
     /// Running or how it ended.
     pub state: RunState,
-    /// Where it can be reached; only of a running one.
+    /// Where it can be reached in its app's network; only of a running one.
     pub address: Option<IpAddr>,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
@@ -145,6 +152,24 @@ pub struct Observed {
     pub image_health: Option<bool>,
     /// The image declares a HEALTHCHECK.
     pub has_healthcheck: bool,
+}
+
+/// Something with our labels that does not say which instance it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// The runtime's own name for it.
+    pub container: String,
+    /// What people call it.
+    pub name: String,
+    /// The first label that is missing or malformed.
+    pub wrong: &'static str,
+}
+
+impl Observed {
+    /// Whether it runs and is not in its app's network.
+    pub fn is_cut_off(&self) -> bool {
+        self.state == RunState::Running && self.address.is_none()
+    }
 }
 
 /// Running or not.
@@ -174,12 +199,16 @@ pub struct Exited {
 pub enum Happened {
     /// It was started (first or again).
     Started(InstanceId),
+    /// Something was started that carries this app's labels and does not say which instance it is.
+    StartedUnknown(AppName),
     /// It ended.
     Exited(InstanceId, Exited),
     /// Its own HEALTHCHECK passed or failed.
     ImageHealth(InstanceId, bool),
     /// It is gone.
     Removed(InstanceId),
+    /// It was connected to its app's network, or cut off from it: as it is now.
+    Rewired(Box<Observed>),
     /// The stream was interrupted, as when the engine ends.
     Interrupted,
     /// It is back: list again.

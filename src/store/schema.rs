@@ -18,6 +18,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_request_proof.sql"),
     include_str!("migrations/0008_canary_alerts.sql"),
     include_str!("migrations/0009_certificate_alerts.sql"),
+    include_str!("migrations/0010_strangers.sql"),
 ];
 
 /// The newest version.

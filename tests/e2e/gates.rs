@@ -58,8 +58,8 @@ async fn without_a_check_the_operator_is_warned() {
 async fn the_image_s_own_healthcheck() {
     let Some(engine) = engine::or_skip("the_image_s_own_healthcheck").await else { return };
     let options = health("health = { start_deadline = \"6s\" }");
-    let shop = Shop::start(&engine, &Behaviour::version("v0"), options).await;
-    let push = async |behaviour: &Behaviour| {
+    let mut shop = Shop::start(&engine, &Behaviour::version("v0"), options).await;
+    let push = async |shop: &Shop, behaviour: &Behaviour| {
         shop.repo.write_site(behaviour);
         let check = "HEALTHCHECK --interval=300ms --timeout=2s --retries=2 CMD [\"/site\", \"healthcheck\"]\n";
         shop.repo.write("Dockerfile", format!("{DOCKERFILE}{check}"));
@@ -67,13 +67,19 @@ async fn the_image_s_own_healthcheck() {
         let id = shop.deliver(&shop.repo.push("main")).await;
         shop.agent.deployment_ended(id, LIMIT).await
     };
-    assert_ended(&push(&Behaviour::version("v1")).await, "succeeded", &[]);
+    assert_ended(&push(&shop, &Behaviour::version("v1")).await, "succeeded", &[]);
     let load = shop.load();
-    assert_ended(&push(&Behaviour::version("v2").ready_after_ms(500)).await, "succeeded", &[]);
+    assert_ended(&push(&shop, &Behaviour::version("v2").ready_after_ms(500)).await, "succeeded", &[]);
     shop.assert_live(2, &[("web", 2)]).await;
-    let bad = push(&Behaviour::version("v3").never_ready()).await;
+    let bad = push(&shop, &Behaviour::version("v3").never_ready()).await;
     assert_ended(&bad, "rolled_back", &["not ready in time", "the image's HEALTHCHECK failed"]);
+    // The engine tells of changes alone: what it found before, an agent that is restarted has to ask for.
+    let before: Vec<_> = shop.instances("web").await.into_iter().map(|container| container.id).collect();
+    shop.agent.restart().await;
+    shop.all_ready().await;
     load.stop().await.assert_flawless(50);
     shop.assert_live(2, &[("web", 2)]).await;
+    let after: Vec<_> = shop.instances("web").await.into_iter().map(|container| container.id).collect();
+    assert_eq!(after, before, "nothing is replaced");
     shop.finish().await;
 }

@@ -30,6 +30,7 @@ mod engine_restarts;
 #[cfg(feature = "fail-points")]
 mod faults;
 mod gates;
+mod networks;
 mod operations;
 mod permanent_canaries;
 mod proof;
@@ -44,6 +45,7 @@ mod routes;
 mod secrets;
 mod shop;
 mod sources;
+mod stand_ins;
 mod static_files;
 mod support_selftest;
 mod upkeep;

@@ -104,6 +104,25 @@ async fn what_is_removed_stopped_or_killed_by_hand_returns() {
 }
 
 #[tokio::test]
+async fn what_an_agent_that_was_restarted_starts_anew_has_its_environment() {
+    let Some(engine) = engine::or_skip("what_an_agent_that_was_restarted_starts_anew").await else { return };
+    let options = options().table("[apps.shop.env]\nGREETING = \"hello\"");
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    shop.agent.restart().await;
+    shop.serves_with(2).await;
+    let before = shop.instances("web").await.swap_remove(0);
+    shop.remove_by_hand(&before).await;
+    shop.drifted(&[before.label("longshore.instance"), "serves again"]).await;
+    let all = shop.instances("web").await;
+    let after = all.iter().find(|now| now.label("longshore.slot") == before.label("longshore.slot")).expect("anew");
+    assert_eq!(after.labels, before.labels);
+    let seen = shop.engine.docker.inspect_container(&after.id, None).await.expect("a container");
+    let env = seen.config.and_then(|config| config.env).unwrap_or_default();
+    assert!(env.contains(&"GREETING=hello".to_owned()), "{env:?}");
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn what_stays_unready_is_replaced_and_nobody_notices() {
     let Some(engine) = engine::or_skip("what_stays_unready_is_replaced_and_nobody_notices").await else { return };
     let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
@@ -155,6 +174,60 @@ async fn what_nobody_recorded_is_left_alone_and_what_was_left_behind_goes() {
     assert!(shop.engine.docker.inspect_container(&stranger, None).await.is_ok(), "the stranger is left alone");
     let options = RemoveContainerOptionsBuilder::new().force(true).build();
     shop.engine.docker.remove_container(&stranger, Some(options)).await.expect("removed");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_that_carries_our_labels_and_is_none_of_ours_is_told_of_once() {
+    let Some(engine) = engine::or_skip("a_container_that_carries_our_labels").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let copy = shop.instances("web").await.swap_remove(0);
+    let image = shop.engine.objects(&shop.agent.id()).await.images.swap_remove(0).id;
+    let docker = shop.engine.docker.clone();
+    let start = async |name: &str, labels: &[(&str, &str)]| {
+        let ours = ["longshore.agent", "longshore.app"].map(|label| (label, copy.label(label)));
+        let labels = ours.iter().chain(labels).map(|(label, value)| ((*label).to_owned(), (*value).to_owned()));
+        let labels = Some(labels.collect::<HashMap<_, _>>());
+        let body = ContainerCreateBody { image: Some(image.clone()), labels, ..Default::default() };
+        let options = CreateContainerOptionsBuilder::new().name(&format!("{}.{name}", copy.name)).build();
+        let made = docker.create_container(Some(options), body).await.expect("created").id;
+        docker.start_container(&made, None::<StartContainerOptions>).await.expect("started");
+        made
+    };
+    let remove = async |id: &str| {
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        docker.remove_container(id, Some(options)).await.expect("removed");
+    };
+    let whole: Vec<(&str, &str)> = copy.labels.iter().map(|(label, value)| (label.as_str(), value.as_str())).collect();
+    let but = |changes: &[(&'static str, &'static str)]| -> Vec<(&str, &str)> {
+        let kept = whole.iter().filter(|(label, _)| !changes.iter().any(|(changed, _)| changed == label)).copied();
+        kept.chain(changes.iter().copied()).collect()
+    };
+    // While the agent runs.
+    let bare = start("bare", &[]).await;
+    shop.drifted(&[&bare[..12], "bare", "longshore.kind is missing or malformed", "left alone"]).await;
+    let odd = start("odd", &but(&[("longshore.instance", "D1 web")])).await;
+    shop.drifted(&[&odd[..12], "longshore.instance is missing or malformed"]).await;
+    let foreign =
+        start("foreign", &but(&[("longshore.deployment", "4711"), ("longshore.instance", "d4711-web-1")])).await;
+    shop.drifted(&[&foreign[..12], "d4711-web-1", "no deployment on record"]).await;
+
+    // Not again at a start of the agent, but of one that was made anew.
+    shop.agent.restart().await;
+    shop.serves_with(2).await;
+    remove(&bare).await;
+    let anew = start("bare", &[]).await;
+    let entries = shop.drifted(&[&anew[..12], "bare"]).await;
+    for told in [&bare, &odd, &foreign, &anew] {
+        let times = entries.iter().filter(|entry| entry.to_string().contains(&told[..12])).count();
+        assert_eq!(times, 1, "{told}: {entries:#?}");
+    }
+    for stranger in [&odd, &foreign, &anew] {
+        let seen = docker.inspect_container(stranger, None).await.expect("it is left alone");
+        assert_eq!(seen.state.and_then(|state| state.running), Some(true));
+        remove(stranger).await;
+    }
+    assert_eq!(shop.version().await, "v1");
     shop.finish().await;
 }
 

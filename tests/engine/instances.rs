@@ -168,7 +168,9 @@ fn events_tell_how_an_instance_ended() {
         agent.docker.start(&dying).await.unwrap();
         let ended = Happened::Exited(dying.id.clone(), Exited { code: 7, oom: false, output: vec![] });
         let seen = until(&mut events, |event| *event == ended).await;
-        assert_eq!(seen[0], Happened::Started(dying.id.clone()));
+        // That it joined its network comes beside.
+        let first = seen.iter().find(|event| !matches!(event, Happened::Rewired(_)));
+        assert_eq!(first, Some(&Happened::Started(dying.id.clone())));
         // The engine starts it again, and counts.
         until(&mut events, |event| *event == Happened::Started(dying.id.clone())).await;
         eventually("a restart is counted", || async {
@@ -184,6 +186,44 @@ fn events_tell_how_an_instance_ended() {
         let is_end = |event: &Happened| matches!(event, Happened::Exited(id, _) if *id == eater.id);
         let end = until(&mut events, is_end).await.pop().unwrap();
         assert_eq!(end, Happened::Exited(eater.id.clone(), Exited { code: 137, oom: true, output: vec![] }));
+    });
+}
+
+#[test]
+fn one_that_was_cut_off_goes_on_in_its_network_as_the_same_container() {
+    with_agent(|agent| async move {
+        let image = agent.app_image().await;
+        let spec = agent.spec(&image, 1, &["sleep", "x"]);
+        let before = agent.docker.start(&spec).await.unwrap();
+        let mut events = agent.docker.watch();
+        let client = agent.docker.client();
+        let network = format!("longshore.{}.{}", agent.id(), agent.app);
+        let disconnect = async || {
+            let container = name(&agent, &spec);
+            let request = bollard::models::NetworkDisconnectRequest { container, force: Some(true) };
+            client.disconnect_network(&network, request).await.unwrap();
+        };
+        let cut_off = |event: &Happened| matches!(event, Happened::Rewired(now) if now.is_cut_off());
+        let is_back = |event: &Happened| matches!(event, Happened::Rewired(now) if !now.is_cut_off());
+
+        disconnect().await;
+        until(&mut events, cut_off).await;
+        assert!(agent.docker.inspect(&spec.id).await.unwrap().unwrap().is_cut_off());
+        let (first, second) = tokio::join!(agent.docker.reconnect(&spec.id), agent.docker.reconnect(&spec.id));
+        assert_eq!((first.unwrap().started_at, second.unwrap().started_at), (before.started_at, before.started_at));
+        until(&mut events, is_back).await;
+
+        // The network is gone with its last container; whoever starts what runs already puts it back as well.
+        disconnect().await;
+        client.remove_network(&network).await.unwrap();
+        let again = agent.docker.start(&spec).await.unwrap();
+        assert!(!again.is_cut_off() && again.started_at == before.started_at, "{again:?}");
+        let seen = client.inspect_container(&name(&agent, &spec), None).await.unwrap();
+        let endpoint = seen.network_settings.unwrap().networks.unwrap().remove(&network).unwrap();
+        assert!(endpoint.aliases.unwrap().contains(&"web".to_owned()), "it answers to its service's name");
+        agent.docker.stop(&spec.id, Duration::from_secs(1)).await.unwrap();
+        let gone = agent.docker.reconnect(&spec.id).await.unwrap_err().to_string();
+        assert!(gone.contains("d12-web-1"), "{gone}");
     });
 }
 

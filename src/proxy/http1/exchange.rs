@@ -39,6 +39,9 @@ pub enum LinkError {
     /// It is no HTTP/1.1.
     #[error("its answer is malformed: {0}")]
     Malformed(&'static str),
+    /// What it has under way is to end.
+    #[error("its time is over")]
+    Cut,
 }
 
 /// How a request fared that got no answer.
@@ -106,6 +109,20 @@ impl Exchange {
         };
         self.keeps = keeps;
         Ok(head)
+    }
+
+    /// Sends it, and gives it up when `cut` comes before the head of the answer is there.
+    pub async fn send_until(
+        &mut self,
+        request: &RequestHead,
+        cut: impl Future<Output = ()>,
+    ) -> Result<Box<AnswerHead>, Unanswered> {
+        tokio::select! {
+            biased;
+            answered = self.send(request) => return answered,
+            () = cut => {}
+        }
+        Err(Unanswered { error: LinkError::Cut, is_unsent: false, is_silent: self.input.is_empty() })
     }
 
     /// The head of the answer; those of interim ones before it are passed over.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::support::*;
+use crate::proxy::table::DrainLimits;
 
 async fn upgraded(proxy: &TestProxy) -> Wire {
     upgraded_by(proxy, "/ws").await
@@ -111,6 +112,24 @@ async fn a_drain_waits_for_slow_answers_and_ends_at_once_without() {
     let started = Instant::now();
     let idle = proxy.client.drain(&new.id, limits(10_000, 10_000)).await;
     assert!(idle.confirmed && started.elapsed() < Duration::from_secs(5), "{idle:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_instance_has_not_begun_to_answer_goes_to_another_one() {
+    let proxy = TestProxy::start().await;
+    let (old, new) = (Backend::start("d1-web-1").await, Backend::start("d2-web-1").await);
+    proxy.route(&[&old]).await;
+    let (mut get, mut post) = (proxy.wire().await, proxy.wire().await);
+    get.send("GET /slow?60000 HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    post.send("POST /slow?60000 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n").await;
+    eventually("both are under way", || async { proxy.in_flight(&old).await == 2 }).await;
+    proxy.route(&[&new]).await;
+    let drained = proxy.client.drain(&old.id, DrainLimits::NONE).await;
+    assert!(drained.confirmed && drained.took < Duration::from_secs(5), "{drained:?}");
+    eventually("the other one has it", || async { proxy.in_flight(&new).await == 1 }).await;
+    assert_eq!(post.reply().await.status, 502, "it may have been acted upon");
+    assert_eq!((proxy.counts().await.failed, proxy.counts().await.retried), (1, 1));
+    drop(get);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,19 +7,25 @@ use super::{Adopted, DriverTask, Signal};
 use crate::disk;
 use crate::health::probe;
 use crate::model::{Duty, Health, InstanceId};
-use crate::rollout::fleet::{Member, Pending, Task};
+use crate::rollout::fleet::{CUT_OFF, Member, Pending, Task};
 use crate::rollout::machine::{Cause, Event};
 use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
 
 impl DriverTask {
-    pub(super) fn adopt(&mut self, instances: Vec<Adopted>) {
-        for Adopted { observed, spec, duty, trusted } in instances {
-            let member = Member::adopted(spec, &observed, duty, trusted);
+    pub(super) async fn adopt(&mut self, instances: Vec<Adopted>) {
+        let mut reported = Vec::new();
+        for Adopted { observed, spec, duty, trusted, stands_in } in instances {
+            let member = Member { stands_in, ..Member::adopted(spec, &observed, duty, trusted) };
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
+            reported.extend(observed.image_health.map(|passed| (observed.id, passed)));
         }
         self.adopted = true;
+        // The engine tells of changes alone.
+        for (id, passed) in reported {
+            self.engine_reported(id, passed).await;
+        }
         self.push_routes();
     }
 
@@ -32,7 +38,7 @@ impl DriverTask {
             deployment: m.deployment,
             running: m.running,
         };
-        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired).map(current).collect()
+        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired && !m.stands_in).map(current).collect()
     }
 
     pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
@@ -54,6 +60,9 @@ impl DriverTask {
                 let early = member.ended_early.take();
                 self.start_probe(&id);
                 self.feed(Event::Started(id.clone())).await;
+                if let Some(passed) = observed.image_health {
+                    self.engine_reported(id.clone(), passed).await;
+                }
                 match (observed.state, early) {
                     (RunState::Exited(exited), _) | (_, Some(exited)) => self.ended(id, exited).await,
                     // One that an earlier life of the agent started may have passed its gate before the rollout went on.
@@ -87,7 +96,7 @@ impl DriverTask {
         let Some(signals) = self.signals.upgrade() else { return };
         let Some(member) = self.members.get_mut(id) else { return };
         let target = member.target(id, self.entrance.as_ref());
-        if !member.running || target.engine_reports() {
+        if !member.running || member.cut_off || target.engine_reports() {
             member.probe = None;
             return;
         }
@@ -104,11 +113,16 @@ impl DriverTask {
 
     pub(super) async fn probed(&mut self, id: InstanceId, result: Result<(), String>) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        if !member.running {
+        if !member.running || member.cut_off {
             return;
         }
         let passed = result.is_ok();
         member.last_check = Some(result.err().unwrap_or_else(|| "passed".into()));
+        self.checked(id, passed).await;
+    }
+
+    async fn checked(&mut self, id: InstanceId, passed: bool) {
+        let Some(member) = self.members.get_mut(&id) else { return };
         let change = member.gate.observe(passed, member.up_since.elapsed());
         let spoken = member.gate.health() == Health::Ready || member.gate.has_given_up();
         if member.trusted && spoken {
@@ -146,24 +160,17 @@ impl DriverTask {
         match happened {
             Happened::Interrupted => {}
             Happened::Started(id) if self.members.contains_key(&id) => self.inspect(id),
+            Happened::StartedUnknown(app) if app != self.app => {}
             // Nobody asked for it, or this is the first that is heard of one that is being started.
-            Happened::Started(_) => self.compare(),
+            Happened::Started(_) | Happened::StartedUnknown(_) => self.compare(),
             Happened::Exited(id, exited) => match self.members.get_mut(&id) {
                 Some(member) if member.pending == Pending::None => self.ended(id, exited).await,
                 // It ended before the runtime's answer to the start arrived.
                 Some(member) if member.pending == Pending::Start => member.ended_early = Some(exited),
                 _ => {}
             },
-            Happened::ImageHealth(id, passed) => {
-                let Some(member) = self.members.get_mut(&id) else { return };
-                if !member.target(&id, self.entrance.as_ref()).engine_reports() {
-                    return;
-                }
-                let said = if passed { "the image's HEALTHCHECK passed" } else { "the image's HEALTHCHECK failed" };
-                member.last_check = Some(said.into());
-                let change = member.gate.observe(passed, member.up_since.elapsed());
-                self.health_changed(id, change).await;
-            }
+            Happened::ImageHealth(id, passed) => self.engine_reported(id, passed).await,
+            Happened::Rewired(observed) => self.inspected(observed.id.clone(), Ok(Some(*observed))).await,
             Happened::Removed(id) => {
                 if self.members.get(&id).is_some_and(|m| m.pending == Pending::None) {
                     self.gone(id).await;
@@ -197,20 +204,45 @@ impl DriverTask {
         }
         match result {
             Ok(Some(observed)) => {
-                let before = (member.started_at, member.address, member.running);
+                let state = |m: &Member| (m.started_at, m.address, m.running, m.cut_off);
+                let before = state(member);
                 member.observe(&observed);
-                if before == (member.started_at, member.address, member.running) {
+                if before == state(member) {
                     return;
                 }
                 if let RunState::Exited(exited) = observed.state {
                     return self.ended(id, exited).await;
                 }
+                let has_left = before.1.is_some() && before.0 == member.started_at && before.1 != member.address;
                 self.start_probe(&id);
-                self.push_routes();
+                match has_left {
+                    // The same process, no longer where its connections lead.
+                    true => self.push_without(id.clone()),
+                    false => self.push_routes(),
+                }
+                if observed.is_cut_off() {
+                    tracing::warn!(app = %self.app, instance = %id, "{CUT_OFF}");
+                    self.feed(Event::CutOff(id, CUT_OFF.to_owned())).await;
+                    return self.look_after_all().await;
+                }
+                if let Some(passed) = observed.image_health {
+                    self.engine_reported(id, passed).await;
+                }
             }
             Ok(None) => self.gone(id).await,
             Err(err) => tracing::warn!(app = %self.app, instance = %id, %err, "cannot be inspected"),
         }
+    }
+
+    /// What the engine says of an image's own HEALTHCHECK.
+    async fn engine_reported(&mut self, id: InstanceId, passed: bool) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if member.cut_off || !member.target(&id, self.entrance.as_ref()).engine_reports() {
+            return;
+        }
+        let said = if passed { "the image's HEALTHCHECK passed" } else { "the image's HEALTHCHECK failed" };
+        member.last_check = Some(said.into());
+        self.checked(id, passed).await;
     }
 
     /// An instance's process ended by itself. The runtime restarts it; a rollout of it fails at once.
@@ -219,12 +251,18 @@ impl DriverTask {
         let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
         tracing::warn!(app = %self.app, instance = %id, "{why}");
         member.running = false;
+        member.cut_off = false;
         member.address = None;
         member.probe = None;
         member.last_check = Some(why.clone());
         member.trusted = false;
         member.gate.restarted();
+        let stood_in = member.stands_in;
         self.push_routes();
+        if stood_in {
+            // It is nobody's to start again.
+            return self.stop(id);
+        }
         self.feed(Event::Exited(id, why)).await;
     }
 }

@@ -139,7 +139,10 @@ impl DriverTask {
         let deployment = active.assignment.deployment;
         let count = active.assignment.instances.get(&service).copied().unwrap_or(spec.service.instances);
         active.assignment.log.line(format!("{id}: starting ({slot} of {count})"));
-        let instance = spec.instance(&self.app, deployment, id.clone(), slot);
+        let instance = match spec.instance(&self.app, deployment, id.clone(), slot) {
+            Ok(instance) => instance,
+            Err(why) => return self.send(Signal::Started(id, Err(why))),
+        };
         match self.members.entry(id.clone()) {
             // Started by an earlier life of the agent; found again by its name.
             Entry::Occupied(mut member) => member.get_mut().pending = Pending::Start,
@@ -267,7 +270,7 @@ impl DriverTask {
         if let Some(answer) = active.answer.take() {
             let _ = answer.send(outcome);
         }
-        self.push_routes();
+        self.push_final_routes();
     }
 }
 

@@ -43,7 +43,7 @@ struct Suspect {
 
 fn about(event: &Event) -> Option<&InstanceId> {
     match event {
-        Event::StartFailed(id, ..) | Event::Exited(id, _) | Event::Unready(id, _) => Some(id),
+        Event::StartFailed(id, ..) | Event::Exited(id, _) | Event::CutOff(id, _) | Event::Unready(id, _) => Some(id),
         _ => None,
     }
 }
@@ -55,7 +55,7 @@ fn failure(event: &Event) -> Option<Suspect> {
         Event::StartFailed(id, why, cause) => {
             Some(Suspect { what: format!("{id} could not be started: {why}"), is_the_engines: *cause == Cause::Engine })
         }
-        Event::Exited(id, why) => of_instance(format!("{id} {why}")),
+        Event::Exited(id, why) | Event::CutOff(id, why) => of_instance(format!("{id} {why}")),
         Event::Unready(id, why) => of_instance(format!("{id} is unready: {why}")),
         Event::DeadlinePassed(Timer::Start(id)) => of_instance(format!("{id} was not ready in time")),
         Event::ErrorsJumped(why) => of_instance(why.clone()),

@@ -1,17 +1,18 @@
 //! Outside of what a rollout is changing: instances that are meant to serve are kept running, and what is on the engine
 //! is compared with what should be there. What differs is drift: told and recorded, and no deployment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{DriverTask, Signal};
-use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
-use crate::rollout::fleet::{Member, Pending, ServiceSpec};
+use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName};
+use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
+use crate::rollout::strangers::Stranger;
 use crate::rollout::upkeep::{Care, Standing};
-use crate::runtime::{Exited, Observed, RuntimeError};
+use crate::runtime::{Exited, Observed, Runtime, RuntimeError, Unknown};
 
 /// Between two looks at how the instances stand.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -33,15 +34,33 @@ pub struct LivePlace {
     pub deployment: DeploymentId,
 }
 
+/// All that the runtime has of an app.
+pub(super) struct Found {
+    instances: Vec<Observed>,
+    unknown: Vec<Unknown>,
+}
+
+impl Found {
+    async fn of(runtime: &dyn Runtime, app: &AppName) -> Result<Self, RuntimeError> {
+        Ok(Self { instances: runtime.list(Some(app)).await?, unknown: runtime.list_unknown(app).await? })
+    }
+}
+
 impl DriverTask {
     /// Adds the instances that are missing in the places of the live release; upkeep starts them.
     pub(super) async fn expect(&mut self, places: Vec<LivePlace>) {
         if self.rollout.is_some() {
             return;
         }
+        let mut wanted = BTreeMap::new();
+        for place in &places {
+            *wanted.entry(place.spec.service.name.clone()).or_default() += 1;
+        }
+        self.places = Some(wanted);
         for place in places {
             let service = &place.spec.service.name;
-            let taken = |m: &Member| m.duty == Duty::Serving && m.slot == place.slot && m.spec.service.name == *service;
+            let serves = |m: &Member| m.duty == Duty::Serving && !m.stands_in;
+            let taken = |m: &Member| serves(m) && m.slot == place.slot && m.spec.service.name == *service;
             if self.members.values().any(taken) {
                 continue;
             }
@@ -63,13 +82,14 @@ impl DriverTask {
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
-            .filter(|m| m.pending != Pending::None || !m.running)
+            .filter(|m| m.pending != Pending::None || !m.running || m.cut_off)
             .map(|m| m.spec.service.name.clone())
             .collect();
         let mut due = Vec::new();
         for (id, member) in &mut self.members {
-            let in_rollout = self.rollout.as_ref().is_some_and(|active| active.changes(id, member));
-            if member.duty != Duty::Serving || member.pending != Pending::None || in_rollout {
+            let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
+            let under_way = member.pending != Pending::None || member.reconnecting;
+            if member.duty != Duty::Serving || member.stands_in || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
@@ -86,6 +106,7 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
+        self.relieve();
         self.compare_when_due(now);
     }
 
@@ -109,17 +130,29 @@ impl DriverTask {
     }
 
     async fn take_care(&mut self, id: InstanceId, care: Care) {
+        if let Care::Recovered { attempts } = care {
+            return self.record_drift(Some(id), format!("serves again (attempt {attempts})")).await;
+        }
         let Some(member) = self.members.get_mut(&id) else { return };
         let attempts = member.upkeep.attempts();
+        if care == Care::Reconnect {
+            member.reconnecting = true;
+            let why = member.last_check.clone().unwrap_or_else(|| CUT_OFF.to_owned());
+            let what = format!("{why}; connecting it again (attempt {attempts})");
+            let (runtime, asked) = (self.parts.runtime.clone(), id.clone());
+            self.spawn(async move { Signal::Reconnected(asked.clone(), runtime.reconnect(&asked).await) });
+            return self.record_drift(Some(id), what).await;
+        }
         let why = member.last_check.clone().unwrap_or_else(|| "it is not there".to_owned());
         let (app, slot, spec) = (self.app.clone(), member.slot, member.spec.clone());
-        let instance = spec.instance(&app, member.deployment, id.clone(), slot);
         let (runtime, grace) = (self.parts.runtime.clone(), spec.service.stop_grace);
+        let instance = match spec.instance(&app, member.deployment, id.clone(), slot) {
+            Ok(instance) => instance,
+            // It is not stopped either.
+            Err(err) => return self.record_drift(Some(id), format!("{why}; it cannot be started anew: {err}")).await,
+        };
         match care {
-            Care::Wait => {}
-            Care::Recovered { attempts } => {
-                self.record_drift(Some(id), format!("serves again (attempt {attempts})")).await;
-            }
+            Care::Wait | Care::Recovered { .. } | Care::Reconnect => {}
             Care::Start => {
                 member.pending = Pending::Start;
                 self.record_drift(Some(id.clone()), format!("does not run: {why}; starting it (attempt {attempts})"))
@@ -142,6 +175,17 @@ impl DriverTask {
         }
     }
 
+    /// The runtime was asked to put an instance back into its network.
+    pub(super) async fn reconnected(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {
+        self.engine_answered(&result);
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.reconnecting = false;
+        match result {
+            Ok(observed) => self.inspected(id, Ok(Some(observed))).await,
+            Err(err) => member.last_check = Some(format!("{CUT_OFF} and could not be connected again: {err}")),
+        }
+    }
+
     /// An instance could not be started.
     pub(super) fn not_started(&mut self, id: &InstanceId, err: &RuntimeError) {
         let Some(member) = self.members.get_mut(id) else { return };
@@ -160,18 +204,18 @@ impl DriverTask {
             return;
         }
         let (runtime, app, rounds) = (self.parts.runtime.clone(), self.app.clone(), self.rounds);
-        self.spawn(async move { Signal::Listed(rounds, runtime.list(Some(&app)).await) });
+        self.spawn(async move { Signal::Listed(rounds, Found::of(runtime.as_ref(), &app).await) });
     }
 
     /// Asks the engine what there is, for somebody who waits until it is known.
     pub(super) fn refresh(&self, answer: oneshot::Sender<Result<(), RuntimeError>>) {
         let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
-        self.spawn(async move { Signal::Refreshed(runtime.list(Some(&app)).await, answer) });
+        self.spawn(async move { Signal::Refreshed(Found::of(runtime.as_ref(), &app).await, answer) });
     }
 
     pub(super) async fn refreshed(
         &mut self,
-        listed: Result<Vec<Observed>, RuntimeError>,
+        listed: Result<Found, RuntimeError>,
         answer: oneshot::Sender<Result<(), RuntimeError>>,
     ) {
         let outcome = listed.as_ref().map(drop).map_err(Clone::clone);
@@ -181,11 +225,11 @@ impl DriverTask {
     }
 
     /// What the engine has, asked for when `rounds` rollouts had begun.
-    pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Vec<Observed>, RuntimeError>) {
+    pub(super) async fn listed(&mut self, rounds: u64, listed: Result<Found, RuntimeError>) {
         self.engine_answered(&listed);
-        let observed = match listed {
+        let Found { instances: observed, unknown } = match listed {
             // A rollout that has begun since moves instances.
-            Ok(observed) if self.rollout.is_none() && self.rounds == rounds => observed,
+            Ok(found) if self.rollout.is_none() && self.rounds == rounds => found,
             Ok(_) => return,
             Err(err) => return tracing::debug!(app = %self.app, %err, "the instances could not be compared"),
         };
@@ -195,30 +239,29 @@ impl DriverTask {
         for id in missed.into_iter().map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.gone(id).await;
         }
-        self.strangers.retain(|id| !gone(id));
+        let there =
+            observed.iter().map(|o| &o.container).chain(unknown.iter().map(|u| &u.container)).cloned().collect();
+        let mut strangers: Vec<Stranger> = unknown.iter().map(Stranger::of_no_instance).collect();
         for instance in observed {
             match self.members.get(&instance.id) {
                 Some(_) => self.inspected(instance.id.clone(), Ok(Some(instance))).await,
-                None => self.unexpected(instance).await,
+                None => strangers.extend(self.unexpected(instance).await),
             }
         }
+        self.meet(strangers, &there).await;
     }
 
     /// An instance with our labels that is not one of the app's. What a deployment on record left behind is removed;
     /// what no deployment on record has started is nobody's to remove but the operator's.
-    async fn unexpected(&mut self, instance: Observed) {
-        let id = instance.id;
+    async fn unexpected(&mut self, instance: Observed) -> Option<Stranger> {
         match self.parts.store.deployment(instance.deployment).await {
-            Err(err) => tracing::error!(app = %self.app, instance = %id, %err, "its deployment could not be read"),
-            Ok(None) => {
-                if self.strangers.insert(id.clone()) {
-                    let what = "runs with this agent's labels, but no deployment on record started it; it is left \
-                                alone and gets no requests";
-                    self.record_drift(Some(id), what.to_owned()).await;
-                }
+            Err(err) => {
+                tracing::error!(app = %self.app, instance = %instance.id, %err, "its deployment could not be read");
             }
+            Ok(None) => return Some(Stranger::of_no_deployment(&instance)),
             Ok(Some(record)) if !record.status.is_terminal() => {}
             Ok(Some(record)) => {
+                let id = instance.id;
                 self.record_drift(Some(id.clone()), format!("was left behind by {}; removing it", record.id)).await;
                 let (runtime, app) = (self.parts.runtime.clone(), self.app.clone());
                 tokio::spawn(async move {
@@ -228,6 +271,7 @@ impl DriverTask {
                 });
             }
         }
+        None
     }
 
     pub(super) async fn gone(&mut self, id: InstanceId) {
@@ -238,7 +282,7 @@ impl DriverTask {
         self.ended(id, gone).await;
     }
 
-    async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
+    pub(super) async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
         if let Err(err) = self.parts.journal.drift(&self.app, instance, what).await {
             tracing::error!(app = %self.app, %err, "drift could not be recorded");
         }
@@ -259,6 +303,7 @@ impl Member {
         match (self.exists, self.running, self.gate.health()) {
             (false, ..) => Standing::Gone,
             (true, false, _) => Standing::Down,
+            (true, true, _) if self.cut_off => Standing::CutOff,
             (true, true, Health::Ready) => Standing::Well,
             (true, true, _) => Standing::Unready,
         }

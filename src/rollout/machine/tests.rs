@@ -212,7 +212,7 @@ impl World {
 fn about(event: &Event) -> Option<&InstanceId> {
     match event {
         Event::Started(id) | Event::StartFailed(id, ..) | Event::Ready(id) | Event::Unready(id, _) => Some(id),
-        Event::Exited(id, _) | Event::Drained(id) | Event::Stopped(id) => Some(id),
+        Event::Exited(id, _) | Event::CutOff(id, _) | Event::Drained(id) | Event::Stopped(id) => Some(id),
         _ => None,
     }
 }
@@ -321,6 +321,28 @@ fn a_place_that_cannot_be_restored_is_said_and_keeps_what_serves() {
         assert!(left.is_empty() || left[0].contains("could not be restored after 3 attempts"), "{left:?}");
         assert_eq!(world.routed.len(), 1, "{:?}", world.log);
     }
+}
+
+#[test]
+fn a_proxy_that_does_not_answer_is_waited_for_a_minute_however_long_each_attempt_takes() {
+    let mut rollout = Rollout::new(slots(1, Order::StartFirst), policy());
+    let new = InstanceId::new(DeploymentId(2), &web(), 1, 0);
+    for event in [Event::Begin, Event::Started(new.clone()), Event::Ready(new.clone()), Event::Routed(Switch(1))] {
+        rollout.on(event, Duration::ZERO);
+    }
+    let mut now = Duration::from_secs(1);
+    let mut actions = rollout.on(Event::Exited(new, "exited with code 1".into()), now);
+    while !actions.iter().any(|action| matches!(action, Action::Finish(_))) {
+        now += Duration::from_secs(5);
+        assert!(now < Duration::from_secs(90), "it never ends");
+        actions = rollout.on(Event::RouteFailed(Switch(2), "no answer".into()), now);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Stop(_))), "it may still get requests");
+    }
+    let ended = actions.into_iter().find_map(|action| match action {
+        Action::Finish(Outcome::Undone { left, .. }) => Some(left),
+        _ => None,
+    });
+    assert!(now >= Duration::from_secs(60) && ended.is_some_and(|left| left[0].contains("did not take")), "{now:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use bollard::models::{
 use secrecy::ExposeSecret;
 
 use crate::config::MountSource;
-use crate::model::AppName;
+use crate::model::{AppName, ServiceName};
 use crate::runtime::{InstanceSpec, labels};
 
 /// Processes and threads in one container.
@@ -70,8 +70,7 @@ pub(super) fn instance_labels(agent: &str, spec: &InstanceSpec, kind: Kind) -> H
 pub(super) fn container(agent: &str, spec: &InstanceSpec, kind: Kind) -> ContainerCreateBody {
     let network = labels::network_name(agent, &spec.app);
     // Only an instance answers to the service's name.
-    let aliases = (kind == Kind::Instance).then(|| vec![spec.service.to_string()]);
-    let endpoint = EndpointSettings { aliases, ..Default::default() };
+    let endpoint = endpoint((kind == Kind::Instance).then_some(&spec.service));
     let memory = spec.memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     ContainerCreateBody {
         image: Some(spec.image.0.clone()),
@@ -107,6 +106,11 @@ pub(super) fn container(agent: &str, spec: &InstanceSpec, kind: Kind) -> Contain
         networking_config: Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(network, endpoint)])) }),
         ..Default::default()
     }
+}
+
+/// How a container is in its app's network: under the name of its service, if it is to answer to one.
+pub(super) fn endpoint(service: Option<&ServiceName>) -> EndpointSettings {
+    EndpointSettings { aliases: service.map(|service| vec![service.to_string()]), ..Default::default() }
 }
 
 fn mounts(agent: &str, spec: &InstanceSpec) -> Vec<EngineMount> {

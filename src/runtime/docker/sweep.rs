@@ -8,7 +8,7 @@ use bollard::query_parameters::{
     RemoveImageOptions, RemoveVolumeOptions,
 };
 
-use super::{CALL, Docker, explain, observe, within};
+use super::{Docker, explain, observe, within};
 use crate::model::AppName;
 use crate::runtime::{Observed, RuntimeError, labels};
 
@@ -35,23 +35,6 @@ impl Docker {
             }
         }
         Ok(removed)
-    }
-
-    /// Removes an app's network. Succeeds when it is gone; refused while a container is in it.
-    pub async fn remove_network(&self, app: &AppName) -> Result<(), RuntimeError> {
-        let name = labels::network_name(&self.agent_id, app);
-        within(CALL, async {
-            let network = match self.client.inspect_network(&name, None).await {
-                Err(error) if explain::status(&error) == Some(404) => return Ok(()),
-                network => network.map_err(explain::runtime_error)?,
-            };
-            self.refuse_strangers("network", &name, network.labels.as_ref())?;
-            match self.client.remove_network(&name).await {
-                Err(error) if explain::status(&error) == Some(404) => Ok(()),
-                removed => removed.map_err(explain::runtime_error),
-            }
-        })
-        .await
     }
 
     /// Removes every container, network, volume and image of this agent, running or not, with all data.

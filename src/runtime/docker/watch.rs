@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::Docker;
-use crate::model::InstanceId;
+use super::observe::{self, Whose};
 use crate::runtime::{Exited, Happened, labels};
 use crate::text::with_causes;
 
@@ -22,8 +22,18 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// connections open.
 const SILENCE: Duration = Duration::from_secs(30);
 
+mod networks;
+
 /// Where the next connection goes on: nanoseconds since the epoch.
 struct Position(i64);
+
+impl Position {
+    /// As the engine takes it.
+    fn since(&self) -> String {
+        let (seconds, nanos) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000);
+        format!("{seconds}.{nanos:09}")
+    }
+}
 
 /// Sends events until the receiver is gone. Never returns by itself.
 pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
@@ -51,8 +61,22 @@ pub(super) async fn follow(docker: &Docker, events: &Sender<Happened>) {
     }
 }
 
-/// Reads one connection to its end, and says why it ended.
+/// Reads until a connection has ended, and says why it did. There are two: no filter has both our containers' events and
+/// those of their networks, which carry no labels.
 async fn one_connection(
+    docker: &Docker,
+    events: &Sender<Happened>,
+    position: &mut Position,
+    killed_for_memory: &mut HashSet<String>,
+) -> String {
+    let since = position.since();
+    tokio::select! {
+        why = containers(docker, events, position, killed_for_memory) => why,
+        why = networks::follow(docker, events, since) => why,
+    }
+}
+
+async fn containers(
     docker: &Docker,
     events: &Sender<Happened>,
     position: &mut Position,
@@ -83,22 +107,28 @@ async fn one_connection(
 }
 
 fn options(agent: &str, position: &Position) -> EventsOptions {
-    let mut filters: HashMap<String, Vec<String>> =
-        labels::filter(&[(labels::AGENT, agent), (labels::KIND, labels::KIND_INSTANCE)]);
+    let mut filters: HashMap<String, Vec<String>> = labels::filter(&[(labels::AGENT, agent)]);
     // Without this the health checks' own exec events come along, several a second.
     let wanted = ["start", "die", "oom", "destroy", "health_status"].map(str::to_owned).to_vec();
     filters.insert("event".to_owned(), wanted);
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
-    let (seconds, nanos) = (position.0 / 1_000_000_000, position.0 % 1_000_000_000);
-    EventsOptions { since: Some(format!("{seconds}.{nanos:09}")), until: None, filters: Some(filters) }
+    EventsOptions { since: Some(position.since()), until: None, filters: Some(filters) }
 }
 
 async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut HashSet<String>) -> Option<Happened> {
     let actor = event.actor?;
     let container = actor.id?;
     let attributes = actor.attributes?;
-    let instance = InstanceId::parse(attributes.get(labels::INSTANCE)?).ok()?;
-    match event.action?.as_str() {
+    let action = event.action?;
+    let instance = match observe::whose(&attributes) {
+        Whose::Instance(id) => id,
+        Whose::OneOff => return None,
+        Whose::Unknown(_) => {
+            let app = attributes.get(labels::APP)?.parse().ok()?;
+            return (action == "start").then_some(Happened::StartedUnknown(app));
+        }
+    };
+    match action.as_str() {
         "start" => Some(Happened::Started(instance)),
         "oom" => {
             killed_for_memory.insert(container);

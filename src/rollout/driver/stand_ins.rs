@@ -1,0 +1,54 @@
+//! What a failed deployment left behind, and serves until the live release does: out of the routes, drained and stopped.
+
+use std::collections::BTreeMap;
+
+use super::{DriverTask, Signal};
+use crate::model::{Duty, Health, InstanceId, ServiceName};
+use crate::proxy::table::DrainLimits;
+use crate::rollout::fleet::{Member, Pending};
+use crate::rollout::stand_ins::may_go;
+
+impl DriverTask {
+    /// Lets those go that are not needed any more.
+    pub(super) fn relieve(&mut self) {
+        let mut filled: BTreeMap<ServiceName, Vec<u32>> = BTreeMap::new();
+        let serves = |m: &&Member| !m.stands_in && m.duty == Duty::Serving && m.gate.health() == Health::Ready;
+        for member in self.members.values().filter(serves) {
+            filled.entry(member.spec.service.name.clone()).or_default().push(member.slot);
+        }
+        let wanted = |service: &ServiceName| self.places.as_ref().map(|p| p.get(service).copied().unwrap_or(0));
+        let goes = |m: &Member| {
+            let service = &m.spec.service.name;
+            may_go(m.slot, wanted(service), filled.get(service).map_or(&[], Vec::as_slice))
+        };
+        let stands_in = |m: &Member| m.stands_in && m.duty == Duty::Serving && m.pending == Pending::None;
+        let going = self.members.iter().filter(|(_, m)| stands_in(m) && goes(m)).map(|(id, _)| id.clone());
+        for id in going.collect::<Vec<_>>() {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.duty = Duty::Draining;
+            }
+            self.push_relieved(id);
+        }
+    }
+
+    /// The proxy has taken the routes without it, or has not.
+    pub(super) async fn relieved(&mut self, id: InstanceId, taken: Result<(), String>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if let Err(why) = taken {
+            tracing::warn!(app = %self.app, instance = %id, %why, "it serves on, as the proxy did not take the routes without it");
+            // To be tried again.
+            member.duty = Duty::Serving;
+            return;
+        }
+        let limits = member.spec.service.drain;
+        let limits = DrainLimits { requests: limits.requests, streams: limits.streams };
+        let proxy = self.parts.routes.proxy().clone();
+        let what = format!("was left behind by {} and is not needed any more; removing it", member.deployment);
+        let leaving = id.clone();
+        self.spawn(async move {
+            proxy.drain(&leaving, limits).await;
+            Signal::Finished(leaving)
+        });
+        self.record_drift(Some(id), what).await;
+    }
+}

@@ -1,0 +1,71 @@
+//! What a failed deployment left behind and the proxy's table holds, where nobody of the live release serves: it stands in
+//! until somebody does. Pure.
+//!
+//! It is none of the live instances: no plan knows it, no upkeep starts it anew, and in the end it goes. What the table does
+//! not hold has not passed its gate, or was taken out, and never stands in.
+
+use super::plan::Current;
+use crate::model::InstanceId;
+
+/// Those of `left` that serve on: routed, running, in a place where none of `live` is.
+pub fn stand_ins(
+    current: &[Current],
+    left: &[InstanceId],
+    live: &[InstanceId],
+    holds: impl Fn(&InstanceId) -> bool,
+) -> Vec<InstanceId> {
+    let serves = |c: &Current| c.running && holds(&c.id);
+    let is_taken = |place: &Current| {
+        let here = |c: &&Current| (&c.service, c.slot) == (&place.service, place.slot);
+        current.iter().filter(here).any(|c| live.contains(&c.id) && serves(c))
+    };
+    let stands_in = |c: &&Current| left.contains(&c.id) && serves(c) && !is_taken(c);
+    current.iter().filter(stands_in).map(|c| c.id.clone()).collect()
+}
+
+/// Whether one in `place` may go: another one is ready and serves there, or there is no such place among the `wanted` and
+/// all of these are `filled`. `None`: nobody knows yet what is wanted.
+pub fn may_go(place: u32, wanted: Option<u32>, filled: &[u32]) -> bool {
+    let is_extra = |wanted: u32| place > wanted && (1..=wanted).all(|place| filled.contains(&place));
+    filled.contains(&place) || wanted.is_some_and(is_extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DeploymentId;
+
+    fn instance(deployment: i64, slot: u32, running: bool) -> Current {
+        let (deployment, service) = (DeploymentId(deployment), "web".parse().unwrap());
+        let id = InstanceId::new(deployment, &service, slot, 0);
+        Current { id, service, slot, settings: String::new(), deployment, running }
+    }
+
+    #[test]
+    fn only_what_serves_where_nobody_else_does_stands_in() {
+        let current = [
+            instance(1, 1, true),  // live, and routed
+            instance(2, 1, true),  // routed as well
+            instance(1, 2, false), // live, and ended
+            instance(2, 2, true),  // routed
+            instance(2, 3, true),  // not routed
+            instance(2, 4, false), // routed, and ended
+            instance(1, 5, true),  // live, and not routed
+            instance(2, 5, true),  // routed
+        ];
+        let of = |deployment| -> Vec<InstanceId> {
+            current.iter().filter(|c| c.deployment == DeploymentId(deployment)).map(|c| c.id.clone()).collect()
+        };
+        let routed = ["d1-web-1", "d2-web-1", "d1-web-2", "d2-web-2", "d2-web-4", "d2-web-5"];
+        let standing = stand_ins(&current, &of(2), &of(1), |id| routed.contains(&id.as_str()));
+        assert_eq!(standing.iter().map(InstanceId::as_str).collect::<Vec<_>>(), ["d2-web-2", "d2-web-5"]);
+    }
+
+    #[test]
+    fn it_goes_when_its_place_is_filled_or_none_of_those_that_are_wanted_is_missing() {
+        assert!(!may_go(1, None, &[]) && !may_go(1, Some(2), &[2]));
+        assert!(may_go(1, Some(2), &[1]) && may_go(1, None, &[1]));
+        assert!(!may_go(3, Some(2), &[1]) && may_go(3, Some(2), &[2, 1]));
+        assert!(may_go(1, Some(0), &[]), "nobody is to come");
+    }
+}

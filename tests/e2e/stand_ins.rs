@@ -1,0 +1,144 @@
+//! A deployment that failed could not put everything back, and the agent starts again: what it left and serves goes on
+//! serving until the live release does, and not a moment longer; what never served does not begin to.
+
+use serde_json::Value;
+
+use crate::shop::{LIMIT, Options, Shop};
+use crate::support::engine;
+use crate::support::site::Behaviour;
+use crate::support::wait::eventually;
+
+impl Shop {
+    /// Kills the agent, and has the journal say that its deployment was undone: as it is when nothing could take the places
+    /// of what it had switched to.
+    async fn die_undone(&mut self, id: u64) {
+        self.agent.kill().await;
+        let journal = rusqlite::Connection::open(self.agent.data_dir().join("journal.db")).expect("a journal");
+        let sql = "UPDATE deployments SET status = 'rolled_back', reason = 'as far as possible', finished_at = started_at \
+                   WHERE id = ?";
+        assert_eq!(journal.execute(sql, [id as i64]).expect("written"), 1);
+    }
+
+    /// Waits until the engine has the instances of these deployments alone.
+    async fn runs_alone(&self, expected: &[&str]) {
+        eventually("only these run", LIMIT, async || {
+            let mut running: Vec<String> =
+                self.instances("web").await.iter().map(|c| c.label("longshore.instance").to_owned()).collect();
+            running.sort();
+            if running == expected { Ok(()) } else { Err(format!("{running:?}\n{}", self.agent.log())) }
+        })
+        .await;
+    }
+
+    async fn drift_of(&self, instance: &str) -> Vec<String> {
+        let entries = self.agent.get("/api/v1/apps/shop/drift").await;
+        let all = entries.as_array().expect("a list").iter();
+        let about = all.filter(|entry| entry["instance"] == instance);
+        about.filter_map(|entry| entry["what"].as_str()).map(str::to_owned).collect()
+    }
+}
+
+fn release_of(instance: &Value) -> u64 {
+    instance["release"].as_u64().expect("a number")
+}
+
+#[tokio::test]
+async fn what_alone_serves_goes_when_the_live_release_serves_and_nobody_notices() {
+    let Some(engine) = engine::or_skip("what_alone_serves_goes_when_the_live_release_serves").await else { return };
+    let slow = Behaviour::version("v1").ready_after_ms(3000);
+    let mut shop = Shop::live(&engine, &slow, Options::default().watch("300s")).await;
+    let load = shop.load();
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.reaches(id, "watching").await;
+    shop.runs_alone(&["d2-web-1", "d2-web-2"]).await;
+
+    shop.die_undone(id).await;
+    shop.agent.start().await;
+    assert_eq!(shop.version().await, "v2", "nobody else can answer yet");
+    let app = shop.app().await;
+    assert_eq!(app["live"]["release"], 1, "{app:#}");
+    // One more start in the middle changes nothing.
+    shop.agent.restart().await;
+    shop.runs_alone(&["d1-web-1", "d1-web-2"]).await;
+    eventually("only the live release is known", LIMIT, async || {
+        let app = shop.app().await;
+        let all = app["instances"].as_array().expect("instances");
+        if all.len() == 2 && all.iter().all(|i| release_of(i) == 1) { Ok(()) } else { Err(format!("{app:#}")) }
+    })
+    .await;
+    assert_eq!(shop.version().await, "v1");
+    shop.assert_live(1, &[("web", 2)]).await;
+    load.stop().await.assert_flawless(500);
+    assert!(shop.drift_of("d2-web-1").await.iter().any(|what| what.contains("is not needed any more")));
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn one_that_stands_in_is_not_live_for_the_next_deployment() {
+    let Some(engine) = engine::or_skip("one_that_stands_in_is_not_live").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
+    let load = shop.load();
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.reaches(id, "watching").await;
+    shop.runs_alone(&["d2-web-1", "d2-web-2"]).await;
+    shop.die_undone(id).await;
+    // The live release cannot be started any more.
+    for container in shop.instances("web").await {
+        assert_eq!(container.label("longshore.release"), "2");
+    }
+    let images = shop.engine.objects(&shop.agent.id()).await.images;
+    let of_live = images.len();
+    assert_eq!(of_live, 2, "{images:?}");
+    let used = shop.instances("web").await.swap_remove(0).id;
+    let used = shop.engine.docker.inspect_container(&used, None).await.expect("a container").image;
+    for image in images.iter().filter(|image| Some(&image.id) != used.as_ref()) {
+        let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
+        shop.engine.docker.remove_image(&image.id, Some(options), None).await.expect("removed");
+    }
+    shop.agent.start().await;
+    eventually("the live release was tried", LIMIT, async || {
+        let drift = shop.drift_of("d1-web-1").await;
+        if drift.iter().any(|what| what.contains("is not on this machine")) {
+            Ok(())
+        } else {
+            Err(format!("{drift:?}"))
+        }
+    })
+    .await;
+    assert_eq!(shop.version().await, "v2");
+    shop.reconfigure(&Options::default()).await;
+    let next = shop.push(&Behaviour::version("v3")).await;
+    assert_eq!(next["status"], "succeeded", "{next:#}");
+    shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
+    assert_eq!(shop.version().await, "v3");
+    load.stop().await.assert_flawless(500);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn what_never_passed_its_gate_does_not_stand_in() {
+    let Some(engine) = engine::or_skip("what_never_passed_its_gate_does_not_stand_in").await else { return };
+    let slow = Behaviour::version("v1").ready_after_ms(2000);
+    let mut shop = Shop::live(&engine, &slow, Options::default()).await;
+    let id = shop.push_without_waiting(&Behaviour::version("bad").never_ready()).await;
+    shop.says(id, "web-1: starting").await;
+    eventually("it runs", LIMIT, async || {
+        let all = shop.instances("web").await;
+        let runs = all.iter().any(|c| c.label("longshore.instance") == "d2-web-1" && c.state == "running");
+        if runs { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    shop.die_undone(id).await;
+    for container in shop.instances("web").await.iter().filter(|c| c.label("longshore.release") == "1") {
+        let options = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
+        shop.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
+    }
+    let load = shop.load();
+    shop.agent.start().await;
+    shop.runs_alone(&["d1-web-1", "d1-web-2"]).await;
+    shop.all_ready().await;
+    let report = load.stop().await;
+    assert!(!report.versions.contains_key("bad"), "{:?}", report.versions);
+    assert_eq!(shop.version().await, "v1");
+    shop.finish().await;
+}
