@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore::model::InstanceId;
 use longshore::proxy::table::{Member, Route, Table};
@@ -14,7 +14,6 @@ use tokio::net::TcpStream;
 
 use super::{HOST, PAGES};
 use crate::support::ports::free_port;
-use crate::support::wait::eventually;
 
 /// The processors of what is measured, and of all else.
 const PROXY: &str = "0";
@@ -68,7 +67,12 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let child = command.spawn().unwrap_or_else(|why| panic!("{name} (./dev setup installs it): {why}"));
         let server = Self { name, child, port, tls_port: None, directory: None };
-        eventually(name, UP, async || TcpStream::connect(("127.0.0.1", port)).await.map(drop)).await;
+        let end = Instant::now() + UP;
+        while let Err(why) = TcpStream::connect(("127.0.0.1", port)).await {
+            assert!(Instant::now() < end, "{name} does not listen within {UP:?}: {why}");
+            // It says nothing when it listens.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         server
     }
 
@@ -191,6 +195,26 @@ pub fn table(ports: [u16; 2], routes: usize) -> Table {
 
 /// Our proxy alone, which serves from its file.
 pub async fn longshore(table: &Table) -> Server {
+    ready(table).start().await
+}
+
+/// Our proxy before its start: its file is written.
+pub struct Ready {
+    directory: TempDir,
+    port: u16,
+    tls_port: u16,
+    command: Command,
+}
+
+impl Ready {
+    pub async fn start(self) -> Server {
+        let mut server = Server::start("longshore", PROXY, self.port, self.command).await;
+        server.directory = Some(self.directory);
+        server.with_tls(self.tls_port)
+    }
+}
+
+pub fn ready(table: &Table) -> Ready {
     let directory = tempfile::tempdir().expect("a directory");
     let (port, tls_port, agent) = (free_port(), free_port(), free_port());
     let (cert, key) = pem_files(directory.path());
@@ -209,7 +233,5 @@ pub async fn longshore(table: &Table) -> Server {
     let binary = std::env::var("LONGSHORE_BENCH_BINARY").unwrap_or(env!("CARGO_BIN_EXE_longshore").to_owned());
     let mut command = Command::new(binary);
     command.arg("proxy").arg("--config").arg(&config).arg("--log").arg(directory.path().join(LOG));
-    let mut server = Server::start("longshore", PROXY, port, command).await;
-    server.directory = Some(directory);
-    server.with_tls(tls_port)
+    Ready { directory, port, tls_port, command }
 }

@@ -31,23 +31,39 @@ pub struct Lines {
     lines: SmallVec<[Line; USUAL]>,
     /// What was put in since.
     added: SmallVec<[(HeaderName, HeaderValue); ADDED]>,
+    lengths: Lengths,
+}
+
+/// How long names are, at least of all that are there: most that are asked for are told to be none of them.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lengths(u64);
+
+impl Lengths {
+    fn note(&mut self, name: &[u8]) {
+        self.0 |= 1 << name.len().min(63);
+    }
+
+    fn may_have(self, name: &str) -> bool {
+        self.0 & 1 << name.len().min(63) != 0
+    }
 }
 
 /// Where the fields of a head stand in it.
 #[derive(Debug)]
-pub struct Found(SmallVec<[Line; USUAL]>);
+pub struct Found(SmallVec<[Line; USUAL]>, Lengths);
 
 impl Found {
     /// As httparse found them in `head`, but for those that are `taken`. `None` when one is too long. Who looks at each as it
     /// comes need not ask for any later.
     pub fn new<'a>(head: &[u8], parsed: &[Header<'a>], mut taken: impl FnMut(&[u8], &'a [u8]) -> bool) -> Option<Self> {
-        let mut lines = SmallVec::new();
+        let (mut lines, mut lengths) = (SmallVec::new(), Lengths::default());
         for field in parsed {
             if !taken(field.name.as_bytes(), field.value) {
                 lines.push(Line::new(head, field)?);
+                lengths.note(field.name.as_bytes());
             }
         }
-        Some(Self(lines))
+        Some(Self(lines, lengths))
     }
 }
 
@@ -73,6 +89,9 @@ impl Fields {
             Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
             Self::Lines(lines) => {
                 let name = name.as_str();
+                if !lines.lengths.may_have(name) {
+                    return None;
+                }
                 lines.iter().find(|(other, _)| same(other, name)).map(|(_, value)| value)
             }
         }
@@ -93,10 +112,12 @@ impl Fields {
     pub fn value(&self, name: &HeaderName) -> Option<HeaderValue> {
         match self {
             Self::Map(map) => map.get(name).cloned(),
-            Self::Lines(Lines { head, lines, added }) => match lines.iter().find(|line| is(line.name(head), name)) {
-                Some(line) => HeaderValue::from_maybe_shared(head.slice_ref(line.value(head))).ok(),
-                None => added.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone()),
-            },
+            Self::Lines(Lines { head, lines, added, .. }) => {
+                match lines.iter().find(|line| is(line.name(head), name)) {
+                    Some(line) => HeaderValue::from_maybe_shared(head.slice_ref(line.value(head))).ok(),
+                    None => added.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone()),
+                }
+            }
         }
     }
 
@@ -126,7 +147,7 @@ impl Fields {
                     map.remove(name);
                 }
             }
-            Self::Lines(Lines { head, lines, added }) => {
+            Self::Lines(Lines { head, lines, added, .. }) => {
                 lines.retain(|line| !unwanted(line.name(head)));
                 added.retain(|(name, _)| !unwanted(name.as_str().as_bytes()));
             }
@@ -137,6 +158,7 @@ impl Fields {
     pub fn remove(&mut self, name: &HeaderName) {
         match self {
             Self::Map(map) => drop(map.remove(name)),
+            Self::Lines(_) if !self.contains(name) => {}
             Self::Lines(_) => self.remove_where(|other| is(other, name)),
         }
     }
@@ -156,7 +178,10 @@ impl Fields {
     pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
         match self {
             Self::Map(map) => drop(map.append(name, value)),
-            Self::Lines(lines) => lines.added.push((name, value)),
+            Self::Lines(lines) => {
+                lines.lengths.note(name.as_str().as_bytes());
+                lines.added.push((name, value));
+            }
         }
     }
 
@@ -184,7 +209,8 @@ impl Fields {
 impl Lines {
     /// Those that were found in this head.
     pub fn new(head: Bytes, found: Found) -> Self {
-        Self { head, lines: found.0, added: SmallVec::new() }
+        let Found(lines, lengths) = found;
+        Self { head, lines, added: SmallVec::new(), lengths }
     }
 
     fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -273,11 +299,14 @@ pub fn same(name: &[u8], wanted: &str) -> bool {
 
 /// Writes `name: value` and the end of the line.
 pub fn write_field(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
-    into.reserve(name.len() + value.len() + 4);
-    into.extend_from_slice(name);
-    into.extend_from_slice(b": ");
-    into.extend_from_slice(value);
-    into.extend_from_slice(b"\r\n");
+    let start = into.len();
+    let (name_end, value_end) = (start + name.len(), start + name.len() + 2 + value.len());
+    // Grown once, not with each part.
+    into.resize(value_end + 2, 0);
+    into[start..name_end].copy_from_slice(name);
+    into[name_end..name_end + 2].copy_from_slice(b": ");
+    into[name_end + 2..value_end].copy_from_slice(value);
+    into[value_end..].copy_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Which route a request takes: the exact host before a wildcard, the longest path first. Pure.
 
-use std::collections::HashMap;
+// Only the agent puts in what is looked up: nobody can choose hosts that collide.
+use foldhash::{HashMap, HashMapExt};
 
 use super::path_prefix::PathPrefix;
 use super::table::Route;

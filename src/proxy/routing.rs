@@ -4,9 +4,11 @@
 //! no request can reach an instance that left: either it was counted in before (and the drain sees it) or it is
 //! picked from the new table.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use super::control::{AppCounts, InstanceCounts, QueueCount};
 use super::counts::Counters;
@@ -298,9 +300,9 @@ impl Next {
     fn of(table: &Table, before: &[Arc<Instance>], mut lasting: Lasting) -> Self {
         // An instance whose requests were cut is beyond return; should its id come back, it starts anew.
         let sound = before.iter().filter(|instance| !instance.requests_cut().is_cancelled());
-        let known: HashMap<(&InstanceId, SocketAddr), &Arc<Instance>> =
-            sound.map(|instance| ((&instance.id, instance.pool.address()), instance)).collect();
-        let mut members = Vec::new();
+        let mut known: HashMap<(&InstanceId, SocketAddr), &Arc<Instance>> = HashMap::with_capacity(before.len());
+        known.extend(sound.map(|instance| ((&instance.id, instance.pool.address()), instance)));
+        let mut members = Vec::with_capacity(before.len());
         let mut routes = Vec::with_capacity(table.routes.len());
         for route in &table.routes {
             let mut files = route.files.clone();
@@ -329,7 +331,8 @@ impl Next {
             let picker = Picker::new(route.balance, route.members.iter().map(|member| (member.group, member.weight)));
             routes.push(ActiveRoute { way: Arc::new(way), members: of_route, picker });
         }
-        let kept = members.iter().map(Arc::as_ptr).collect();
+        let mut kept = HashSet::with_capacity(members.len());
+        kept.extend(members.iter().map(Arc::as_ptr));
         Self { lookup: Lookup::new(&table.routes), routes, members, kept, lasting }
     }
 }

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::access_log::AccessLog;
 use super::challenges::Challenges;
@@ -341,7 +341,9 @@ pub async fn run(options: ProxyOptions, shutdown: CancellationToken) -> anyhow::
         let _ = ready.send(address);
     }
 
-    let upkeep = async { tokio::join!(sweep(&proxy), alive::settle(doubtful), proxy.fronts.follow()) };
+    // A task of its own: of very many instances it has work for seconds, and clients come in between.
+    let _settling = AbortOnDropHandle::new(tokio::spawn(alive::settle(doubtful)));
+    let upkeep = async { tokio::join!(sweep(&proxy), proxy.fronts.follow()) };
     tokio::pin!(upkeep);
     let successor = {
         let serving = control.serve(&proxy);

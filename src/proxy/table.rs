@@ -1,11 +1,11 @@
 //! The route table: replaced whole, never edited.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use serde::{Deserialize, Serialize};
 
 use super::path_prefix::PathPrefix;
@@ -205,8 +205,8 @@ pub enum InvalidTable {
 impl Table {
     /// Checks what the types do not: hosts are names and claimed once, instances are listed once with a share.
     pub fn validate(&self) -> Result<(), InvalidTable> {
-        let mut owner: HashMap<(&str, &PathPrefix), &AppName> = HashMap::new();
-        let mut instances = HashSet::new();
+        let mut owner: HashMap<(&str, &PathPrefix), &AppName> = HashMap::with_capacity(self.routes.len());
+        let mut instances = HashSet::with_capacity(self.routes.iter().map(|route| route.members.len()).sum());
         for route in &self.routes {
             for host in &route.hosts {
                 if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
@@ -242,6 +242,7 @@ fn is_host(host: &str) -> bool {
 /// The name that a `Host` header asks for, as tables spell it: lower case, no port, no trailing dot.
 /// `None` when it is no host at all.
 pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
+    let mut has_upper = true;
     let (name, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']')?;
@@ -249,12 +250,13 @@ pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
             (&authority[..address.len() + 2], port)
         }
         None => {
-            let end = authority.bytes().position(|b| b == b':').unwrap_or(authority.len());
+            let (end, upper) = name_in(authority.as_bytes())?;
             let (name, port) = authority.split_at(end);
             let name = name.strip_suffix('.').unwrap_or(name);
-            if name.len() > 253 || !has_only_labels(name) {
+            if name.is_empty() || name.len() > 253 {
                 return None;
             }
+            has_upper = upper;
             (name, port)
         }
     };
@@ -265,26 +267,55 @@ pub fn lookup_host(authority: &str) -> Option<Cow<'_, str>> {
     if !port_is_number {
         return None;
     }
-    Some(match name.bytes().any(|b| b.is_ascii_uppercase()) {
+    Some(match has_upper {
         true => Cow::Owned(name.to_ascii_lowercase()),
         false => Cow::Borrowed(name),
     })
 }
 
-/// Of letters, digits, `-` and `_`, none of them empty.
-fn has_only_labels(name: &str) -> bool {
-    let mut before = b'.';
-    for byte in name.bytes() {
-        let is_fine = match byte {
-            b'.' => before != b'.',
-            _ => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+/// What a byte is in the name of a host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Of a label: a letter, a digit, `-` or `_`.
+    Label,
+    UpperLabel,
+    Dot,
+    Port,
+    Nothing,
+}
+
+/// Of each byte: every request asks.
+static MEANINGS: [Of; 256] = {
+    let mut meanings = [Of::Nothing; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        meanings[byte] = match byte as u8 {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => Of::Label,
+            b'A'..=b'Z' => Of::UpperLabel,
+            b'.' => Of::Dot,
+            b':' => Of::Port,
+            _ => Of::Nothing,
         };
-        if !is_fine {
-            return false;
-        }
-        before = byte;
+        byte += 1;
     }
-    before != b'.'
+    meanings
+};
+
+/// Where the name at the beginning ends, whose labels are not empty, and whether it has letters in upper case.
+fn name_in(authority: &[u8]) -> Option<(usize, bool)> {
+    let (mut before, mut has_upper) = (Of::Dot, false);
+    for (place, &byte) in authority.iter().enumerate() {
+        let meaning = MEANINGS[usize::from(byte)];
+        match meaning {
+            Of::Label => {}
+            Of::UpperLabel => has_upper = true,
+            Of::Dot if before != Of::Dot => {}
+            Of::Port => return Some((place, has_upper)),
+            Of::Dot | Of::Nothing => return None,
+        }
+        before = meaning;
+    }
+    Some((authority.len(), has_upper))
 }
 
 #[cfg(test)]
