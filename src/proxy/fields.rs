@@ -87,13 +87,10 @@ impl Fields {
     pub fn get<'a>(&'a self, name: &HeaderName) -> Option<&'a [u8]> {
         match self {
             Self::Map(map) => map.get(name).map(HeaderValue::as_bytes),
-            Self::Lines(lines) => {
-                let name = name.as_str();
-                if !lines.lengths.may_have(name) {
-                    return None;
-                }
-                lines.iter().find(|(other, _)| same(other, name)).map(|(_, value)| value)
-            }
+            Self::Lines(lines) => match lines.line(name.as_str()) {
+                Some(line) => Some(line.value(&lines.head)),
+                None => lines.addition(name).map(HeaderValue::as_bytes),
+            },
         }
     }
 
@@ -112,12 +109,10 @@ impl Fields {
     pub fn value(&self, name: &HeaderName) -> Option<HeaderValue> {
         match self {
             Self::Map(map) => map.get(name).cloned(),
-            Self::Lines(Lines { head, lines, added, .. }) => {
-                match lines.iter().find(|line| is(line.name(head), name)) {
-                    Some(line) => HeaderValue::from_maybe_shared(head.slice_ref(line.value(head))).ok(),
-                    None => added.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone()),
-                }
-            }
+            Self::Lines(lines) => match lines.line(name.as_str()) {
+                Some(line) => HeaderValue::from_maybe_shared(lines.head.slice_ref(line.value(&lines.head))).ok(),
+                None => lines.addition(name).cloned(),
+            },
         }
     }
 
@@ -136,6 +131,17 @@ impl Fields {
                 Either::Left(map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
             }
             Self::Lines(lines) => Either::Right(lines.iter()),
+        }
+    }
+
+    /// Whether one of the names is `wanted`.
+    pub fn any_name(&self, wanted: impl Fn(&[u8]) -> bool) -> bool {
+        match self {
+            Self::Map(map) => map.keys().any(|name| wanted(name.as_str().as_bytes())),
+            Self::Lines(Lines { head, lines, added, .. }) => {
+                let is_added = |(name, _): &(HeaderName, _)| wanted(name.as_str().as_bytes());
+                lines.iter().any(|line| wanted(line.name(head))) || added.iter().any(is_added)
+            }
         }
     }
 
@@ -211,6 +217,20 @@ impl Lines {
     pub fn new(head: Bytes, found: Found) -> Self {
         let Found(lines, lengths) = found;
         Self { head, lines, added: SmallVec::new(), lengths }
+    }
+
+    /// The first of those that came with this name.
+    fn line(&self, name: &str) -> Option<&Line> {
+        if !self.lengths.may_have(name) {
+            return None;
+        }
+        let is_it = |line: &&Line| usize::from(line.name_length) == name.len() && same(line.name(&self.head), name);
+        self.lines.iter().find(is_it)
+    }
+
+    /// The first of those that were put in with this name.
+    fn addition(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.added.iter().find(|(other, _)| other == name).map(|(_, value)| value)
     }
 
     fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -391,6 +411,11 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(listed(&both[0]), listed(&both[1]));
+                prop_assert_eq!(both[0].get(&name), both[1].get(&name));
+                prop_assert_eq!(both[0].value(&name), both[1].value(&name));
+                prop_assert!(both[0].get_all(&name).eq(both[1].get_all(&name)));
+                let is_it = |other: &[u8]| is(other, &name);
+                prop_assert_eq!(both[0].any_name(is_it), both[1].contains(&name));
             }
             let mut line = Vec::new();
             both[0].write(&mut line);

@@ -240,7 +240,7 @@ fn remove_hop_by_hop(fields: &mut Fields) {
 
 /// Nearly always there is none: one look at the names is cheaper than to ask for each.
 fn has_hop_by_hop(fields: &Fields) -> bool {
-    fields.iter().any(|(name, _)| is_hop_by_hop(name))
+    fields.any_name(is_hop_by_hop)
 }
 
 fn is_hop_by_hop(name: &[u8]) -> bool {
