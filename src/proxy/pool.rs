@@ -200,7 +200,7 @@ pub enum SendError {
     Broken {
         /// How.
         error: LinkError,
-        /// Not one byte of an answer had come.
+        /// Not one byte of an answer had come, or none that anybody was shown.
         silent: bool,
         /// The request again, if it was to be kept.
         request: Option<Box<ForInstance>>,
@@ -350,8 +350,11 @@ impl Any {
             answered = outcome => {
                 answered.map(|answer| answer.map(Source::Incoming).into()).map_err(|error| self.explain(error, kept))
             }
-            // Whether a byte of an answer has come is hyper's to know.
-            () = cut => Err(SendError::Broken { error: LinkError::Cut, silent: false, request: None }),
+            // Only hyper knows whether a byte of the head has come; nobody has been shown one.
+            () = cut => {
+                let request = kept.map(|request| Box::new(request.into()));
+                Err(SendError::Broken { error: LinkError::Cut, silent: true, request })
+            }
         }
     }
 

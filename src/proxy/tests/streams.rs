@@ -119,17 +119,21 @@ async fn what_a_lost_instance_has_not_begun_to_answer_goes_to_another_one() {
     let proxy = TestProxy::start().await;
     let (old, new) = (Backend::start("d1-web-1").await, Backend::start("d2-web-1").await);
     proxy.route(&[&old]).await;
-    let (mut get, mut post) = (proxy.wire().await, proxy.wire().await);
+    let (mut get, mut other_get, mut post) = (proxy.wire().await, proxy.wire().await, proxy.wire().await);
     get.send("GET /slow?60000 HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    // On the connection that a POST has left: another way through the proxy.
+    post.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(post.reply().await.status, 200);
+    other_get.send("GET /slow?60000 HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     post.send("POST /slow?60000 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n").await;
-    eventually("both are under way", || async { proxy.in_flight(&old).await == 2 }).await;
+    eventually("all are under way", || async { proxy.in_flight(&old).await == 3 }).await;
     proxy.route(&[&new]).await;
     let drained = proxy.client.drain(&old.id, DrainLimits::NONE).await;
     assert!(drained.confirmed && drained.took < Duration::from_secs(5), "{drained:?}");
-    eventually("the other one has it", || async { proxy.in_flight(&new).await == 1 }).await;
+    eventually("the other one has them", || async { proxy.in_flight(&new).await == 2 }).await;
     assert_eq!(post.reply().await.status, 502, "it may have been acted upon");
-    assert_eq!((proxy.counts().await.failed, proxy.counts().await.retried), (1, 1));
-    drop(get);
+    assert_eq!((proxy.counts().await.failed, proxy.counts().await.retried), (1, 2));
+    drop((get, other_get));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
