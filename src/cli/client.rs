@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::error::CliError;
 use super::sse::{Event, Parser};
 use super::target::Target;
+use crate::data_dir;
 use crate::text::with_causes;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -27,6 +28,8 @@ const USER_AGENT: &str = concat!("longshore-cli/", env!("CARGO_PKG_VERSION"));
 const CONNECT: Duration = Duration::from_secs(5);
 /// Until the head of an answer; plans may have to fetch a commit first.
 const ANSWER: Duration = Duration::from_secs(120);
+/// After so long without an answer the agent is asked for a sign of life, and has as long to give it.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// Streams are kept alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Of an answer that is no stream.
@@ -187,7 +190,10 @@ impl Client {
         match &self.target {
             Target::Socket { path: socket, config } => {
                 let request = self.request(method, path, body, after)?;
-                let sent = timeout(ANSWER, over_socket(socket, request)).await;
+                let sent = tokio::select! {
+                    sent = timeout(ANSWER, over_socket(socket, request)) => sent,
+                    () = self.is_silent(socket) => return Err(AskError::Lost(silent(socket))),
+                };
                 let answer = sent.unwrap_or_else(|_| Err("no answer within 120 s".into()));
                 answer.map_err(|why| {
                     AskError::Lost(format!(
@@ -220,6 +226,18 @@ impl Client {
         }
     }
 
+    /// Resolves when the agent, which has taken the connection of a question, gives no sign of life besides: an answer may
+    /// take its time, but a process that is stopped takes connections too.
+    async fn is_silent(&self, socket: &Path) {
+        loop {
+            tokio::time::sleep(SIGN_OF_LIFE).await;
+            let Ok(question) = self.request(Method::GET, "/livez", None, None) else { continue };
+            if timeout(SIGN_OF_LIFE, over_socket(socket, question)).await.is_err() {
+                return;
+            }
+        }
+    }
+
     fn request(
         &self,
         method: Method,
@@ -241,6 +259,16 @@ impl Client {
         };
         request.body(Full::new(bytes)).map_err(|err| AskError::Refused(format!("{path} cannot be asked for: {err}")))
     }
+}
+
+/// What is said of an agent that takes connections and does nothing.
+fn silent(socket: &Path) -> String {
+    let agent = socket.parent().and_then(data_dir::lock::pid_in);
+    let (which, how) = match agent {
+        Some(pid) => (format!(" (pid {pid})"), format!("; if its process is stopped: kill -CONT {pid}")),
+        None => Default::default(),
+    };
+    format!("the agent{which} runs and does not answer at {}{how}", socket.display())
 }
 
 async fn over_socket(socket: &Path, request: Request<Full<Bytes>>) -> Result<Answer, String> {

@@ -70,6 +70,13 @@ fn sign(file: &mut File, who: &str) -> io::Result<()> {
     file.set_len(text.len() as u64)
 }
 
+/// The process id in the lock of a data directory, whoever has it, or had.
+pub fn pid_in(dir: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(dir.join(FILE)).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}
+
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     // What cannot be read is not known.

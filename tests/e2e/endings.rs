@@ -113,3 +113,22 @@ async fn a_fetch_that_hangs_is_left_and_cancelled() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     shop.finish().await;
 }
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_is_named_to_whoever_asks_it() {
+    let Some(engine) = engine::or_skip("an_agent_that_is_stopped").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default()).await;
+    let pid = shop.agent.pid().expect("it runs");
+    shop.agent.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    let asked = shop.agent.cli(&["status"]).await;
+    let said = String::from_utf8(asked.stderr).unwrap();
+    assert_eq!(asked.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("the agent (pid {pid}) runs and does not answer")), "{said}");
+    assert!(said.contains(&format!("kill -CONT {pid}")) && !said.contains("start it with"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    shop.agent.signal(Signal::SIGCONT);
+    let asked = shop.agent.cli(&["status"]).await;
+    assert!(asked.status.success(), "{asked:?}");
+    shop.finish().await;
+}
