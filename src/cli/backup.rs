@@ -19,7 +19,8 @@ use super::text::clean;
 use crate::data_dir::lock::{self, LockError};
 use crate::data_dir::{JOURNAL, sync_directory};
 use crate::disk::Bytes;
-use crate::store::{Contents, OpenError, copy_closed, inspect, restore};
+use crate::store::restore::{self, Whose};
+use crate::store::{Contents, OpenError, copy_closed, inspect};
 
 pub(super) const BACKUP_EXAMPLES: &str = "Examples:
   longshore backup /srv/backup/longshore.db
@@ -56,6 +57,9 @@ pub(super) struct BackupArgs {
 pub(super) struct RestoreArgs {
     /// A file that `longshore backup` wrote, or a journal that was set aside.
     file: PathBuf,
+    /// Take the backup of another agent than the one whose data_dir this is, and go on as that one.
+    #[arg(long)]
+    another_agent: bool,
 }
 
 /// Through the agent when one answers, else from the journal itself.
@@ -154,7 +158,8 @@ pub(super) fn restore(args: &RestoreArgs, config: Option<PathBuf>) -> Result<(),
         LockError::Io { .. } => CliError::Failed(err.to_string()),
     })?;
     let journal = data_dir.join(JOURNAL);
-    let done = restore::restore(&args.file, &journal, Timestamp::now());
+    let whose = if args.another_agent { Whose::Any } else { Whose::Own };
+    let done = restore::restore(&args.file, &journal, whose, Timestamp::now());
     let done = done.map_err(|err| CliError::Failed(format!("nothing is restored: {err}")))?;
     drop(alone);
     let mut lines = vec![format!("{} is restored: {}", journal.display(), describe(&done.contents))];

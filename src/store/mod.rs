@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 mod admission;
+mod agent;
 mod backup;
 mod ballast;
 mod canary_alerts;
@@ -31,6 +32,7 @@ mod thread;
 mod tokens;
 
 pub use admission::{Admission, Decision, NewDeployment};
+pub use agent::KEY as AGENT_ID_KEY;
 pub use backup::{Contents, copy_closed, inspect};
 pub use canary_alerts::{CanaryAlert, Raised};
 pub use certificate_alerts::{CertificateAlert, CertificateTrouble};

@@ -111,6 +111,7 @@ async fn a_journal_whose_one_file_is_gone_is_not_begun_anew_beside_the_other() {
     // As a power cut leaves it: what was written last is in the second file.
     let store = open(&dir);
     let _ = store.admit(push(1, None)).await.unwrap();
+    let id = store.kept_random(AGENT_ID_KEY, 6).await.unwrap();
     let both = [&path, &wal].map(|file| std::fs::read(file).unwrap());
     drop(store);
     drop(reopen(&path).await.unwrap());
@@ -131,7 +132,7 @@ async fn a_journal_whose_one_file_is_gone_is_not_begun_anew_beside_the_other() {
     refused("journal.db is missing", "-wal to begin");
     std::fs::write(&path, "").unwrap();
     refused("journal.db is empty", "-wal to begin");
-    std::fs::write(dir.path().join("agent-id"), "0123456789ab").unwrap();
+    std::fs::write(dir.path().join("agent-id"), id).unwrap();
     refused("journal.db is empty", "agent-id to begin");
 
     std::fs::rename(&elsewhere, &path).unwrap();
