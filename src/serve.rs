@@ -146,6 +146,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
     let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
+    let files = tokio::spawn(agent.store.clone().keep_looking_for_files(shutdown.clone()));
     let canaries = tokio::spawn(agent::canaries::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
@@ -163,7 +164,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     Ok(Serving {
         agent,
-        tasks: vec![tcp, unix, notices, look_out, canaries, keeper, certificates],
+        tasks: vec![tcp, unix, notices, look_out, files, canaries, keeper, certificates],
         endless: work,
         _alone: alone,
     })
