@@ -11,9 +11,11 @@ pub mod lock;
 
 /// The journal's file in it.
 pub const JOURNAL: &str = "journal.db";
+/// The agent's id in plain text; it lies beside a journal that has been in use.
+pub const AGENT_ID: &str = "agent-id";
 /// Files by which a directory is known as one of ours. The agent makes the first one before all others, the proxy the
 /// last one.
-const OURS: &[&str] = &[lock::FILE, JOURNAL, "agent-id", "routes.json", "proxy.lock"];
+const OURS: &[&str] = &[lock::FILE, JOURNAL, AGENT_ID, "routes.json", "proxy.lock"];
 /// What the root of a file system of its own has from the beginning.
 const OF_FILE_SYSTEM: &str = "lost+found";
 /// How many of a stranger's files are named.

@@ -28,7 +28,7 @@ use crate::proxy::supervise::Supervisor;
 use crate::rollout::routes::Routes;
 use crate::runtime::docker::Docker;
 use crate::runtime::{Happened, RuntimeError};
-use crate::store::Store;
+use crate::store::{AGENT_ID_KEY, Store};
 use crate::{acme, agent, api, data_dir, notify, trigger};
 
 /// Builds at a time, over all apps.
@@ -94,8 +94,8 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         LockError::Io { .. } => err.into(),
     })?;
     let store = Store::open(&data_dir.join(data_dir::JOURNAL))?;
-    let id = store.kept_random("agent_id", 6).await?;
-    data_dir::write_whole(&data_dir.join("agent-id"), id.as_bytes()).context("cannot write agent-id")?;
+    let id = store.kept_random(AGENT_ID_KEY, 6).await?;
+    data_dir::write_whole(&data_dir.join(data_dir::AGENT_ID), id.as_bytes()).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
     let engine = reach_engine(&config.runtime.docker_host, &id).await;
     if let Err(err @ RuntimeError::Refused(_)) = engine {
@@ -146,6 +146,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         tracing::warn!("not everything that runs is known yet; requests are taken meanwhile");
     }
     let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
+    let files = tokio::spawn(agent.store.clone().keep_looking_for_files(shutdown.clone()));
     let canaries = tokio::spawn(agent::canaries::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
@@ -163,7 +164,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     Ok(Serving {
         agent,
-        tasks: vec![tcp, unix, notices, look_out, canaries, keeper, certificates],
+        tasks: vec![tcp, unix, notices, look_out, files, canaries, keeper, certificates],
         endless: work,
         _alone: alone,
     })

@@ -4,7 +4,7 @@
 
 use std::fs::Permissions;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirEntryExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use longshore::agent::Agent;
 use longshore::api;
 use longshore::config;
 use longshore::model::{AppName, DeploymentId, Status};
-use longshore::store::{Finish, Scope, Store};
+use longshore::store::{AGENT_ID_KEY, Finish, Scope, Store};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use secrecy::ExposeSecret;
@@ -335,6 +335,80 @@ fn a_backup_is_told_of_by_the_name_that_it_was_given() {
     until("the journal is closed", || (!data.join("journal.db-wal").exists()).then_some(()));
     let alone = longshore(elsewhere.path()).args(["backup", "nowhere/copy.db"]).output().unwrap();
     assert_eq!((code(&alone), text(&alone.stderr).as_str()), (1, no_directory));
+}
+
+/// A directory with a configuration and the closed journal of an agent; and that agent's id.
+fn agents_directory() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("deploy.toml"), "[agent]\ndata_dir = \"data\"\n").unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let store = Store::open(&data.join("journal.db")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let id = runtime.block_on(store.kept_random(AGENT_ID_KEY, 6)).unwrap();
+    drop(store);
+    until("the journal is closed", || (!data.join("journal.db-wal").exists()).then_some(()));
+    std::fs::write(data.join("agent-id"), &id).unwrap();
+    (dir, id)
+}
+
+#[test]
+fn the_backup_of_another_agent_is_restored_on_purpose_alone() {
+    let ((here, own), (there, other)) = (agents_directory(), agents_directory());
+    let run = |dir: &tempfile::TempDir, arguments: &[&str]| {
+        let output = longshore(dir.path()).args(arguments).output().unwrap();
+        (code(&output), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let file = here.path().join("other.db");
+    assert_eq!(run(&there, &["backup", file.to_str().unwrap()]).0, 0);
+    let (ended, said) = run(&here, &["restore", "other.db"]);
+    assert_eq!(ended, 1, "{said}");
+    for part in ["nothing is restored", &own, &other, "--another-agent"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    let (ended, said) = run(&here, &["restore", "--another-agent", "other.db"]);
+    assert_eq!(ended, 0, "{said}");
+    assert_eq!(std::fs::read_to_string(here.path().join("data/agent-id")).unwrap(), other);
+}
+
+#[test]
+fn a_backup_is_not_written_among_the_files_of_an_agent() {
+    let bench = Bench::new();
+    let data = bench.dir.path().join("data");
+    std::fs::write(data.join("agent-id"), "0123456789ab").unwrap();
+    std::fs::write(data.join("agent.lock"), "").unwrap();
+    std::fs::create_dir(data.join("mirrors")).unwrap();
+    std::os::unix::fs::symlink(&data, bench.dir.path().join("link")).unwrap();
+    let files = || {
+        let mut files: Vec<_> =
+            std::fs::read_dir(&data).unwrap().flatten().map(|file| (file.file_name(), file.ino())).collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    let refused = |mut command: Command, file: &str| {
+        let output = command.args(["backup", "--force", file]).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(code(&output), 2, "{file}: {said}");
+        let why = format!("error: {file} is not written: it would be in the data_dir of an agent ({})", data.display());
+        assert!(said.starts_with(&why) && said.contains("name a file in another directory"), "{said}");
+        assert_eq!(files(), before, "{file}");
+    };
+    let targets = ["data/journal.db", "data/journal.db-wal", "data/agent-id", "link/new.db", "data/mirrors/../new.db"];
+    for file in targets.into_iter().chain(["data/mirrors/new.db"]) {
+        refused(longshore(bench.dir.path()), file);
+    }
+    // Another agent's directory is known by what is in it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("deploy.toml"), "[agent]\ndata_dir = \"other\"\n").unwrap();
+    refused(longshore(elsewhere.path()), data.join("journal.db").to_str().unwrap());
+    assert_eq!(code(&bench.run("backup copy.db")), 0);
+
+    // The same when no agent answers.
+    std::fs::remove_file(data.join("longshore.sock")).unwrap();
+    let before = files();
+    let output = bench.run("backup --force data/journal.db");
+    assert_eq!((code(&output), files()), (2, before), "{}", text(&output.stderr));
 }
 
 #[test]

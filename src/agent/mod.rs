@@ -446,6 +446,7 @@ impl Agent {
         } else if let Err(err) = self.store.refuse_while_scarce().await {
             problems.push(format!("nothing new is taken: {err}"));
         }
+        problems.extend(self.store.look_for_files().err().map(|err| format!("nothing new is taken: {err}")));
         Readiness { problems, warnings: self.certificates.warnings() }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,19 +19,21 @@ use super::text::clean;
 use crate::data_dir::lock::{self, LockError};
 use crate::data_dir::{JOURNAL, sync_directory};
 use crate::disk::Bytes;
-use crate::store::{Contents, OpenError, copy_closed, inspect, restore};
+use crate::store::restore::{self, Whose};
+use crate::store::{Contents, OpenError, copy_closed, inspect};
 
 pub(super) const BACKUP_EXAMPLES: &str = "Examples:
   longshore backup /srv/backup/longshore.db
   longshore backup --force /srv/backup/longshore.db
 
 It has the whole journal: deployments, releases, tokens (as digests), the agent's id. It has no images, no secrets of the
-configuration and no volumes of the apps. The agent goes on meanwhile.";
+configuration and no volumes of the apps. The agent goes on meanwhile. The file must be outside of the data_dir.";
 
 pub(super) const RESTORE_EXAMPLES: &str = "Examples:
   longshore restore /srv/backup/longshore.db
 
-Stop the agent before, and start it afterwards. The journal that is there is set aside, not deleted. The apps go on running meanwhile.";
+Stop the agent before, and start it afterwards. The journal that is there is set aside, not deleted. The apps go on running meanwhile.
+The backup of another agent is refused; with --another-agent this one goes on as that one.";
 
 /// What is left to do after a restore.
 const NEXT: &str = "
@@ -56,12 +58,22 @@ pub(super) struct BackupArgs {
 pub(super) struct RestoreArgs {
     /// A file that `longshore backup` wrote, or a journal that was set aside.
     file: PathBuf,
+    /// Take the backup of another agent than the one whose data_dir this is, and go on as that one.
+    #[arg(long)]
+    another_agent: bool,
 }
 
 /// Through the agent when one answers, else from the journal itself.
-pub(super) async fn backup(client: &Client, term: &mut Term, args: BackupArgs) -> Result<ExitCode, CliError> {
+pub(super) async fn backup(
+    client: &Client,
+    term: &mut Term,
+    config: Option<PathBuf>,
+    args: BackupArgs,
+) -> Result<ExitCode, CliError> {
     let BackupArgs { file, force } = &args;
     let shown = file.display();
+    // Without a configuration here the agent is on another machine, or its directory is known by what is in it.
+    refuse_data_dir(file, target::data_dir_of(config).ok().as_deref())?;
     if !force && file.symlink_metadata().is_ok() {
         return Err(CliError::Usage(format!("{shown} exists already; choose another name, or add --force")));
     }
@@ -80,6 +92,28 @@ pub(super) async fn backup(client: &Client, term: &mut Term, args: BackupArgs) -
     }
     term.print(&clean(&format!("{shown}: {}", describe(&contents?))))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a file in a directory of an agent's, where it could replace what the agent works with, and where a copy is
+/// lost together with the journal.
+fn refuse_data_dir(file: &Path, own: Option<&Path>) -> Result<(), CliError> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // One that cannot be entered cannot be written to either, which is told of then.
+    let Ok(directory) = fs::canonicalize(parent) else { return Ok(()) };
+    let identity = |dir: &Path| fs::metadata(dir).ok().map(|found| (found.dev(), found.ino()));
+    let own = own.and_then(identity);
+    let is_agents = |dir: &&Path| {
+        own.is_some() && identity(dir) == own || [JOURNAL, lock::FILE].iter().all(|name| dir.join(name).exists())
+    };
+    match directory.ancestors().find(is_agents) {
+        Some(data_dir) => Err(CliError::Usage(format!(
+            "{} is not written: it would be in the data_dir of an agent ({}), beside or in place of the files that the \
+             agent works with; name a file in another directory",
+            file.display(),
+            data_dir.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The name under which the file is written, in the same directory.
@@ -154,7 +188,8 @@ pub(super) fn restore(args: &RestoreArgs, config: Option<PathBuf>) -> Result<(),
         LockError::Io { .. } => CliError::Failed(err.to_string()),
     })?;
     let journal = data_dir.join(JOURNAL);
-    let done = restore::restore(&args.file, &journal, Timestamp::now());
+    let whose = if args.another_agent { Whose::Any } else { Whose::Own };
+    let done = restore::restore(&args.file, &journal, whose, Timestamp::now());
     let done = done.map_err(|err| CliError::Failed(format!("nothing is restored: {err}")))?;
     drop(alone);
     let mut lines = vec![format!("{} is restored: {}", journal.display(), describe(&done.contents))];

@@ -215,7 +215,7 @@ async fn talk(command: Command, config: Option<PathBuf>) -> Result<ExitCode, Cli
         Command::Prove(args) => prove::run(&client, &mut term, config, args).await,
         Command::Cancel(args) => cancel::run(&client, &mut term, args).await,
         Command::Token(command) => token::run(&client, &mut term, command).await,
-        Command::Backup(args) => backup::backup(&client, &mut term, args).await,
+        Command::Backup(args) => backup::backup(&client, &mut term, config, args).await,
         Command::Serve
         | Command::Proxy(_)
         | Command::Check

@@ -81,7 +81,13 @@ impl Store {
         }
         self.refuse_while_scarce().await?;
         let numbers = self.numbers.clone();
-        self.call(move |c| admit(c, &new, &numbers)).await
+        let whereabouts = self.whereabouts.clone();
+        // Within the group, whose thread has looked just before it.
+        self.call(move |c| match whereabouts.refuse_astray() {
+            Ok(()) => admit(c, &new, &numbers).map(Ok),
+            Err(astray) => Ok(Err(astray)),
+        })
+        .await?
     }
 
     /// Remembers a delivery that leads to no deployment.

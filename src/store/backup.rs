@@ -9,11 +9,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::open::{OpenError, check, connect, explain, sibling};
 use super::recognise::what_else;
-use super::{Store, StoreError, schema};
+use super::{Store, StoreError, agent, schema};
 use crate::data_dir::sync_directory;
 
 /// What a journal or a copy of it has in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
     /// Its size.
     pub bytes: u64,
@@ -23,6 +23,8 @@ pub struct Contents {
     pub deployments: u64,
     /// Releases on record.
     pub releases: u64,
+    /// Whose it is.
+    pub agent: Option<String>,
 }
 
 /// Why there is no copy.
@@ -88,11 +90,13 @@ pub(super) fn contents(connection: &Connection, path: &Path) -> Result<Contents,
     schema::refuse_foreign(connection, path)?;
     let schema = schema::refuse_newer(connection, path)?;
     let bytes = fs::metadata(path).map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?.len();
+    let agent = agent::of(connection).map_err(explain)?;
     let counts = "SELECT (SELECT count(*) FROM deployments), (SELECT count(*) FROM releases)";
     connection
         .query_row(counts, [], |row| {
             let (deployments, releases): (i64, i64) = (row.get(0)?, row.get(1)?);
-            Ok(Contents { bytes, schema, deployments: deployments.unsigned_abs(), releases: releases.unsigned_abs() })
+            let (deployments, releases) = (deployments.unsigned_abs(), releases.unsigned_abs());
+            Ok(Contents { bytes, schema, deployments, releases, agent })
         })
         .map_err(explain)
 }

@@ -1,6 +1,6 @@
 //! The journal on disk: one SQLite file, and a thread that owns the connection ([`thread`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 mod admission;
+mod agent;
 mod backup;
 mod ballast;
 mod canary_alerts;
@@ -29,8 +30,10 @@ mod schema;
 mod steps;
 mod thread;
 mod tokens;
+mod whereabouts;
 
 pub use admission::{Admission, Decision, NewDeployment};
+pub use agent::KEY as AGENT_ID_KEY;
 pub use backup::{Contents, copy_closed, inspect};
 pub use canary_alerts::{CanaryAlert, Raised};
 pub use certificate_alerts::{CertificateAlert, CertificateTrouble};
@@ -49,6 +52,7 @@ pub use tokens::{Scope, Token, TokenCheck};
 use ballast::Ballast;
 use numbers::Numbers;
 use thread::{Awaited, Order, Posted};
+use whereabouts::Whereabouts;
 
 /// A handle on the journal; cheap to clone.
 #[derive(Clone)]
@@ -56,6 +60,7 @@ pub struct Store {
     orders: mpsc::UnboundedSender<Order>,
     numbers: Arc<Numbers>,
     scarce: Arc<AtomicBool>,
+    whereabouts: Arc<Whereabouts>,
 }
 
 /// Why a call failed.
@@ -72,6 +77,18 @@ pub enum StoreError {
         "the journal was restored, and nothing new is taken before the Docker engine has said which numbers are in use"
     )]
     Unnumbered,
+    /// What is written would not be known to the next start.
+    #[error(
+        "{} is {what}, and the next start would not know what is written to the file that this agent has open. Put it back \
+         from where it was moved to, and all goes on; or save it with longshore backup FILE, stop the agent, put that in its \
+         place with longshore restore FILE, and start the agent", path.display()
+    )]
+    Astray {
+        /// The file.
+        path: PathBuf,
+        /// `gone` …
+        what: &'static str,
+    },
     /// The thread has ended.
     #[error("the journal is closed")]
     Closed,
@@ -89,9 +106,10 @@ impl Store {
         let numbers = Numbers::read(&connection).map_err(|err| open::explain(path, err))?;
         ballast.renew();
         let scarce = ballast.watch_scarcity();
-        let orders = thread::start(connection, ballast)
+        let whereabouts = Arc::new(Whereabouts::of(path));
+        let orders = thread::start(connection, ballast, whereabouts.clone())
             .map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?;
-        Ok(Self { orders, numbers: Arc::new(numbers), scarce })
+        Ok(Self { orders, numbers: Arc::new(numbers), scarce, whereabouts })
     }
 
     /// Runs `work`, which writes, in a transaction and returns once it is on disk.

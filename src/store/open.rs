@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::schema;
-use crate::data_dir::owner_if_other;
+use super::{agent, schema};
+use crate::data_dir::{AGENT_ID, owner_if_other};
 
 /// Statements kept prepared; more than there are different ones.
 const STATEMENTS: usize = 128;
@@ -18,8 +18,6 @@ const STATEMENTS: usize = 128;
 const BUSY: Duration = Duration::from_millis(500);
 /// Of SQLite's pages, in bytes.
 const PAGE: u64 = 4096;
-/// Lies beside a journal that has been in use: the agent writes it after its first opening.
-const IN_USE: &str = "agent-id";
 
 /// Why the journal could not be opened. It is left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +77,7 @@ pub enum OpenError {
     #[error(
         "{} is {what}, and its directory has been in use: no empty journal is put in its place. Restore a backup with: \
          longshore restore FILE; or remove {} to begin with an empty one, which knows nothing of what runs",
-        path.display(), path.with_file_name(IN_USE).display()
+        path.display(), path.with_file_name(AGENT_ID).display()
     )]
     Lost {
         /// The file.
@@ -87,13 +85,28 @@ pub enum OpenError {
         /// `missing`, `empty` …
         what: &'static str,
     },
+    /// It is whole, and another agent's than the one whose directory this is.
+    #[error(
+        "{} is {}, and {} says that this directory is the one of agent {own}: it is left as it is, because this agent would \
+         take the containers of another one for its own. Put the journal of {own} back; or delete {} to go on with this one",
+        path.display(), agent::whose(found.as_deref()), path.with_file_name(AGENT_ID).display(),
+        path.with_file_name(AGENT_ID).display()
+    )]
+    OfAnother {
+        /// The file.
+        path: PathBuf,
+        /// The agent's id in it, if there is one.
+        found: Option<String>,
+        /// The one in `agent-id`.
+        own: String,
+    },
     /// One of the journal's two files is gone, and what was written last is in the other one.
     #[error(
         "{} is {what}, but {wal} is there, and a journal is both files together: no empty one is begun beside it. Put {} \
          back from where it was moved to; or restore a backup with: longshore restore FILE; or remove {wal}{} to begin \
          with an empty journal, which knows nothing of what runs",
         path.display(), path.display(),
-        if *in_use { format!(" and {}", path.with_file_name(IN_USE).display()) } else { String::new() },
+        if *in_use { format!(" and {}", path.with_file_name(AGENT_ID).display()) } else { String::new() },
         wal = sibling(path, "-wal").display(),
     )]
     WalAlone {
@@ -159,6 +172,7 @@ impl OpenError {
             Self::Damaged { why, .. } => Self::Damaged { path, why },
             Self::Lost { what, .. } => Self::Lost { path, what },
             Self::WalAlone { what, in_use, .. } => Self::WalAlone { path, what, in_use },
+            Self::OfAnother { found, own, .. } => Self::OfAnother { path, found, own },
             Self::NotWritable { why, .. } => Self::NotWritable { path, why },
             Self::Full(_) => Self::Full(path),
             Self::NoCopy { to, copy, why, .. } => Self::NoCopy { path, to, copy, why },
@@ -170,7 +184,7 @@ impl OpenError {
 
 /// Opens the journal, or makes the first one of its directory.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
-    let used = path.with_file_name(IN_USE).exists();
+    let used = path.with_file_name(AGENT_ID).exists();
     let found = fs::metadata(path);
     if found.as_ref().is_ok_and(fs::Metadata::is_dir) {
         return Err(OpenError::NotAJournal { path: path.into(), what: "it is a directory" });
@@ -204,9 +218,23 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     check(&connection, path)?;
     if (1..=schema::KNOWN).contains(&version) {
         schema::refuse_foreign(&connection, path)?;
+        refuse_of_another(&connection, path)?;
     }
     schema::migrate(&connection, path)?;
     Ok(connection)
+}
+
+/// Each journal that was in use here has the id that is beside it: that is written from it.
+fn refuse_of_another(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let beside = agent::beside(path).map_err(|err| OpenError::Other {
+        path: path.with_file_name(AGENT_ID),
+        why: format!("{err}; mend it, or delete it to go on with the journal that is there"),
+    })?;
+    let found = agent::of(connection).map_err(|err| explain(path, err))?;
+    match beside {
+        Some(own) if found.as_ref() != Some(&own) => Err(OpenError::OfAnother { path: path.into(), found, own }),
+        _ => Ok(()),
+    }
 }
 
 fn missing(err: &io::Error) -> Option<&'static str> {

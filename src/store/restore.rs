@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
+use super::agent;
 use super::backup::{Contents, contents};
 use super::numbers::mark_restored;
 use super::open::{OpenError, check, connect, explain, lock_holder, sibling};
 use super::recognise::what_else;
-use crate::data_dir::sync_directory;
+use crate::data_dir::{AGENT_ID, sync_directory};
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,23 @@ pub enum RestoreError {
         path: PathBuf,
         /// `it is a directory` …
         what: &'static str,
+    },
+    /// It is another agent's than the one whose directory this is.
+    #[error(
+        "{} is {}, and {} says that this directory is the one of agent {own}: with it this agent would take the containers \
+         of another one for its own, and no longer know those of {own}. Name a backup of {own}; or add --another-agent \
+         when it is to go on as the agent of the backup, as on a machine that takes the place of that one's",
+        backup.display(), agent::whose(found.as_deref()), beside.display()
+    )]
+    OfAnother {
+        /// The file.
+        backup: PathBuf,
+        /// The agent's id in it, if there is one.
+        found: Option<String>,
+        /// `agent-id`
+        beside: PathBuf,
+        /// What is in that.
+        own: String,
     },
     /// A process works with the journal.
     #[error("{} is in use by the process with pid {pid}; stop it first", path.display())]
@@ -69,8 +87,17 @@ impl From<OpenError> for RestoreError {
     }
 }
 
+/// Which backups are taken in a directory that has been in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of its own agent.
+    Own,
+    /// Also those of another one, whose directory it is afterwards.
+    Any,
+}
+
 /// Puts `backup` in the place of `journal`. The caller holds the directory's lock.
-pub fn restore(backup: &Path, journal: &Path, now: Timestamp) -> Result<Restored, RestoreError> {
+pub fn restore(backup: &Path, journal: &Path, whose: Whose, now: Timestamp) -> Result<Restored, RestoreError> {
     // An older longshore does not know the directory's lock.
     if let Some(pid) = lock_holder(journal) {
         return Err(RestoreError::InUse { path: journal.into(), pid });
@@ -81,9 +108,39 @@ pub fn restore(backup: &Path, journal: &Path, now: Timestamp) -> Result<Restored
     let new = sibling(journal, ".restoring");
     remove(&new);
     let ready = bring(backup, &new).and_then(|()| make_ready(&new, backup).map_err(RestoreError::from));
-    let contents = ready.inspect_err(|_| remove(&new))?;
+    let is_ours = |contents: Contents| match whose {
+        Whose::Own => refuse_of_another(&contents, backup, journal).map(|()| contents),
+        Whose::Any => Ok(contents),
+    };
+    let contents = ready.and_then(is_ours).inspect_err(|_| remove(&new))?;
     let set_aside = replace(journal, &new, now)?;
+    // Last: cut off before it, the next start says what is wrong; without any id it could begin an empty journal.
+    hand_over(journal, contents.agent.as_deref())?;
     Ok(Restored { contents, set_aside })
+}
+
+fn refuse_of_another(contents: &Contents, backup: &Path, journal: &Path) -> Result<(), RestoreError> {
+    let beside = journal.with_file_name(AGENT_ID);
+    match agent::beside(journal) {
+        Ok(Some(own)) if contents.agent.as_ref() != Some(&own) => {
+            Err(RestoreError::OfAnother { backup: backup.into(), found: contents.agent.clone(), beside, own })
+        }
+        Ok(_) => Ok(()),
+        Err(why) => Err(RestoreError::Io { path: beside, why, state: "the journal was not touched".into() }),
+    }
+}
+
+/// Brings the `agent-id` that is there along. Where there is none, the agent writes it.
+fn hand_over(journal: &Path, id: Option<&str>) -> Result<(), RestoreError> {
+    let beside = journal.with_file_name(AGENT_ID);
+    if !beside.exists() {
+        return Ok(());
+    }
+    agent::make_own(journal, id).map_err(|why| RestoreError::Io {
+        path: beside,
+        why,
+        state: "the backup is in the journal's place; delete this file before the agent is started".into(),
+    })
 }
 
 /// The copy, with what SQLite may have left beside it, on disk.

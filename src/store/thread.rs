@@ -5,6 +5,7 @@
 //! that it has its answer whatever befell the writing.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 
 use rusqlite::Connection;
@@ -12,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ballast::Ballast;
+use super::whereabouts::Whereabouts;
 use super::{StoreError, failure};
 use crate::fail_point;
 
@@ -105,18 +107,23 @@ impl<W: FnOnce(&Connection) -> rusqlite::Result<()> + Send> Call for Posted<W> {
 type Answers = Vec<(Box<dyn Call>, Result<(), StoreError>)>;
 
 /// Starts the thread; it ends when the last sender is gone.
-pub(super) fn start(connection: Connection, ballast: Ballast) -> io::Result<mpsc::UnboundedSender<Order>> {
+pub(super) fn start(
+    connection: Connection,
+    ballast: Ballast,
+    whereabouts: Arc<Whereabouts>,
+) -> io::Result<mpsc::UnboundedSender<Order>> {
     let (orders, queue) = mpsc::unbounded_channel();
     let callers = Handle::try_current().ok();
     thread::Builder::new()
         .name("journal".into())
-        .spawn(move || serve(&connection, ballast, queue, callers.as_ref()))?;
+        .spawn(move || serve(&connection, ballast, &whereabouts, queue, callers.as_ref()))?;
     Ok(orders)
 }
 
 fn serve(
     connection: &Connection,
     mut ballast: Ballast,
+    whereabouts: &Whereabouts,
     mut queue: mpsc::UnboundedReceiver<Order>,
     callers: Option<&Handle>,
 ) {
@@ -135,6 +142,8 @@ fn serve(
         }
         if !calls.is_empty() || !reads.is_empty() {
             ballast.renew();
+            // It is remembered there, for the calls that take something new.
+            let _ = whereabouts.look();
         }
         if !calls.is_empty() {
             let answers = run_group(connection, calls, ballast.is_scarce());

@@ -340,8 +340,17 @@ fn refused(refusal: Refusal) -> Response {
 }
 
 fn unavailable(err: StoreError) -> Response {
-    tracing::error!(%err, "a delivery could not be recorded");
-    let detail = "the agent cannot write its journal now; deliver again later";
+    let detail = match err {
+        // That is in the log once, with what helps.
+        StoreError::Astray { .. } => {
+            "the agent's journal is not in its place, and nothing new is taken until it is (longshore status says more); \
+             deliver again later"
+        }
+        err => {
+            tracing::error!(%err, "a delivery could not be recorded");
+            "the agent cannot write its journal now; deliver again later"
+        }
+    };
     retry_later(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 

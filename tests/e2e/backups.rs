@@ -5,8 +5,10 @@ use std::path::Path;
 
 use bollard::query_parameters::RemoveContainerOptionsBuilder;
 
-use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
+use crate::shop::{HOST, LIMIT, Options, SECRET, Shop, assert_ended};
 use crate::support::engine;
+use crate::support::github;
+use crate::support::http;
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
 
@@ -93,5 +95,45 @@ async fn a_restored_journal_takes_no_instance_for_one_of_its_own() {
     let force = RemoveContainerOptionsBuilder::new().force(true).build();
     engine.docker.remove_container(&unknown[0].id, Some(force)).await.unwrap();
     std::fs::remove_file(&aside[0]).unwrap();
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_journal_was_moved_takes_nothing_new_until_it_is_back() {
+    let Some(engine) = engine::or_skip("an_agent_whose_journal_was_moved").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::quick()).await;
+    let (journal, elsewhere) = (shop.agent.data_dir().join("journal.db"), shop.agent.scratch().join("moved.db"));
+    let asked = async |path: &str| http::get(shop.agent.listen, "localhost", path).await.unwrap();
+    std::fs::rename(&journal, &elsewhere).unwrap();
+
+    let gone = format!("nothing new is taken: {} is gone", journal.display());
+    eventually("it is in the log without being asked", LIMIT, async || {
+        if shop.agent.log().contains(&gone) { Ok(()) } else { Err(shop.agent.log()) }
+    })
+    .await;
+    shop.repo.write_site(&Behaviour::version("v2"));
+    shop.repo.commit("v2");
+    let pushed = shop.repo.push("main");
+    for _ in 0..2 {
+        let answer = github::Push::of("main", &pushed).delivery().send(shop.agent.listen, "shop", SECRET).await;
+        let said = answer.text();
+        assert!(answer.status == 503 && said.contains("the agent's journal is not in its place"), "{said}");
+    }
+    let (code, said) = run(&shop, &["deploy", "shop"]).await;
+    assert!(code == Some(1) && said.contains("is gone, and the next start would not know"), "{code:?} {said}");
+    let ready = asked("/readyz").await;
+    assert!(ready.status == 503 && ready.text().contains(&gone), "{}", ready.text());
+    let (_, status) = run(&shop, &["status"]).await;
+    assert!(status.contains(&format!("not ready: {gone}")), "{status}");
+    assert_eq!(shop.agent.log().matches(&gone).count(), 1, "{}", shop.agent.log());
+    assert_eq!(shop.version().await, "v1");
+    let saved = shop.agent.scratch().join("saved.db");
+    let (code, said) = run(&shop, &["backup", saved.to_str().unwrap()]).await;
+    assert!(code == Some(0) && said.contains("1 deployment, 1 release"), "{code:?} {said}");
+
+    std::fs::rename(&elsewhere, &journal).unwrap();
+    let id = shop.deliver(&pushed).await;
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "succeeded", &[]);
+    assert_eq!(asked("/readyz").await.status, 200);
     shop.finish().await;
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::store::restore::restore;
+use crate::store::restore::{RestoreError, Whose, restore};
 
 fn number(admission: Admission) -> i64 {
     match admission {
@@ -67,7 +67,7 @@ async fn what_is_no_whole_journal_is_not_restored() {
     let (path, file) = (dir.path().join("journal.db"), dir.path().join("copy.db"));
     let store = open(&dir);
     let _ = store.admit(push(1, None)).await.unwrap();
-    let held = restore(&file, &path, Timestamp::now()).unwrap_err().to_string();
+    let held = restore(&file, &path, Whose::Own, Timestamp::now()).unwrap_err().to_string();
     assert!(held.contains(&format!("pid {}", std::process::id())), "{held}");
     backup(&store, &file).await;
     drop(store);
@@ -97,15 +97,15 @@ async fn what_is_no_whole_journal_is_not_restored() {
     ] {
         std::fs::write(&file, content).unwrap();
         let before = names(dir.path());
-        let why = restore(&file, &path, Timestamp::now()).unwrap_err().to_string();
+        let why = restore(&file, &path, Whose::Own, Timestamp::now()).unwrap_err().to_string();
         assert!(why.contains(part) && why.contains("copy.db"), "{part}: {why}");
         assert!(!why.contains("before-v"), "there is no such file: {why}");
         assert_eq!(std::fs::read(&path).unwrap(), journal, "{part}");
         assert_eq!(names(dir.path()), before, "{part}");
     }
-    let directory = restore(dir.path(), &path, Timestamp::now()).unwrap_err().to_string();
+    let directory = restore(dir.path(), &path, Whose::Own, Timestamp::now()).unwrap_err().to_string();
     assert!(directory.contains("is no journal of longshore's: it is a directory"), "{directory}");
-    let missing = restore(&dir.path().join("none.db"), &path, Timestamp::now()).unwrap_err().to_string();
+    let missing = restore(&dir.path().join("none.db"), &path, Whose::Own, Timestamp::now()).unwrap_err().to_string();
     assert!(missing.contains("none.db") && missing.contains("the journal was not touched"), "{missing}");
 }
 
@@ -125,7 +125,7 @@ async fn a_restored_journal_numbers_beyond_what_runs() {
     drop(store);
     let now: Timestamp = "2026-03-01T04:05:06Z".parse().unwrap();
     let done = loop {
-        match restore(&file, &path, now) {
+        match restore(&file, &path, Whose::Own, now) {
             Ok(done) => break done,
             Err(err) => assert!(err.to_string().contains("pid"), "{err}"),
         }
@@ -134,7 +134,7 @@ async fn a_restored_journal_numbers_beyond_what_runs() {
     let aside = dir.path().join("journal.db.replaced-20260301T040506Z");
     assert_eq!((done.contents.deployments, done.set_aside.as_deref()), (2, Some(aside.as_path())));
     assert_eq!(inspect(&aside).unwrap().deployments, 7);
-    let other = restore(&file, &path, now).unwrap().set_aside.unwrap();
+    let other = restore(&file, &path, Whose::Own, now).unwrap().set_aside.unwrap();
     assert_eq!(
         (inspect(&aside).unwrap().deployments, inspect(&other).unwrap().deployments),
         (7, 2),
@@ -165,6 +165,60 @@ async fn a_restored_journal_numbers_beyond_what_runs() {
     // What is on record already changes nothing.
     assert_eq!(store.number_beyond(DeploymentId(7), runs()).await.unwrap(), Settled::default());
     assert_eq!(number(store.admit(push(10, None)).await.unwrap()), 10);
+}
+
+/// A journal of an agent's own, closed.
+async fn of_an_agent(dir: &tempfile::TempDir) -> (std::path::PathBuf, String) {
+    let path = dir.path().join("journal.db");
+    let store = Store::open(&path).unwrap();
+    let id = store.kept_random(AGENT_ID_KEY, 6).await.unwrap();
+    store.checkpoint().await.unwrap();
+    drop(store);
+    drop(reopen(&path).await.unwrap());
+    while path.with_file_name("journal.db-wal").exists() {
+        tokio::task::yield_now().await;
+    }
+    (path, id)
+}
+
+#[tokio::test]
+async fn another_agents_journal_is_neither_restored_nor_opened_unless_it_is_meant() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ((path, own), (backup, other)) = (of_an_agent(&here).await, of_an_agent(&there).await);
+    let beside = here.path().join("agent-id");
+    // A person may have written it again, with an editor.
+    std::fs::write(&beside, format!("{own}\n")).unwrap();
+    let before = (std::fs::read(&path).unwrap(), names(here.path()));
+
+    let err = restore(&backup, &path, Whose::Own, Timestamp::now()).unwrap_err();
+    assert!(matches!(err, RestoreError::OfAnother { .. }), "{err}");
+    let said = err.to_string();
+    for part in [&own, &other, "--another-agent", &backup.display().to_string(), &beside.display().to_string()] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    assert_eq!((std::fs::read(&path).unwrap(), names(here.path())), before, "nothing was touched");
+    let again = restore(&path, &path, Whose::Own, Timestamp::now()).unwrap();
+    assert_eq!(again.contents.agent.as_ref(), Some(&own), "one's own is taken");
+
+    // By other means than restore.
+    std::fs::copy(&backup, &path).unwrap();
+    let err = Store::open(&path).err().unwrap();
+    assert!(matches!(err, OpenError::OfAnother { .. }), "{err}");
+    let said = err.to_string();
+    for part in [&own, &other, &path.display().to_string(), &format!("delete {}", beside.display())] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    std::fs::remove_file(&beside).unwrap();
+    drop(Store::open(&path).unwrap());
+
+    // On purpose: the directory is the other agent's then.
+    std::fs::write(&beside, &own).unwrap();
+    while let Err(err) = restore(&backup, &path, Whose::Any, Timestamp::now()) {
+        assert!(matches!(err, RestoreError::InUse { .. }), "{err}");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(std::fs::read_to_string(&beside).unwrap(), other);
+    drop(Store::open(&path).unwrap());
 }
 
 #[tokio::test]

@@ -111,6 +111,7 @@ async fn a_journal_whose_one_file_is_gone_is_not_begun_anew_beside_the_other() {
     // As a power cut leaves it: what was written last is in the second file.
     let store = open(&dir);
     let _ = store.admit(push(1, None)).await.unwrap();
+    let id = store.kept_random(AGENT_ID_KEY, 6).await.unwrap();
     let both = [&path, &wal].map(|file| std::fs::read(file).unwrap());
     drop(store);
     drop(reopen(&path).await.unwrap());
@@ -131,7 +132,7 @@ async fn a_journal_whose_one_file_is_gone_is_not_begun_anew_beside_the_other() {
     refused("journal.db is missing", "-wal to begin");
     std::fs::write(&path, "").unwrap();
     refused("journal.db is empty", "-wal to begin");
-    std::fs::write(dir.path().join("agent-id"), "0123456789ab").unwrap();
+    std::fs::write(dir.path().join("agent-id"), id).unwrap();
     refused("journal.db is empty", "agent-id to begin");
 
     std::fs::rename(&elsewhere, &path).unwrap();
@@ -193,4 +194,31 @@ async fn another_process_with_the_journal_is_waited_for_a_moment_and_named() {
     other.execute_batch("ROLLBACK").unwrap();
     drop(other);
     drop(reopen(&path).await.unwrap());
+}
+
+#[tokio::test]
+async fn nothing_new_is_taken_while_the_journal_is_not_where_the_next_start_looks_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let _ = store.admit(push(1, None)).await.unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    for (number, name) in [(2, "journal.db"), (3, "journal.db-wal")] {
+        let path = dir.path().join(name);
+        std::fs::rename(&path, &elsewhere).unwrap();
+        let expected = |what| Err(StoreError::Astray { path: path.clone(), what });
+        assert_eq!(store.admit(push(number, None)).await, expected("gone"));
+        std::fs::copy(&elsewhere, &path).unwrap();
+        assert_eq!(store.admit(push(number, None)).await, expected("another file now"));
+        assert_eq!(store.look_for_files(), expected("another file now").map(|_: Admission| ()));
+        let said = store.look_for_files().unwrap_err().to_string();
+        assert!(said.contains("longshore backup FILE") && said.contains("longshore restore FILE"), "{said}");
+        // What is under way may end, and everything can be saved.
+        store.advance(DeploymentId(1), Status::Preparing).await.unwrap();
+        assert!(store.backup().await.is_ok());
+
+        std::fs::rename(&elsewhere, &path).unwrap();
+        let taken = store.admit(push(number, None)).await.unwrap();
+        assert!(matches!(taken, Admission::Queued { id: DeploymentId(id), .. } if id == number as i64), "{taken:?}");
+        assert_eq!(store.look_for_files(), Ok(()));
+    }
 }
