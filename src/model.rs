@@ -200,6 +200,15 @@ impl InstanceId {
         }
     }
 
+    /// Whether this is how an instance is called that `deployment` starts for `slot` of `service`, at any attempt.
+    pub fn is_of(&self, deployment: DeploymentId, service: &ServiceName, slot: u32) -> bool {
+        let first = Self::new(deployment, service, slot, 0);
+        let Some(rest) = self.0.strip_prefix(first.as_str()) else { return false };
+        let attempt = if rest.is_empty() { Some(0) } else { rest.strip_prefix("-r").and_then(|n| n.parse().ok()) };
+        // What is parsed may be written in more ways than one.
+        attempt.is_some_and(|attempt| *self == Self::new(deployment, service, slot, attempt))
+    }
+
     /// An id read back from a label or a request. Only the characters that [`InstanceId::new`] produces.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let ok = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -371,6 +380,19 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "My_App", "a..b", "../../etc", "a b", &"x".repeat(41), "é"] {
             assert!(bad.parse::<AppName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_instance_is_called_by_its_deployment_service_and_place() {
+        let is_of = |id: &str| InstanceId::parse(id).unwrap().is_of(DeploymentId(12), &"web".parse().unwrap(), 3);
+        for (attempt, id) in [(0, "d12-web-3"), (1, "d12-web-3-r1"), (10, "d12-web-3-r10")] {
+            assert_eq!(InstanceId::new(DeploymentId(12), &"web".parse().unwrap(), 3, attempt).as_str(), id);
+            assert!(is_of(id), "{id}");
+        }
+        for other in ["d1-web-3", "d12-w-3", "d12-web-1", "d12-web-31", "d12-web-3-r", "d12-web-3-r0", "d12-web-3-r01"]
+        {
+            assert!(!is_of(other), "{other}");
         }
     }
 

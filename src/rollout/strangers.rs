@@ -1,4 +1,4 @@
-//! What carries our labels although no deployment on record has started it: left alone, and told of once. Pure.
+//! What carries our labels and is no instance that a deployment on record has started: left alone, and told of once. Pure.
 
 use std::collections::BTreeSet;
 
@@ -27,11 +27,11 @@ impl Stranger {
         Self { container: observed.container.clone(), instance: Some(observed.id.clone()), what }
     }
 
-    /// Its labels do not say which instance it is.
+    /// It carries our labels and is no instance.
     pub fn of_no_instance(unknown: &Unknown) -> Self {
         let what = format!(
-            "has a container that no deployment started, {} ({}): it carries this agent's labels, but {} is missing or \
-             malformed; it is left alone and gets no requests",
+            "has a container that is none of its instances, {} ({}): it carries this agent's labels, but {}; it is \
+             left alone and gets no requests",
             unknown.name,
             short(&unknown.container),
             unknown.wrong
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     fn stranger(container: &str) -> Stranger {
-        let wrong = "longshore.instance";
+        let wrong = "longshore.instance is missing".into();
         Stranger::of_no_instance(&Unknown { container: container.into(), name: "odd".into(), wrong })
     }
 

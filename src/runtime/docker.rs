@@ -192,7 +192,10 @@ impl Docker {
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
         // One that only carries the name among its labels is none of ours to stop.
-        let ours = |container: &ContainerSummary| !matches!(observe::whose_is(container), Whose::Unknown(_));
+        let ours = |container: &ContainerSummary| match observe::whose_is(&self.agent_id, container) {
+            Whose::Instance(_) | Whose::ReleaseCommand(_) => true,
+            Whose::Files | Whose::Unknown(_) => false,
+        };
         Ok(found.into_iter().filter(ours).find_map(|container| container.id))
     }
 
@@ -370,7 +373,7 @@ impl Runtime for Docker {
             let filters = Some(labels::filter(&[(labels::AGENT, &self.agent_id), (labels::APP, app.as_str())]));
             let options = ListContainersOptions { all: true, filters, ..Default::default() };
             let found = self.client.list_containers(Some(options)).await.map_err(explain::runtime_error)?;
-            Ok(found.into_iter().filter_map(observe::unknown).collect())
+            Ok(found.into_iter().filter_map(|container| observe::unknown(&self.agent_id, container)).collect())
         })
         .boxed()
     }

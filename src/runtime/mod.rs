@@ -154,15 +154,15 @@ pub struct Observed {
     pub has_healthcheck: bool,
 }
 
-/// Something with our labels that does not say which instance it is.
+/// Something with our labels that is no instance: they say not which one it is, or it does not have that one's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// The runtime's own name for it.
     pub container: String,
     /// What people call it.
     pub name: String,
-    /// The first label that is missing or malformed.
-    pub wrong: &'static str,
+    /// Why it is none, in words.
+    pub wrong: String,
 }
 
 impl Observed {
@@ -199,7 +199,7 @@ pub struct Exited {
 pub enum Happened {
     /// It was started (first or again).
     Started(InstanceId),
-    /// Something was started that carries this app's labels and does not say which instance it is.
+    /// Something was started that carries this app's labels and is no instance ([`Unknown`]).
     StartedUnknown(AppName),
     /// It ended.
     Exited(InstanceId, Exited),

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerConfig, ContainerCreateBody, HostConfig, NetworkDisconnectRequest};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveImageOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use serde_json::Value;
 
@@ -46,6 +47,11 @@ impl Shop {
     async fn remove_by_hand(&self, container: &Container) {
         let options = RemoveContainerOptionsBuilder::new().force(true).build();
         self.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
+    }
+
+    /// What an instance's container is called.
+    fn container_name(&self, instance: &str) -> String {
+        format!("longshore.{}.shop.{instance}", self.agent.id())
     }
 
     /// Asks an instance itself, past the proxy.
@@ -154,7 +160,7 @@ async fn what_nobody_recorded_is_left_alone_and_what_was_left_behind_goes() {
         labels.insert("longshore.instance".into(), id.clone());
         labels.insert("longshore.slot".into(), slot.into());
         let body = ContainerCreateBody { image: image.clone(), labels: Some(labels), ..Default::default() };
-        let name = format!("{}.{id}", copy.name);
+        let name = shop.container_name(&id);
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let made = shop.engine.docker.create_container(Some(options), body).await.expect("created");
         shop.engine.docker.start_container(&made.id, None::<StartContainerOptions>).await.expect("started");
@@ -184,12 +190,12 @@ async fn a_container_that_carries_our_labels_and_is_none_of_ours_is_told_of_once
     let copy = shop.instances("web").await.swap_remove(0);
     let image = shop.engine.objects(&shop.agent.id()).await.images.swap_remove(0).id;
     let docker = shop.engine.docker.clone();
-    let start = async |name: &str, labels: &[(&str, &str)]| {
+    let start = async |name: String, labels: &[(&str, &str)]| {
         let ours = ["longshore.agent", "longshore.app"].map(|label| (label, copy.label(label)));
         let labels = ours.iter().chain(labels).map(|(label, value)| ((*label).to_owned(), (*value).to_owned()));
         let labels = Some(labels.collect::<HashMap<_, _>>());
         let body = ContainerCreateBody { image: Some(image.clone()), labels, ..Default::default() };
-        let options = CreateContainerOptionsBuilder::new().name(&format!("{}.{name}", copy.name)).build();
+        let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let made = docker.create_container(Some(options), body).await.expect("created").id;
         docker.start_container(&made, None::<StartContainerOptions>).await.expect("started");
         made
@@ -204,19 +210,20 @@ async fn a_container_that_carries_our_labels_and_is_none_of_ours_is_told_of_once
         kept.chain(changes.iter().copied()).collect()
     };
     // While the agent runs.
-    let bare = start("bare", &[]).await;
+    let beside = |name: &str| format!("{}.{name}", copy.name);
+    let bare = start(beside("bare"), &[]).await;
     shop.drifted(&[&bare[..12], "bare", "longshore.kind is missing or malformed", "left alone"]).await;
-    let odd = start("odd", &but(&[("longshore.instance", "D1 web")])).await;
+    let odd = start(beside("odd"), &but(&[("longshore.instance", "D1 web")])).await;
     shop.drifted(&[&odd[..12], "longshore.instance is missing or malformed"]).await;
-    let foreign =
-        start("foreign", &but(&[("longshore.deployment", "4711"), ("longshore.instance", "d4711-web-1")])).await;
+    let elsewhere = [("longshore.deployment", "4711"), ("longshore.instance", "d4711-web-1")];
+    let foreign = start(shop.container_name("d4711-web-1"), &but(&elsewhere)).await;
     shop.drifted(&[&foreign[..12], "d4711-web-1", "no deployment on record"]).await;
 
     // Not again at a start of the agent, but of one that was made anew.
     shop.agent.restart().await;
     shop.serves_with(2).await;
     remove(&bare).await;
-    let anew = start("bare", &[]).await;
+    let anew = start(beside("bare"), &[]).await;
     let entries = shop.drifted(&[&anew[..12], "bare"]).await;
     for told in [&bare, &odd, &foreign, &anew] {
         let times = entries.iter().filter(|entry| entry.to_string().contains(&told[..12])).count();
@@ -232,6 +239,107 @@ async fn a_container_that_carries_our_labels_and_is_none_of_ours_is_told_of_once
 }
 
 #[tokio::test]
+async fn a_copy_of_an_instance_is_not_taken_for_it() {
+    let Some(engine) = engine::or_skip("a_copy_of_an_instance_is_not_taken_for_it").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let routes = async || {
+        let traffic = shop.app().await["instances"].as_array().expect("instances").clone();
+        traffic.into_iter().map(|i| (i["id"].clone(), i["address"].clone(), i["health"].clone())).collect::<Vec<_>>()
+    };
+    let (before, routed) = (shop.instances("web").await, routes().await);
+    let docker = shop.engine.docker.clone();
+    let load = shop.load();
+
+    // Somebody looks into an instance: the image has its labels, and so has what is run from it.
+    let commit = CommitContainerOptionsBuilder::new().container(&before[0].id).repo(&debug_image(&shop)).build();
+    docker.commit_container(commit, ContainerConfig::default()).await.expect("committed");
+    let network = before[0].name.trim_end_matches(".d1-web-1").to_owned();
+    let run = async |name: &str, labels: &[(&str, &str)], network: &str| {
+        let labels = labels.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect();
+        let host_config = HostConfig { network_mode: Some(network.to_owned()), ..Default::default() };
+        let image = Some(debug_image(&shop));
+        let body =
+            ContainerCreateBody { image, labels: Some(labels), host_config: Some(host_config), ..Default::default() };
+        let options = CreateContainerOptionsBuilder::new().name(&format!("{}-{name}", shop.agent.id())).build();
+        let made = docker.create_container(Some(options), body).await.expect("created").id;
+        docker.start_container(&made, None::<StartContainerOptions>).await.expect("started");
+        made
+    };
+    let inside = run("inside", &[], &network).await;
+    let outside = run("dbg", &[], "bridge").await;
+    let place = run("slot", &[("longshore.slot", "9")], &network).await;
+    let forged = run("forged7", &[("longshore.instance", "d1-web-7"), ("longshore.slot", "7")], &network).await;
+    let called = format!("its name is not {}", before[0].name);
+    for copy in [&inside, &outside] {
+        shop.drifted(&[&copy[..12], &called, "left alone"]).await;
+    }
+    shop.drifted(&[&place[..12], "d1-web-1 does not fit", "longshore.slot 9"]).await;
+    shop.drifted(&[&forged[..12], "d1-web-7"]).await;
+    assert_eq!(routes().await, routed);
+
+    // What happens to a copy does not happen to the instance.
+    let cut = NetworkDisconnectRequest { container: inside.clone(), force: Some(true) };
+    docker.disconnect_network(&network, cut).await.expect("disconnected");
+    let options = StopContainerOptionsBuilder::new().t(0).build();
+    docker.stop_container(&inside, Some(options)).await.expect("stopped");
+    docker.start_container(&inside, None::<StartContainerOptions>).await.expect("started");
+    let remove = async |id: &str| {
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        docker.remove_container(id, Some(options)).await.expect("removed");
+    };
+    remove(&outside).await;
+    // The events come in their order: when this one is known, the others have been.
+    let last = run("last", &[], "bridge").await;
+    let entries = shop.drifted(&[&last[..12], &called]).await;
+    assert_eq!(routes().await, routed);
+    for copy in [&inside, &outside, &place, &forged, &last] {
+        let times = entries.iter().filter(|entry| entry.to_string().contains(&copy[..12])).count();
+        assert_eq!(times, 1, "{copy}: {entries:#?}");
+    }
+    assert_eq!(entries.len(), 5, "nothing else differs: {entries:#?}");
+    for there in before.iter().map(|container| &container.id).chain([&inside, &place, &forged, &last]) {
+        let seen = docker.inspect_container(there, None).await.expect("nothing is removed");
+        assert_eq!(seen.state.and_then(|state| state.running), Some(true), "{there}");
+    }
+
+    // Nor does a rollout move or stop one of them.
+    assert_eq!(shop.push(&Behaviour::version("v2")).await["status"], "succeeded");
+    load.stop().await.assert_flawless(100);
+    for copy in [&inside, &place, &forged, &last] {
+        let seen = docker.inspect_container(copy, None).await.expect("it is left alone");
+        assert_eq!(seen.state.and_then(|state| state.running), Some(true));
+        remove(copy).await;
+    }
+    shop.assert_live(2, &[("web", 2)]).await;
+    let options = RemoveImageOptionsBuilder::new().force(true).build();
+    docker.remove_image(&debug_image(&shop), Some(options), None).await.expect("removed");
+    shop.finish().await;
+}
+
+/// What a person calls the image of an instance that they look into.
+fn debug_image(shop: &Shop) -> String {
+    format!("debug-{}", shop.agent.id())
+}
+
+#[tokio::test]
+async fn an_instance_that_is_renamed_is_a_stranger_and_started_anew() {
+    let Some(engine) = engine::or_skip("an_instance_that_is_renamed_is_a_stranger").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
+    let renamed = shop.instances("web").await.swap_remove(0);
+    let name = format!("{}-kept", shop.agent.id());
+    let rename = RenameContainerOptionsBuilder::new().name(&name).build();
+    shop.engine.docker.rename_container(&renamed.id, rename).await.expect("renamed");
+    shop.drifted(&[&renamed.id[..12], &name, "left alone"]).await;
+    shop.drifted(&["d1-web-1", "serves again"]).await;
+    shop.serves_with(2).await;
+    let seen = shop.engine.docker.inspect_container(&renamed.id, None).await.expect("it is left alone");
+    assert_eq!(seen.state.and_then(|state| state.running), Some(true));
+    shop.remove_by_hand(&renamed).await;
+    shop.assert_live(1, &[("web", 2)]).await;
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn what_is_left_of_a_release_command_goes_with_the_next_deployment() {
     let Some(engine) = engine::or_skip("what_is_left_of_a_release_command_goes").await else { return };
     let shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;
@@ -242,7 +350,7 @@ async fn what_is_left_of_a_release_command_goes_with_the_next_deployment() {
     labels.insert("longshore.slot".into(), "0".into());
     let image = shop.engine.objects(&shop.agent.id()).await.images.swap_remove(0).id;
     let body = ContainerCreateBody { image: Some(image), labels: Some(labels), ..Default::default() };
-    let name = format!("longshore.{}.shop.d1-web-0", shop.agent.id());
+    let name = shop.container_name("d1-web-0");
     let options = CreateContainerOptionsBuilder::new().name(&name).build();
     let left = shop.engine.docker.create_container(Some(options), body).await.expect("created").id;
     assert_eq!(shop.push(&Behaviour::version("v2")).await["status"], "succeeded");

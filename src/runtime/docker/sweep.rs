@@ -8,7 +8,8 @@ use bollard::query_parameters::{
     RemoveImageOptions, RemoveVolumeOptions,
 };
 
-use super::{Docker, explain, observe, within};
+use super::observe::{self, Whose};
+use super::{Docker, explain, within};
 use crate::model::AppName;
 use crate::runtime::{Observed, RuntimeError, labels};
 
@@ -28,6 +29,10 @@ impl Docker {
             let mut filter = vec![(labels::AGENT, self.agent_id.as_str()), (labels::KIND, kind)];
             filter.extend(app.map(|app| (labels::APP, app.as_str())));
             for container in self.list_labelled(&filter).await? {
+                // What a person made of a release command's container is not ours to remove.
+                if matches!(observe::whose_inspected(&self.agent_id, &container), Whose::Unknown(_)) {
+                    continue;
+                }
                 let wanted = observe::observed(&self.agent_id, &container).is_some_and(|observed| keep(&observed));
                 let Some(id) = container.id.filter(|_| !wanted) else { continue };
                 self.remove(&id).await?;

@@ -120,9 +120,10 @@ async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut Hash
     let container = actor.id?;
     let attributes = actor.attributes?;
     let action = event.action?;
-    let instance = match observe::whose(&attributes) {
+    let name = attributes.get("name").map_or("", String::as_str);
+    let instance = match observe::whose(docker.agent_id(), name, &attributes) {
         Whose::Instance(id) => id,
-        Whose::OneOff => return None,
+        Whose::ReleaseCommand(_) | Whose::Files => return None,
         Whose::Unknown(_) => {
             let app = attributes.get(labels::APP)?.parse().ok()?;
             return (action == "start").then_some(Happened::StartedUnknown(app));
