@@ -66,6 +66,8 @@ fn request(bytes: &[u8], cuts: &[u16]) {
         }
         (Asked::Unusual(left), Asked::Unusual(_)) => assert_eq!(left, bytes),
         (Asked::Partial, Asked::Partial) => {}
+        // A beginning that no request can have is given up at once where it comes in one piece, else with the end of its head.
+        (Asked::Unusual(left), Asked::Partial) => assert_eq!(left, bytes),
         (whole, pieces) => panic!("{whole:?} and {pieces:?}"),
     }
 }
@@ -76,7 +78,8 @@ fuzz_target!(|input: Input<'_>| {
         Kind::Request => request(bytes, &cuts),
         Kind::Answer { to_head } => {
             let whole = answer(&[bytes], to_head);
-            assert_eq!(whole, answer(&packets(bytes, &cuts), to_head));
+            let pieces = answer(&packets(bytes, &cuts), to_head);
+            assert!(whole == pieces || (whole.is_err() && pieces == Ok(None)), "{whole:?} and {pieces:?}");
             if let Ok(Some((status, lines, length))) = whole {
                 let told: Vec<_> = lines.iter().filter(|(name, _)| name == "content-length").collect();
                 let bodiless = to_head || (100..200).contains(&status) || status == 204 || status == 304;
