@@ -6,7 +6,7 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
-    StopContainerOptions, WaitContainerOptions,
+    RestartContainerOptions, StopContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -285,6 +285,16 @@ impl Docker {
         self.join_network(&container, &now).await
     }
 
+    /// An instance in its app's network, into which it is put back where it was cut off.
+    async fn joined(&self, container: &str, id: &InstanceId) -> Result<Observed, RuntimeError> {
+        let gone = || RuntimeError::Refused(format!("there is no instance {id} any more"));
+        let now = self.observe(container).await?.ok_or_else(gone)?;
+        if !now.is_cut_off() {
+            return Ok(now);
+        }
+        self.join_network(container, &now).await
+    }
+
     /// A container as an instance; `None` when it is gone, or is none.
     async fn observe(&self, container: &str) -> Result<Option<Observed>, RuntimeError> {
         let now = self.inspect_container(container).await?;
@@ -337,6 +347,18 @@ impl Runtime for Docker {
         .boxed()
     }
 
+    fn restart<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
+        let deadline = grace.saturating_add(START);
+        within(deadline, async move {
+            let container = self.need(id).await?;
+            let options = RestartContainerOptions { t: Some(spec::whole_seconds(grace)), signal: None };
+            let patient = self.client.clone().with_timeout(deadline);
+            patient.restart_container(&container, Some(options)).await.map_err(explain::runtime_error)?;
+            self.joined(&container, id).await
+        })
+        .boxed()
+    }
+
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>> {
         within(CALL, async move {
             let Some(container) = self.find(id).await? else { return Ok(None) };
@@ -348,12 +370,7 @@ impl Runtime for Docker {
     fn reconnect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
         within(CALL, async move {
             let container = self.need(id).await?;
-            let gone = || RuntimeError::Refused(format!("there is no instance {id} any more"));
-            let now = self.observe(&container).await?.ok_or_else(gone)?;
-            if !now.is_cut_off() {
-                return Ok(now);
-            }
-            self.join_network(&container, &now).await
+            self.joined(&container, id).await
         })
         .boxed()
     }

@@ -30,7 +30,7 @@ use super::{Heard, Push, Refusal, one_line};
 use crate::agent::Agent;
 use crate::api::last_word::until_the_agent_ends;
 use crate::api::problem::{Problem, new_request_id};
-use crate::config::{App, Config};
+use crate::config::{Absent, App, Config};
 use crate::discard::discard;
 use crate::journal::{Followed, Journal};
 use crate::model::{AppName, DeploymentId, Status, Trigger};
@@ -253,7 +253,11 @@ impl HookState {
         let name: Option<AppName> = path.ok().and_then(|Path(name)| name.parse().ok());
         let known = name.filter(|name| config.apps.contains_key(name));
         let webhook = known.as_ref().and_then(|name| config.apps.get(name)?.webhook.as_ref());
-        let secret = webhook.map_or(&self.nobodys_secret, |webhook| &webhook.secret);
+        let secret = match webhook.map(|webhook| &webhook.secret) {
+            None => &self.nobodys_secret,
+            Some(Ok(secret)) => secret,
+            Some(Err(absent)) => return Err(unverifiable(absent)),
+        };
 
         let values = headers.get_all(signature_header).iter().map(|value| value.as_bytes());
         let mut checked = signature::verify(secret, values, &body.bytes);
@@ -328,6 +332,15 @@ fn unread(why: Unread) -> Response {
 
 fn unauthorized(header: &'static str, why: SignatureError) -> Response {
     Problem::new(StatusCode::UNAUTHORIZED, format!("{header} {why}")).field(header).uniform().into_response()
+}
+
+/// Nothing is taken unchecked, so a delivery whose secret is absent is the sender's to send again. Which file that is
+/// concerns the operator alone.
+fn unverifiable(absent: &Absent) -> Response {
+    tracing::warn!("a delivery was refused, as its signature cannot be checked: {absent}");
+    let detail = "the secret that this app's deliveries are checked with cannot be read on the server, and nothing is \
+                  taken until it can (longshore status says more); deliver again later";
+    retry_later(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
 fn refused(refusal: Refusal) -> Response {

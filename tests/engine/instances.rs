@@ -44,6 +44,31 @@ fn starting_and_stopping_twice_is_doing_it_once() {
 }
 
 #[test]
+fn a_restart_is_of_the_very_container_and_starts_one_that_has_ended() {
+    with_agent(|agent| async move {
+        let image = agent.app_image().await;
+        let mut spec = agent.spec(&image, 1, &["sleep", "x"]);
+        spec.env = BTreeMap::from([("TOKEN".to_owned(), SecretString::from("a=b c"))]);
+        let first = agent.docker.start(&spec).await.unwrap();
+        let restart = async || agent.docker.restart(&spec.id, Duration::from_secs(1)).await;
+        let second = restart().await.unwrap();
+        assert_eq!((&second.container, &second.state), (&first.container, &RunState::Running));
+        assert!(second.started_at > first.started_at && second.address.is_some(), "{second:?}");
+
+        let client = agent.docker.client();
+        client.stop_container(&first.container, None).await.unwrap();
+        let third = restart().await.unwrap();
+        assert_eq!((&third.container, &third.state), (&first.container, &RunState::Running));
+        let seen = client.inspect_container(&first.container, None).await.unwrap();
+        assert!(seen.config.unwrap().env.unwrap().contains(&"TOKEN=a=b c".to_owned()));
+
+        agent.docker.stop(&spec.id, Duration::from_secs(1)).await.unwrap();
+        let error = restart().await.unwrap_err();
+        assert!(matches!(&error, RuntimeError::Refused(text) if text.contains("there is no instance")), "{error}");
+    });
+}
+
+#[test]
 fn the_defaults_are_safe() {
     with_agent(|agent| async move {
         let image = agent.app_image().await;

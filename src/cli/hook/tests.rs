@@ -158,7 +158,7 @@ async fn whatever_the_secret_is_the_signature_fits_in_every_shell() {
         .enumerate()
         .map(|(index, secret)| {
             let mut app = app(&format!("a{index}"), RepoUrl::Local("/srv/git/x".into()));
-            app.webhook = Some(Webhook { provider: config::Provider::GitHub, secret: secret.as_str().into() });
+            app.webhook = Some(Webhook { provider: config::Provider::GitHub, secret: Ok(secret.as_str().into()) });
             app
         })
         .collect();
