@@ -257,12 +257,7 @@ impl DriverTask {
         member.last_check = Some(why.clone());
         member.trusted = false;
         member.gate.restarted();
-        let stood_in = member.stands_in;
         self.push_routes();
-        if stood_in {
-            // It is nobody's to start again.
-            return self.stop(id);
-        }
         self.feed(Event::Exited(id, why)).await;
     }
 }

@@ -79,6 +79,8 @@ impl DriverTask {
         if self.engine_away {
             return self.compare_when_due(now);
         }
+        // First, as those that go are not to be started again.
+        self.relieve();
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
@@ -89,7 +91,7 @@ impl DriverTask {
         for (id, member) in &mut self.members {
             let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
             let under_way = member.pending != Pending::None || member.reconnecting;
-            if member.duty != Duty::Serving || member.stands_in || under_way || in_rollout {
+            if member.duty != Duty::Serving || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
@@ -106,7 +108,6 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
-        self.relieve();
         self.compare_when_due(now);
     }
 
