@@ -42,6 +42,8 @@ pub struct InstanceState {
     pub duty: Duty,
     /// Its share; 0 unless serving.
     pub weight: u32,
+    /// Whether its process runs. Of one that does not there may be no container either.
+    pub running: bool,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// How often the runtime restarted it.
@@ -334,6 +336,7 @@ impl Member {
             health: self.gate.health(),
             duty: self.duty,
             weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
+            running: self.running,
             started_at: self.started_at,
             restarts: self.restarts,
             last_check: self.last_check.clone(),

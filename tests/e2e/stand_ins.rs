@@ -53,6 +53,21 @@ impl Shop {
         self.agent.start().await;
         self.is_told_of("d1-web-1", "is not on this machine").await;
         assert_eq!(self.version().await, "v2");
+        self.shows("  2/2  ✗v1 not running ■v2 ✗v1 not running ■v2").await;
+    }
+
+    /// Waits until `longshore status` has this of `web`.
+    async fn shows(&self, part: &str) {
+        eventually(&format!("status shows {part:?}"), LIMIT, async || {
+            let shown = self.agent.cli(&["status", "shop"]).await;
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            if shown.lines().any(|line| line.trim_start().starts_with("web") && line.contains(part)) {
+                Ok(())
+            } else {
+                Err(shown)
+            }
+        })
+        .await;
     }
 
     async fn is_told_of(&self, instance: &str, part: &str) {
