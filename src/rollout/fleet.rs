@@ -205,6 +205,9 @@ pub(super) enum Pending {
 /// What happened to an instance that runs without an address in its app's network.
 pub(super) const CUT_OFF: &str = "was disconnected from its network";
 
+/// What happened to an instance whose container somebody took away.
+pub(super) const REMOVED: &str = "had its container removed";
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Member {

@@ -265,9 +265,16 @@ impl Docker {
         }
     }
 
-    async fn was_killed_for_memory(&self, container: &str) -> bool {
-        let found = within(CALL, self.inspect_container(container)).await.ok().flatten();
-        found.and_then(|container| container.state).and_then(|state| state.oom_killed).unwrap_or(false)
+    /// What a container that was killed shows of it: whether for its memory limit, and whether to be removed.
+    async fn why_killed(&self, container: &str) -> (bool, bool) {
+        match within(CALL, self.inspect_container(container)).await {
+            Ok(Some(container)) => {
+                let shown = container.state.map(|state| (state.oom_killed, observe::is_being_removed(&state)));
+                shown.map_or((false, false), |(oom, removed)| (oom.unwrap_or(false), removed))
+            }
+            Ok(None) => (false, true),
+            Err(_) => (false, false),
+        }
     }
 
     async fn start_container(&self, spec: &InstanceSpec) -> Result<Observed, RuntimeError> {

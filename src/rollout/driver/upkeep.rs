@@ -12,7 +12,7 @@ use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName}
 use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
 use crate::rollout::strangers::Stranger;
 use crate::rollout::upkeep::{Care, Standing};
-use crate::runtime::{Exited, Observed, Runtime, RuntimeError, Unknown};
+use crate::runtime::{Observed, Runtime, RuntimeError, Unknown};
 
 /// Between two looks at how the instances stand.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -275,12 +275,12 @@ impl DriverTask {
         None
     }
 
+    /// The runtime does not have it any more.
     pub(super) async fn gone(&mut self, id: InstanceId) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.exists = false;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if std::mem::take(&mut member.exists) {
+            self.taken_away(id).await;
         }
-        let gone = Exited { code: 137, oom: false, output: Vec::new() };
-        self.ended(id, gone).await;
     }
 
     pub(super) async fn record_drift(&self, instance: Option<InstanceId>, what: String) {

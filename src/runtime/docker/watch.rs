@@ -140,8 +140,9 @@ async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut Hash
             let told = killed_for_memory.remove(&container);
             // The oom event also comes for a child that died while the main process lived on: 137 is what the
             // kernel's kill looks like. A restarted container shows nothing of it any more, hence the event.
-            let oom = code == 137 && (told || docker.was_killed_for_memory(&container).await);
-            Some(Happened::Exited(instance, Exited { code, oom, output: Vec::new() }))
+            let (oom, removed) = if code == 137 { docker.why_killed(&container).await } else { (false, false) };
+            let oom = oom || (code == 137 && told);
+            Some(Happened::Exited(instance, Exited { code, oom, removed: removed && !oom, output: Vec::new() }))
         }
         "destroy" => Some(Happened::Removed(instance)),
         "health_status: healthy" => Some(Happened::ImageHealth(instance, true)),
