@@ -211,6 +211,8 @@ async fn in_a_rollout_an_old_one_comes_back_and_a_new_one_is_no_fault_of_its_com
     })
     .await;
     assert_eq!(shop.deployment(id).await["status"], "rolling_out");
+    shop.says(id, "d1-web-2: ready again").await;
+    assert!(!shop.log(id).await.contains("d1-web-2: ready after"), "it is not new");
 
     shop.reaches(id, "watching").await;
     let new = shop.instances("web").await.into_iter().find(|c| c.label("longshore.instance") == "d2-web-1");

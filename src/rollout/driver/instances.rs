@@ -136,9 +136,12 @@ impl DriverTask {
         match change {
             None => {}
             Some(Health::Ready) => {
-                if self.rollout.is_some() {
-                    let up = self.members.get(&id).map(|m| m.up_since.elapsed().as_secs_f64()).unwrap_or_default();
-                    self.say(format!("{id}: ready after {up:.2} s"));
+                if let (Some(active), Some(member)) = (&self.rollout, self.members.get(&id)) {
+                    let is_new = member.deployment == active.assignment.deployment;
+                    self.say(match is_new {
+                        true => format!("{id}: ready after {:.2} s", member.up_since.elapsed().as_secs_f64()),
+                        false => format!("{id}: ready again"),
+                    });
                 }
                 self.push_routes();
                 self.feed(Event::Ready(id)).await;
