@@ -87,6 +87,8 @@ impl DriverTask {
             .filter(|m| m.pending != Pending::None || !m.running || m.cut_off)
             .map(|m| m.spec.service.name.clone())
             .collect();
+        let serving = self.members.values().filter(|m| m.duty == Duty::Serving && m.standing() == Standing::Well);
+        let served: BTreeSet<ServiceName> = serving.map(|m| m.spec.service.name.clone()).collect();
         let mut due = Vec::new();
         for (id, member) in &mut self.members {
             let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
@@ -97,7 +99,9 @@ impl DriverTask {
             // One at a time: what answers badly is still better than nothing.
             let may_replace = !disturbed.contains(&member.spec.service.name);
             let patience = member.spec.service.health.start_deadline;
-            match member.upkeep.observe(member.standing(), now, patience, may_replace) {
+            // Of one that is cut off: by others.
+            let is_served = served.contains(&member.spec.service.name);
+            match member.upkeep.observe(member.standing(), now, patience, may_replace, is_served) {
                 Care::Wait => {}
                 care => due.push((id.clone(), care)),
             }
