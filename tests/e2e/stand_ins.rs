@@ -78,7 +78,7 @@ impl Shop {
         .await;
     }
 
-    /// Waits until all of these are ready, also in the proxy's eyes.
+    /// Waits until these alone run, and are ready.
     async fn serve_again(&self, expected: &[&str]) {
         self.runs_alone(expected).await;
         eventually("they are ready", LIMIT, async || {
@@ -87,7 +87,7 @@ impl Shop {
                 let all = app["instances"].as_array().expect("instances");
                 all.iter().any(|i| i["id"] == **id && i["health"] == "ready")
             };
-            if expected.iter().all(|id| ready(&id)) { Ok(()) } else { Err(format!("{app:#}")) }
+            if expected.iter().all(ready) { Ok(()) } else { Err(format!("{app:#}")) }
         })
         .await;
     }
