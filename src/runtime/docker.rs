@@ -64,6 +64,17 @@ impl std::fmt::Debug for Docker {
     }
 }
 
+/// How a container was killed, as far as it shows that afterwards.
+#[derive(Default)]
+struct Kill {
+    /// The kernel did it, for its memory limit.
+    for_memory: bool,
+    /// Somebody has it removed.
+    removed: bool,
+    /// It has a memory limit.
+    is_limited: bool,
+}
+
 impl Docker {
     /// Connects to `docker_host` (`unix:///path` or `tcp://host:port`) and agrees on an API version. Everything made
     /// here is labelled with `agent_id`, and nothing else is touched.
@@ -265,15 +276,17 @@ impl Docker {
         }
     }
 
-    /// What a container that was killed shows of it: whether for its memory limit, and whether to be removed.
-    async fn why_killed(&self, container: &str) -> (bool, bool) {
+    /// What a container that was killed shows of it.
+    async fn shown_of_kill(&self, container: &str) -> Kill {
         match within(CALL, self.inspect_container(container)).await {
-            Ok(Some(container)) => {
-                let shown = container.state.map(|state| (state.oom_killed, observe::is_being_removed(&state)));
-                shown.map_or((false, false), |(oom, removed)| (oom.unwrap_or(false), removed))
+            Ok(Some(shown)) => {
+                let is_limited = shown.host_config.and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
+                let state = shown.state.unwrap_or_default();
+                let removed = observe::is_being_removed(&state);
+                Kill { for_memory: state.oom_killed.unwrap_or(false), removed, is_limited }
             }
-            Ok(None) => (false, true),
-            Err(_) => (false, false),
+            Ok(None) => Kill { removed: true, ..Kill::default() },
+            Err(_) => Kill::default(),
         }
     }
 

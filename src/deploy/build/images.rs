@@ -1,5 +1,5 @@
-//! Our images on the engine: how they are named, found again and removed. Only what carries our name, or was built with our labels,
-//! is ever removed, one reference at a time and never by force.
+//! Our images on the engine: how they are named, found again and removed. Only what carries our name, or was built with
+//! our labels, is ever removed, one reference at a time and never by force.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
