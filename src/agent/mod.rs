@@ -261,9 +261,8 @@ impl Agent {
     pub fn proxy_standing(&self, said: Option<&Counts>) -> Option<ProxyStanding> {
         let status = self.proxy.get()?.status();
         let answers = said.is_some();
-        let runs = status.pid > 0 && (status.connected || !status.absent);
         let since = status.heard.filter(|_| !answers);
-        Some(ProxyStanding { answers, pid: runs.then_some(status.pid), since })
+        Some(ProxyStanding { answers, pid: status.runs_as(), since })
     }
 
     /// An app's canary, if one is under way.

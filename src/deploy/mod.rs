@@ -148,7 +148,7 @@ impl Deployer {
         // Read again: whoever asked before it was known to run has found nothing to cancel.
         let asked = self.store.deployment(id).await?.is_some_and(|record| record.cancel_asked);
         if asked {
-            running.cancel("cancelled".into());
+            running.cancel(self.store.cancelled_by(id).await?);
         }
         let deadline = tokio::spawn(running::enforce_deadline(app.deadline, running.clone()));
         let redactor = Redactor::of_app(&app);

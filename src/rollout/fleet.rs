@@ -42,6 +42,8 @@ pub struct InstanceState {
     pub duty: Duty,
     /// Its share; 0 unless serving.
     pub weight: u32,
+    /// Whether its process runs. Of one that does not there may be no container either.
+    pub running: bool,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// How often the runtime restarted it.
@@ -211,6 +213,9 @@ pub(super) enum Pending {
 /// What happened to an instance that runs without an address in its app's network.
 pub(super) const CUT_OFF: &str = "was disconnected from its network";
 
+/// What happened to an instance whose container somebody took away.
+pub(super) const REMOVED: &str = "had its container removed";
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -343,6 +348,7 @@ impl Member {
             health: self.gate.health(),
             duty: self.duty,
             weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
+            running: self.running,
             started_at: self.started_at,
             restarts: self.restarts,
             last_check: self.last_check.clone(),

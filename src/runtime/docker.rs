@@ -64,6 +64,17 @@ impl std::fmt::Debug for Docker {
     }
 }
 
+/// How a container was killed, as far as it shows that afterwards.
+#[derive(Default)]
+struct Kill {
+    /// The kernel did it, for its memory limit.
+    for_memory: bool,
+    /// Somebody has it removed.
+    removed: bool,
+    /// It has a memory limit.
+    is_limited: bool,
+}
+
 impl Docker {
     /// Connects to `docker_host` (`unix:///path` or `tcp://host:port`) and agrees on an API version. Everything made
     /// here is labelled with `agent_id`, and nothing else is touched.
@@ -265,9 +276,18 @@ impl Docker {
         }
     }
 
-    async fn was_killed_for_memory(&self, container: &str) -> bool {
-        let found = within(CALL, self.inspect_container(container)).await.ok().flatten();
-        found.and_then(|container| container.state).and_then(|state| state.oom_killed).unwrap_or(false)
+    /// What a container that was killed shows of it.
+    async fn shown_of_kill(&self, container: &str) -> Kill {
+        match within(CALL, self.inspect_container(container)).await {
+            Ok(Some(shown)) => {
+                let is_limited = shown.host_config.and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
+                let state = shown.state.unwrap_or_default();
+                let removed = observe::is_being_removed(&state);
+                Kill { for_memory: state.oom_killed.unwrap_or(false), removed, is_limited }
+            }
+            Ok(None) => Kill { removed: true, ..Kill::default() },
+            Err(_) => Kill::default(),
+        }
     }
 
     async fn start_container(&self, spec: &InstanceSpec) -> Result<Observed, RuntimeError> {

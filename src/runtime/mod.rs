@@ -193,6 +193,8 @@ pub struct Exited {
     pub code: i64,
     /// The kernel ended it for its memory limit.
     pub oom: bool,
+    /// Somebody has its container removed, which ended it.
+    pub removed: bool,
     /// The last lines it wrote, where they were asked for.
     pub output: Vec<String>,
 }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::github::{self, Delivery, Format};
 use super::intake::{Intake, LARGEST_BODY, Taken, Unread};
+use super::keep_alive::{KEEP_ALIVE, kept_alive};
 use super::post_receive;
 use super::signature::{self, SignatureError};
 use super::to_the_end::ToTheEnd;
@@ -305,7 +306,7 @@ impl HookState {
                 format!("longshore: the log broke off, the deployment goes on: {see}\n")
             }
         });
-        let pieces = lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat());
+        let pieces = kept_alive(lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat()), KEEP_ALIVE);
         let pieces = until_the_agent_ends(pieces, self.ending.clone(), last);
         Body::from_stream(stream::iter([said]).chain(pieces).map(|text| Ok::<_, Infallible>(Bytes::from(text))))
     }

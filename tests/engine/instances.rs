@@ -191,7 +191,7 @@ fn events_tell_how_an_instance_ended() {
         let mut events = agent.docker.watch();
         let dying = agent.spec(&image, 1, &["exit-after", "300", "7"]);
         agent.docker.start(&dying).await.unwrap();
-        let ended = Happened::Exited(dying.id.clone(), Exited { code: 7, oom: false, output: vec![] });
+        let ended = Happened::Exited(dying.id.clone(), Exited { code: 7, oom: false, removed: false, output: vec![] });
         let seen = until(&mut events, |event| *event == ended).await;
         // That it joined its network comes beside.
         let first = seen.iter().find(|event| !matches!(event, Happened::Rewired(_)));
@@ -210,7 +210,10 @@ fn events_tell_how_an_instance_ended() {
         agent.docker.start(&eater).await.unwrap();
         let is_end = |event: &Happened| matches!(event, Happened::Exited(id, _) if *id == eater.id);
         let end = until(&mut events, is_end).await.pop().unwrap();
-        assert_eq!(end, Happened::Exited(eater.id.clone(), Exited { code: 137, oom: true, output: vec![] }));
+        assert_eq!(
+            end,
+            Happened::Exited(eater.id.clone(), Exited { code: 137, oom: true, removed: false, output: vec![] })
+        );
     });
 }
 
@@ -354,7 +357,7 @@ fn a_release_command_runs_once_even_over_two_lives() {
         })
         .await;
         let second = agent.docker.run_once(&slow, PATIENCE, &log).await.unwrap();
-        assert_eq!(second, Exited { code: 3, oom: false, output: vec!["done".to_owned()] });
+        assert_eq!(second, Exited { code: 3, oom: false, removed: false, output: vec!["done".to_owned()] });
         assert_eq!(agent.docker.inspect(&slow.id).await.unwrap(), None);
 
         let endless = agent.spec(&image, 3, &["sleep", "x"]);

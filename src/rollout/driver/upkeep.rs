@@ -13,7 +13,7 @@ use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName}
 use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
 use crate::rollout::strangers::Stranger;
 use crate::rollout::upkeep::{Care, Standing};
-use crate::runtime::{Exited, Observed, Runtime, RuntimeError, Unknown};
+use crate::runtime::{Observed, Runtime, RuntimeError, Unknown};
 
 /// Between two looks at how the instances stand.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -82,23 +82,29 @@ impl DriverTask {
         if self.engine_away {
             return self.compare_when_due(now);
         }
+        // First, as those that go are not to be started again.
+        self.relieve();
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
             .filter(|m| m.pending != Pending::None || !m.running || m.cut_off)
             .map(|m| m.spec.service.name.clone())
             .collect();
+        let serving = self.members.values().filter(|m| m.duty == Duty::Serving && m.standing() == Standing::Well);
+        let served: BTreeSet<ServiceName> = serving.map(|m| m.spec.service.name.clone()).collect();
         let mut due = Vec::new();
         for (id, member) in &mut self.members {
             let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
             let under_way = member.pending != Pending::None || member.reconnecting;
-            if member.duty != Duty::Serving || member.stands_in || under_way || in_rollout {
+            if member.duty != Duty::Serving || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
             let may_replace = !disturbed.contains(&member.spec.service.name);
             let patience = member.spec.service.health.start_deadline;
-            match member.upkeep.observe(member.standing(), now, patience, may_replace) {
+            // Of one that is cut off: by others.
+            let is_served = served.contains(&member.spec.service.name);
+            match member.upkeep.observe(member.standing(), now, patience, may_replace, is_served) {
                 Care::Wait => {}
                 care => due.push((id.clone(), care)),
             }
@@ -109,7 +115,6 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
-        self.relieve();
         self.compare_when_due(now);
     }
 
@@ -272,12 +277,12 @@ impl DriverTask {
         None
     }
 
+    /// The runtime does not have it any more.
     pub(super) async fn gone(&mut self, id: InstanceId) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.exists = false;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if std::mem::take(&mut member.exists) {
+            self.taken_away(id).await;
         }
-        let gone = Exited { code: 137, oom: false, output: Vec::new() };
-        self.ended(id, gone).await;
     }
 
     pub(super) async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
