@@ -190,7 +190,7 @@ fn current(observed: &Observed) -> Current {
         id: observed.id.clone(),
         service: observed.service.clone(),
         slot: observed.slot,
-        settings: observed.settings.clone(),
+        settings: Some(observed.settings.clone()),
         deployment: observed.deployment,
         running: observed.state == RunState::Running,
     }

@@ -12,6 +12,7 @@ use crate::config::App;
 use crate::deploy::Deployer;
 use crate::deploy::build::Builder;
 use crate::deploy::source::Mirrors;
+use crate::deploy::spec;
 use crate::deploy::static_files::StaticStore;
 use crate::proxy::client::ProxyClient;
 use crate::rollout::driver::Parts;
@@ -66,6 +67,10 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         journal: agent.journal.clone(),
         store: agent.store.clone(),
         presence: agent.presence.clone(),
+        prepare: {
+            let key = shared.settings_key.clone();
+            Arc::new(move |spec| spec::prepare(&spec.service, &spec.image, &key))
+        },
     };
     let driver = Driver::start(app.name.clone(), Entrance::of(app, &agent.config()), parts);
     let end = agent.shutdown.child_token();

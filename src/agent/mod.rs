@@ -27,6 +27,7 @@ use crate::runtime::presence::{Away, Presence};
 use crate::runtime::{Happened, Runtime, RuntimeError};
 use crate::store::{Admission, CancelAsked, NewDeployment, Release, Store, StoreError};
 
+pub mod absent;
 mod adopt;
 pub mod apps;
 pub mod canaries;
@@ -260,9 +261,8 @@ impl Agent {
     pub fn proxy_standing(&self, said: Option<&Counts>) -> Option<ProxyStanding> {
         let status = self.proxy.get()?.status();
         let answers = said.is_some();
-        let runs = status.pid > 0 && (status.connected || !status.absent);
         let since = status.heard.filter(|_| !answers);
-        Some(ProxyStanding { answers, pid: runs.then_some(status.pid), since })
+        Some(ProxyStanding { answers, pid: status.runs_as(), since })
     }
 
     /// An app's canary, if one is under way.
@@ -361,6 +361,21 @@ impl Agent {
         Ok(())
     }
 
+    /// Puts `fresh` in force, unless `before` is no longer: then whoever replaced it knew better.
+    async fn replace_config(self: &Arc<Self>, before: &Arc<Config>, fresh: Config) -> bool {
+        let replaced = self.config.send_if_modified(|current| {
+            let is_same = Arc::ptr_eq(current, before);
+            if is_same {
+                *current = Arc::new(fresh);
+            }
+            is_same
+        });
+        if replaced {
+            self.follow_config().await;
+        }
+        replaced
+    }
+
     /// Lets go of what is gone, starts what is newly configured and tells the others what changed.
     async fn follow_config(self: &Arc<Self>) {
         let config = self.config();
@@ -424,8 +439,8 @@ impl Agent {
         Some(Waits { why, since: None })
     }
 
-    /// Whether it can do its job now.
-    pub async fn readiness(&self) -> Readiness {
+    /// Whether it can do its job now. What concerns the files of this machine is told only to its users.
+    pub async fn readiness(&self, caller_is_local: bool) -> Readiness {
         let mut problems = Vec::new();
         match self.parts() {
             Err(err) => problems.push(self.since(err)),
@@ -447,7 +462,10 @@ impl Agent {
             problems.push(format!("nothing new is taken: {err}"));
         }
         problems.extend(self.store.look_for_files().err().map(|err| format!("nothing new is taken: {err}")));
-        Readiness { problems, warnings: self.certificates.warnings() }
+        // One app's fault is none of the others'.
+        let config = self.config();
+        let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
+        Readiness { problems, warnings: absent.chain(self.certificates.warnings()).collect() }
     }
 }
 

@@ -34,6 +34,10 @@ pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken)
 async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     let config = agent.config();
     let Some(app) = config.apps.get(name) else { return Ok(()) };
+    // It would fail, and would not be tried again by itself.
+    if let Some(absent) = config.absent.iter().find(|absent| absent.app().as_ref() == Some(name)) {
+        return Err(absent.to_string());
+    }
     let parts = agent.parts().map_err(|err| err.to_string())?;
     let tip = parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
     // A branch that does not exist yet is waited for.

@@ -1,12 +1,12 @@
 //! `GET /livez`, `GET /readyz`
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
-use super::ApiState;
 use super::problem::Problem;
+use super::{ApiState, LocalPeer};
 use crate::agent::Readiness;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -17,8 +17,11 @@ pub(super) async fn live() -> Json<Value> {
 }
 
 /// Whether it can do its job, and what is in the way.
-pub(super) async fn ready(State(api): State<ApiState>) -> Result<(StatusCode, Json<Value>), Problem> {
-    let Readiness { problems, warnings } = api.agent.readiness().await;
+pub(super) async fn ready(
+    State(api): State<ApiState>,
+    peer: Option<Extension<LocalPeer>>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let Readiness { problems, warnings } = api.agent.readiness(peer.is_some()).await;
     let agent = api.agent.id.clone();
     let (status, word) = match problems.is_empty() {
         true => (StatusCode::OK, "ready"),

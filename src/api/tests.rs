@@ -201,6 +201,7 @@ fn config(dir: &std::path::Path) -> Config {
         apps: [(shop(), app)].into(),
         files: std::collections::BTreeMap::new(),
         warnings: Vec::new(),
+        absent: Default::default(),
     }
 }
 

@@ -235,6 +235,10 @@ pub struct InstanceView {
     pub release: u32,
     /// Of which commit.
     pub commit: CommitSha,
+    /// Whether its process runs: one that is meant to serve may have ended, or its container be gone. Earlier versions do not
+    /// say it.
+    #[serde(default = "as_a_rule")]
+    pub running: bool,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// How often the runtime restarted it.
@@ -246,6 +250,17 @@ pub struct InstanceView {
     /// Its requests.
     #[serde(flatten)]
     pub traffic: InstanceTrafficView,
+}
+
+fn as_a_rule() -> bool {
+    true
+}
+
+impl InstanceView {
+    /// Whether it is there for requests, ready or not.
+    pub fn serves(&self) -> bool {
+        self.duty == Duty::Serving && self.running
+    }
 }
 
 /// A deployment.
@@ -467,6 +482,7 @@ impl InstanceView {
             weight: instance.weight,
             release: instance.release.0,
             commit: instance.commit.clone(),
+            running: instance.running,
             started_at: instance.started_at,
             restarts: instance.restarts,
             address: instance.address.map(|address| address.to_string()),

@@ -56,9 +56,10 @@ fn init_to(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static, ansi: bo
     tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(ansi).with_writer(writer).init();
 }
 
-/// The configuration of a command that runs by it; when it is not valid, what is wrong is told.
+/// The configuration of a command that runs by it, with the secrets that there are; when it is not valid, what is wrong is
+/// told.
 pub fn configuration(path: &Path) -> Result<Config, ExitCode> {
-    config::load(path).map_err(|problems| {
+    config::load_to_start(path).map_err(|problems| {
         eprint!("{problems}");
         ExitCode::from(2)
     })

@@ -110,7 +110,7 @@ fn settings_from(args: &HookInstall, config: &Config) -> Result<HookSettings> {
         let webhook = app.webhook.as_ref().ok_or_else(|| {
             anyhow!("app {name} takes no webhooks: add `webhook = {{ provider = \"github\", secret = … }}` to it")
         })?;
-        webhook.secret.clone()
+        webhook.secret.clone()?
     };
     Ok(HookSettings { url, app: name, secret })
 }

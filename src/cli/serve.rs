@@ -18,8 +18,12 @@ pub fn run(config_path: &Path) -> ExitCode {
         Err(ended) => return ended,
     };
     daemon::init();
+    let file = config_path.display().to_string();
     for warning in &config.warnings {
-        tracing::warn!("{}", warning.render(&config_path.display().to_string(), ""));
+        tracing::warn!("{}", warning.render(&file, ""));
+    }
+    for absent in config.absent.iter() {
+        tracing::error!("what needs this secret is refused until it is there: {}", absent.problem.render(&file, ""));
     }
     // Before there are threads: it clears variables of the environment.
     let inherited = match sockets::inherited(["agent"]) {

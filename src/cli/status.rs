@@ -352,15 +352,17 @@ fn instances(instances: &[&InstanceView], now: Timestamp) -> String {
     let counted = instances.iter().any(|instance| instance.traffic.in_flight.is_some());
     let row = |instance: &&InstanceView| {
         let in_flight = instance.traffic.in_flight.map_or("-".into(), text::thousands);
+        let is_down = instance.duty == Duty::Serving && !instance.running;
+        let up_since = instance.started_at.filter(|_| instance.running);
         let mut cells = vec![
             instance.id.clone(),
             ReleaseNumber(instance.release).to_string(),
-            instance.health.to_string(),
+            if is_down { "not running".to_owned() } else { instance.health.to_string() },
             instance.duty.to_string(),
         ];
         cells.extend(counted.then_some(in_flight));
         cells.extend([
-            instance.started_at.map_or("-".into(), |at| span(now.as_second() - at.as_second())),
+            up_since.map_or("-".into(), |at| span(now.as_second() - at.as_second())),
             instance.restarts.to_string(),
             instance.address.clone().unwrap_or_else(|| "-".into()),
             shorten(instance.last_check.as_deref().unwrap_or("-"), 60),

@@ -8,6 +8,7 @@ use super::progress::{Progress, summary};
 use super::term::Paint;
 use super::*;
 use crate::api::views::{AppView, DeploymentView, HeldView};
+use crate::model::Health;
 
 fn parse(line: &str) -> Result<Cli, String> {
     Cli::try_parse_from(line.split(' ')).map_err(|err| {
@@ -266,6 +267,26 @@ fn a_status_does_not_say_that_anything_serves_while_the_proxy_is_silent() {
     shop  v7    0a0b0c0  3 min ago  ?/4      1 queued  shop.example.com
     ");
     assert_eq!(overview(json!({ "answers": true, "pid": 812, "since": null })), status::overview(&[app()], now()));
+}
+
+#[test]
+fn what_does_not_run_is_not_counted_among_those_that_serve() {
+    let mut app = app();
+    for index in [3, 5] {
+        let down = &mut app.instances[index];
+        (down.health, down.running, down.address, down.last_check) = (Health::Starting, false, None, None);
+    }
+    // There is no container of this one; that of the other one ended.
+    app.instances[3].started_at = None;
+    let lines = status::detail(&app, None, now(), Paint(false));
+    let told =
+        |line: &&String| ["  web", "  worker", "d7-web-2", "d7-worker"].iter().any(|name| line.starts_with(name));
+    insta::assert_snapshot!(lines.iter().filter(told).cloned().collect::<Vec<_>>().join("\n"), @r"
+      web     2/3  ◇v7 draining ■v8 ✗v7 not running □v8 starting ■v7 unready
+      worker  0/1  ✗v7 not running
+    d7-web-2     v7       not running  serving   -      0         -                -
+    d7-worker-1  v7       not running  serving   -      0         -                -
+    ");
 }
 
 #[test]

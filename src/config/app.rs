@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
-
 use super::field::Field;
 use super::health::DEFAULT_START_DEADLINE;
 use super::problem::Fault;
@@ -167,15 +165,13 @@ fn webhook(app: &Section<'_>, agent: &AgentConfig) -> Option<Webhook> {
     }
     let field = section.require("secret", FORM);
     section.finish();
-    let field = field?;
-    let (reference, secret) = field.secret()?;
-    let length = secret.expose_secret().len();
-    if length < LEAST_WEBHOOK_SECRET {
-        field.problem(
-            format!(": {} holds {length} bytes, and a webhook's secret needs at least 16", reference.describe()),
+    let secret = field?.secret(|secret| match secret.len() {
+        length if length < LEAST_WEBHOOK_SECRET => Err(Fault::new(
+            format!("holds {length} bytes, and a webhook's secret needs at least 16"),
             "make one with: openssl rand -hex 32",
-        );
-    }
+        )),
+        _ => Ok(()),
+    })?;
     Some(Webhook { provider: Provider::GitHub, secret })
 }
 

@@ -120,7 +120,7 @@ fn secrets(field: Field<'_>) -> BTreeMap<String, SecretRef> {
         if let Err(fault) = plain_name(id, "a secret's id") {
             field.reader.problem(&field.key_span, format!("{}{}", field.path, fault.what), fault.hint?);
         }
-        Some((id.to_owned(), field.resolvable_secret()?))
+        Some((id.to_owned(), field.later_secret()?))
     });
     secrets.collect()
 }

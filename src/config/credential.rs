@@ -3,8 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use secrecy::{ExposeSecret, SecretString};
-
+use super::absent::Absent;
 use super::field::Field;
 use super::problem::Fault;
 use super::reader::Section;
@@ -54,17 +53,21 @@ pub(super) fn read(app: &Section<'_>, repo: Option<(&RepoUrl, &Field<'_>)>) -> C
 }
 
 fn with_token(token: &Field<'_>, username: Option<&Field<'_>>) -> Option<Credential> {
-    let (reference, secret) = token.secret()?;
-    if !goes_into_a_header(&secret) {
-        let what = format!(": {} holds a space or a control character", reference.describe());
-        token.problem(what, "a token is one line of letters, digits and signs");
-    }
+    let secret = token.secret(|token| match goes_into_a_header(token) {
+        true => Ok(()),
+        false => {
+            Err(Fault::new("holds a space or a control character", "a token is one line of letters, digits and signs"))
+        }
+    });
     let username = username.and_then(|field| field.parsed(user_name)).unwrap_or_else(|| DEFAULT_USERNAME.to_owned());
-    Some(Credential::Token { username, token: secret })
+    Some(match secret? {
+        Ok(token) => Credential::Token { username, token },
+        Err(absent) => Credential::Absent(absent),
+    })
 }
 
-fn goes_into_a_header(secret: &SecretString) -> bool {
-    secret.expose_secret().bytes().all(|b| b.is_ascii_graphic())
+fn goes_into_a_header(token: &str) -> bool {
+    token.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn user_name(text: &str) -> Result<String, Fault> {
@@ -83,21 +86,23 @@ fn with_key(key: &Field<'_>, known_hosts: Option<&Field<'_>>) -> Option<Credenti
         return None;
     };
     let (key, known_hosts) = (existing_file(key, 0o077), existing_file(known_hosts, 0o002));
-    Some(Credential::SshKey { key: key?, known_hosts: known_hosts? })
+    Some(match (key?, known_hosts?) {
+        (Ok(key), Ok(known_hosts)) => Credential::SshKey { key, known_hosts },
+        (Err(absent), _) | (_, Err(absent)) => Credential::Absent(absent),
+    })
 }
 
 /// A file that is there, with none of the `forbidden` permissions.
-fn existing_file(field: &Field<'_>, forbidden: u32) -> Option<PathBuf> {
+fn existing_file(field: &Field<'_>, forbidden: u32) -> Option<Result<PathBuf, Absent>> {
     let path = field.file_path()?;
     let shown = path.display();
-    match std::fs::metadata(&path) {
-        Err(error) => field.problem(format!(": {shown} cannot be read: {error}"), "name a file that is there"),
-        Ok(found) if !found.is_file() => field.problem(format!(": {shown} is not a regular file"), "name a file"),
+    Some(match std::fs::metadata(&path) {
+        Err(error) => Err(field.absent(format!(": {shown} cannot be read: {error}"), "name a file that is there")),
+        Ok(found) if !found.is_file() => Err(field.absent(format!(": {shown} is not a regular file"), "name a file")),
         Ok(found) if found.mode() & forbidden != 0 => {
             let what = format!(": {shown} has mode {:04o}: others on this machine can use it", found.mode() & 0o777);
-            field.problem(what, format!("chmod 600 {shown}"));
+            Err(field.absent(what, format!("chmod 600 {shown}")))
         }
-        Ok(_) => return Some(path),
-    }
-    None
+        Ok(_) => Ok(path),
+    })
 }

@@ -32,7 +32,7 @@ pub(super) fn check_name(name: &str, field: &Field<'_>) -> bool {
 
 fn value(name: &str, field: &Field<'_>) -> Option<EnvValue> {
     if field.is_table() {
-        return field.resolvable_secret().map(EnvValue::Secret);
+        return field.later_secret().map(EnvValue::Secret);
     }
     let forms = format!("write {name} = \"text\", {name} = {{ env = \"NAME\" }} or {name} = {{ file = \"PATH\" }}");
     let text = literal(field, &forms)?;

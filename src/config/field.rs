@@ -4,10 +4,11 @@ use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::ExposeSecret;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::absent::{Absent, Secret};
 use super::problem::Fault;
 use super::reader::{Reader, Section};
 use super::suggest::did_you_mean;
@@ -294,21 +295,36 @@ impl<'s> Field<'s> {
         }
     }
 
-    /// A reference whose secret can be read now.
-    pub(super) fn resolvable_secret(&self) -> Option<SecretRef> {
-        self.secret().map(|(reference, _)| reference)
+    /// A reference whose secret is read when it is needed. That it cannot be read now is told.
+    pub(super) fn later_secret(&self) -> Option<SecretRef> {
+        let reference = self.secret_ref()?;
+        // Only whether it is there counts here.
+        let _ = self.read(&reference, |_| Ok(()));
+        Some(reference)
     }
 
-    /// A reference and its secret, read now.
-    pub(super) fn secret(&self) -> Option<(SecretRef, SecretString)> {
+    /// A reference's secret, read now. One that `rule` has something against is no more use than none; its fault
+    /// continues the reference in words.
+    pub(super) fn secret(&self, rule: impl FnOnce(&str) -> Result<(), Fault>) -> Option<Secret> {
         let reference = self.secret_ref()?;
-        match reference.resolve_in(self.reader.environment) {
-            Ok(secret) => Some((reference, secret)),
-            Err(error) => {
-                self.problem(format!(": {error}"), reference.hint());
-                None
+        Some(self.read(&reference, rule))
+    }
+
+    fn read(&self, reference: &SecretRef, rule: impl FnOnce(&str) -> Result<(), Fault>) -> Secret {
+        let secret = reference
+            .resolve_in(self.reader.environment)
+            .map_err(|error| self.absent(format!(": {error}"), reference.hint()))?;
+        match rule(secret.expose_secret()) {
+            Ok(()) => Ok(secret),
+            Err(Fault { what, hint }) => {
+                Err(self.absent(format!(": {} {what}", reference.describe()), hint.unwrap_or_default()))
             }
         }
+    }
+
+    /// A secret that is named here and cannot be had; `why` continues the key's path.
+    pub(super) fn absent(&self, why: impl AsRef<str>, hint: impl Into<String>) -> Absent {
+        self.reader.absent(&self.span(), &self.path, why.as_ref(), hint)
     }
 
     /// The last part of the path, as it is written in the file.

@@ -17,6 +17,7 @@ use crate::model::{AppName, ServiceName};
 use crate::proxy::table::{Maintenance, Protocol};
 use crate::proxy::{Balance, PathPrefix, RouteLimits};
 
+mod absent;
 mod acme;
 mod app;
 mod build;
@@ -46,12 +47,13 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
+pub use absent::{Absences, Absent, Secret};
 pub use canary_of::{CanaryOf, Fraction};
 pub use problem::{Place, Problem, Problems};
 pub use secret_ref::Environment;
 pub use service::routed_service;
 pub use source_url::RepoUrl;
-pub use validate::{load, load_proxy, parse, parse_in};
+pub use validate::{load, load_proxy, load_to_start, parse, parse_in};
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -70,6 +72,8 @@ pub struct Config {
     pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
+    /// Secrets that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
+    pub absent: Absences,
 }
 
 /// `[agent]`
@@ -241,7 +245,7 @@ pub enum Channel {
     /// A Discord webhook.
     Discord {
         /// The webhook's address, a secret in itself.
-        url: SecretString,
+        url: Secret,
         /// A loopback address is accepted (for tests and local stand-ins).
         allow_local: bool,
     },
@@ -363,6 +367,8 @@ pub enum Credential {
         /// An OpenSSH known_hosts file; the server's key must be in it.
         known_hosts: PathBuf,
     },
+    /// One is named and cannot be had: nothing is fetched, least of all without it.
+    Absent(Absent),
 }
 
 /// `webhook = { provider = "github", secret = … }`
@@ -370,8 +376,8 @@ pub enum Credential {
 pub struct Webhook {
     /// Whose format.
     pub provider: Provider,
-    /// At least 16 bytes.
-    pub secret: SecretString,
+    /// At least 16 bytes. Without it no delivery can be checked, and none is taken.
+    pub secret: Secret,
 }
 
 /// A webhook's sender.

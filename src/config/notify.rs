@@ -1,8 +1,7 @@
 //! `[[notify]]`: who is told, and of what.
 
-use secrecy::{ExposeSecret, SecretString};
-
 use super::field::Field;
+use super::problem::Fault;
 use super::reader::Section;
 use super::source_url::is_loopback;
 use super::{Channel, NoticeKind, NotifyTarget};
@@ -42,16 +41,14 @@ fn target(section: Section<'_>) -> Option<NotifyTarget> {
     let allow_local = section.take("allow_local").and_then(|field| field.boolean()).unwrap_or(false);
     let url = section.require("url", "write url = { env = \"DISCORD_WEBHOOK_URL\" }");
     let url = url.and_then(|field| {
-        let (reference, url) = field.secret()?;
-        if supported && let Err(why) = discord_url(url.expose_secret(), allow_local) {
-            let what = format!(": {} {} (its value is not shown here)", reference.describe(), why.what);
-            field.problem(what, why.hint);
-        }
-        Some(url)
+        field.secret(|url| match discord_url(url, allow_local) {
+            Err(why) if supported => Err(Fault::new(format!("{} (its value is not shown here)", why.what), why.hint)),
+            _ => Ok(()),
+        })
     });
     let events = events(section.take("events"));
     section.finish();
-    let url = url.unwrap_or_else(|| SecretString::from(String::new()));
+    let url = url?;
     Some(NotifyTarget { channel: Channel::Discord { url, allow_local }, events })
 }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::absent::Absent;
 use super::field::Field;
 use super::problem::{Place, Places, Problem};
 use super::secret_ref::Environment;
@@ -23,6 +24,7 @@ pub(super) struct Reader<'r> {
     places: Places<'r>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    absent: RefCell<Vec<Absent>>,
     files: RefCell<BTreeMap<String, Place>>,
     pub environment: &'r Environment<'r>,
     /// What relative paths are relative to.
@@ -31,8 +33,15 @@ pub(super) struct Reader<'r> {
 
 impl<'r> Reader<'r> {
     pub(super) fn new(text: &'r str, dir: &'r Path, environment: &'r Environment<'r>) -> Self {
-        let (problems, warnings, files) = (RefCell::default(), RefCell::default(), RefCell::default());
-        Self { places: Places::new(text), problems, warnings, files, environment, dir }
+        Self {
+            places: Places::new(text),
+            problems: RefCell::default(),
+            warnings: RefCell::default(),
+            absent: RefCell::default(),
+            files: RefCell::default(),
+            environment,
+            dir,
+        }
     }
 
     pub(super) fn problem(&self, span: &Range<usize>, what: impl Into<String>, hint: impl Into<String>) {
@@ -45,6 +54,14 @@ impl<'r> Reader<'r> {
 
     pub(super) fn warning(&self, span: &Range<usize>, what: impl Into<String>, hint: impl Into<String>) {
         self.warnings.borrow_mut().push(self.places.problem(span, what.into(), Some(hint.into())));
+    }
+
+    /// A secret that is named and cannot be had.
+    pub(super) fn absent(&self, span: &Range<usize>, key: &str, why: &str, hint: impl Into<String>) -> Absent {
+        let problem = self.places.problem(span, format!("{key}{why}"), Some(hint.into()));
+        let absent = Absent { key: key.to_owned(), problem };
+        self.absent.borrow_mut().push(absent.clone());
+        absent
     }
 
     /// Remembers where the path of a file is written.
@@ -63,14 +80,33 @@ impl<'r> Reader<'r> {
         self.places.of(span.start).0
     }
 
-    /// Every problem and every warning, each in the order of the file.
-    pub(super) fn into_findings(self) -> (Vec<Problem>, Vec<Problem>) {
-        let sorted = |findings: RefCell<Vec<Problem>>| {
-            let mut findings = findings.into_inner();
-            findings.sort_by_key(|problem| (problem.line, problem.column));
-            findings
-        };
-        (sorted(self.problems), sorted(self.warnings))
+    /// All that there is to say of the file.
+    pub(super) fn into_findings(self) -> Findings {
+        let (mut problems, mut warnings) = (self.problems.into_inner(), self.warnings.into_inner());
+        let mut absent = self.absent.into_inner();
+        let place = |problem: &Problem| (problem.line, problem.column);
+        problems.sort_by_key(place);
+        warnings.sort_by_key(place);
+        absent.sort_by_key(|absent| place(&absent.problem));
+        Findings { problems, warnings, absent }
+    }
+}
+
+/// What there is to say of a file, each in its order.
+pub(super) struct Findings {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+    /// Problems that a start puts up with.
+    pub absent: Vec<Absent>,
+}
+
+impl Findings {
+    /// Everything that is wrong, when nothing is put up with.
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        let mut problems = self.problems;
+        problems.extend(self.absent.into_iter().map(|absent| absent.problem));
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        problems
     }
 }
 

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 
 use super::*;
 
+mod absent;
 mod reports;
 
 const EXAMPLE: &str = include_str!("../../deploy.toml.example");
@@ -274,7 +275,7 @@ fn relative_paths_are_relative_to_the_file() {
     std::fs::write(&path, text).unwrap();
     let config = load(&path).unwrap();
     assert_eq!(config.agent.data_dir, dir.path().join("data"));
-    let secret = &config.apps.values().next().unwrap().webhook.as_ref().unwrap().secret;
+    let secret = config.apps.values().next().unwrap().webhook.as_ref().unwrap().secret.as_ref().unwrap();
     assert_eq!(secret.expose_secret(), "sixteen bytes and more");
 }
 
@@ -324,7 +325,7 @@ fn no_secret_is_ever_shown() {
     let config =
         config(&format!("{EXAMPLE}\n[apps.third]\nrepo = \"https://h/x\"\nenv = {{ A = {{ env = \"S\" }} }}\n"));
     assert!(!format!("{config:?}").contains(SENTINEL));
-    let secret = &config.apps[&"shop".parse().unwrap()].webhook.as_ref().unwrap().secret;
+    let secret = &config.apps[&"shop".parse().unwrap()].webhook.as_ref().unwrap().secret.as_ref().unwrap();
     assert!(secret.expose_secret().contains(SENTINEL), "the test would see it");
 }
 

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::absent::{Absences, Source};
 use super::app::Claim;
 use super::field::Field;
 use super::problem::{Fault, Problem, Problems};
-use super::reader::{Reader, Section};
+use super::reader::{Findings, Reader, Section};
 use super::secret_ref::Environment;
 use super::source_url::is_loopback;
 use super::volumes::Forbidden;
@@ -28,11 +29,26 @@ const DEFAULT_DOCKER_HOST: &str = "unix:///var/run/docker.sock";
 
 /// Reads and validates the file, secrets included: each reference must resolve now.
 pub fn load(path: &Path) -> Result<Config, Problems> {
+    nothing_absent(load_to_start(path)?, &path.display().to_string())
+}
+
+/// The same for a start, which nothing but the file's own faults may keep from happening: a secret that cannot be had is
+/// absent ([`Config::absent`]), and what needs it does without.
+pub fn load_to_start(path: &Path) -> Result<Config, Problems> {
     let file = path.display().to_string();
     let refused = |problem| Problems { file: file.clone(), problems: vec![problem] };
     let text = read(path).map_err(refused)?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    parse(&text, &file, absolute.parent().unwrap_or(Path::new("/")))
+    let dir = absolute.parent().unwrap_or(Path::new("/"));
+    parse_to_start(&text, &file, dir, &|name: &str| std::env::var_os(name))
+}
+
+fn nothing_absent(config: Config, file: &str) -> Result<Config, Problems> {
+    if config.absent.is_empty() {
+        return Ok(config);
+    }
+    let problems = config.absent.all.into_iter().map(|absent| absent.problem).collect();
+    Err(Problems { file: file.to_owned(), problems })
 }
 
 fn read(path: &Path) -> Result<String, Problem> {
@@ -65,6 +81,16 @@ pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Config, Problems> {
 
 /// [`parse`] with `environment` in place of the process's own.
 pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_>) -> Result<Config, Problems> {
+    nothing_absent(parse_to_start(text, file, dir, environment)?, file)
+}
+
+/// [`load_to_start`] of text.
+pub(super) fn parse_to_start(
+    text: &str,
+    file: &str,
+    dir: &Path,
+    environment: &Environment<'_>,
+) -> Result<Config, Problems> {
     let (tree, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(Problems { file: file.to_owned(), problems: syntax::problems(text, &errors) });
@@ -72,11 +98,16 @@ pub fn parse_in(text: &str, file: &str, dir: &Path, environment: &Environment<'_
     let reader = Reader::new(text, dir, environment);
     let config = whole(Section::new(&reader, String::new(), 0..0, tree.get_ref()));
     let files = reader.take_files();
-    let (problems, warnings) = reader.into_findings();
-    if problems.is_empty() {
-        return Ok(Config { files, warnings, ..config });
+    let findings = reader.into_findings();
+    if !findings.problems.is_empty() {
+        return Err(Problems { file: file.to_owned(), problems: findings.into_problems() });
     }
-    Err(Problems { file: file.to_owned(), problems })
+    let Findings { warnings, absent: all, .. } = findings;
+    let source = match all.is_empty() {
+        true => Source::default(),
+        false => Source { text: text.to_owned(), file: file.to_owned(), dir: dir.to_owned() },
+    };
+    Ok(Config { files, warnings, absent: Absences { all, source }, ..config })
 }
 
 /// `[proxy]` alone, whatever is wrong elsewhere in the file: the proxy needs nothing else, and no secret.
@@ -91,9 +122,9 @@ pub fn load_proxy(path: &Path) -> Result<ProxyConfig, Problems> {
     let reader = Reader::new(&text, absolute.parent().unwrap_or(Path::new("/")), &|_: &str| None);
     let section = Section::new(&reader, String::new(), 0..0, tree.get_ref());
     let (proxy, _) = proxy::read(section.take("proxy"));
-    match reader.into_findings() {
-        (problems, _) if problems.is_empty() => Ok(proxy),
-        (problems, _) => Err(Problems { file, problems }),
+    match reader.into_findings().into_problems() {
+        problems if problems.is_empty() => Ok(proxy),
+        problems => Err(Problems { file, problems }),
     }
 }
 
@@ -121,7 +152,16 @@ fn whole(file: Section<'_>) -> Config {
     let forbidden = Forbidden::new(&agent.data_dir, &runtime.docker_host);
     let apps = apps(file.take("apps"), &agent, &forbidden);
     file.finish();
-    Config { agent, proxy, runtime, notify, apps, files: BTreeMap::new(), warnings: Vec::new() }
+    Config {
+        agent,
+        proxy,
+        runtime,
+        notify,
+        apps,
+        files: BTreeMap::new(),
+        warnings: Vec::new(),
+        absent: Absences::default(),
+    }
 }
 
 /// `[agent]`, and where its `listen` is written.

@@ -90,6 +90,8 @@ enum Halt {
     AgentEnds,
     /// The engine went away, for this that is known of it; the deployment goes on when it is back.
     EngineAway(String),
+    /// A secret cannot be read, this one and why; the deployment goes on when it can.
+    SecretAbsent(String),
     /// The journal could not be read or written.
     Journal(StoreError),
     /// It had ended before it began: replaced or cancelled between its choice and its start.
@@ -119,6 +121,8 @@ enum Again {
     EngineBack,
     /// The journal failed in the middle of it.
     JournalBack,
+    /// A secret was absent in the middle of it.
+    SecretBack,
 }
 
 /// How far a deployment was told.
@@ -128,6 +132,8 @@ enum Told {
     Ended,
     /// Until the engine went away.
     BrokenOff,
+    /// Until a secret is there that it needs.
+    Waits,
     /// Until the agent ends.
     Left,
 }
@@ -142,7 +148,7 @@ impl Deployer {
         // Read again: whoever asked before it was known to run has found nothing to cancel.
         let asked = self.store.deployment(id).await?.is_some_and(|record| record.cancel_asked);
         if asked {
-            running.cancel("cancelled".into());
+            running.cancel(self.store.cancelled_by(id).await?);
         }
         let deadline = tokio::spawn(running::enforce_deadline(app.deadline, running.clone()));
         let redactor = Redactor::of_app(&app);
@@ -175,6 +181,10 @@ impl Deployer {
         let mut finish = match ended {
             Ok(finish) | Err(Halt::End(finish)) => finish,
             Err(Halt::AgentEnds) => return Ok(Told::Left),
+            Err(Halt::SecretAbsent(why)) => {
+                log.line(format!("this deployment goes on by itself when its secrets can be read: {why}"));
+                return Ok(Told::Waits);
+            }
             // Instances were replaced, so it has not simply failed: it is told again, from what runs.
             Err(Halt::Journal(err)) if story.may_have_replaced() => return Err(err),
             Err(Halt::Journal(err)) => failure(format!("the journal failed: {err}"), false),
@@ -202,7 +212,7 @@ impl Deployer {
         let live = self.store.live_release(&self.app).await.map_err(|err| err.to_string())?;
         let instances = self.store.live_instances(&self.app).await.map_err(|err| err.to_string())?;
         let (Some(live), Some((deployment, instances))) = (live, instances) else { return Ok(Vec::new()) };
-        let specs = spec::service_specs(&live, &self.settings_key, &self.static_files)?;
+        let specs = spec::of_live(&live, &self.settings_key, &self.static_files);
         let places = specs.into_iter().flat_map(|(service, spec)| {
             let count = instances.get(&service).copied().unwrap_or(0);
             (1..=count).map(move |slot| LivePlace { spec: spec.clone(), slot, deployment })
@@ -235,6 +245,7 @@ impl Story<'_> {
                 Again::AgentRestarted => "the agent was restarted",
                 Again::EngineBack => "the Docker engine answers again",
                 Again::JournalBack => "the journal can be written again",
+                Again::SecretBack => "its secrets can be read again",
             };
             self.log.line(format!("{back}; going on from {}", self.deployment.status));
         }
@@ -287,6 +298,12 @@ impl Story<'_> {
 
     fn specs(&self, release: &Release) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, Halt> {
         let Deployer { settings_key, static_files, .. } = self.deployer;
-        spec::service_specs(release, settings_key, static_files).map_err(|why| failed(why, false))
+        spec::service_specs(release, settings_key, static_files).map_err(|why| self.without_secret(why))
+    }
+
+    /// A secret cannot be read. That is nobody's commit's fault; where instances may have been replaced already it has not
+    /// simply failed either, and goes on when the secret is there.
+    fn without_secret(&self, why: String) -> Halt {
+        if self.may_have_replaced() { Halt::SecretAbsent(why) } else { failed(why, false) }
     }
 }

@@ -69,7 +69,8 @@ impl Deployer {
     pub(super) async fn end_cancelled(&self) -> Result<(), StoreError> {
         let Some(broken_off) = self.store.unfinished(&self.app).await? else { return Ok(()) };
         if broken_off.cancel_asked && matches!(broken_off.status, Status::Preparing | Status::Building) {
-            let reason = Some("cancelled while it waited for the Docker engine".to_owned());
+            let by = self.store.cancelled_by(broken_off.id).await?;
+            let reason = Some(format!("{by} while it waited for the Docker engine"));
             let finish = Finish { status: Status::Cancelled, reason, superseded_by: None, hold: false };
             self.journal.finish(&self.app, broken_off.id, finish).await?;
         }

@@ -205,11 +205,11 @@ async fn same_settings(
         }
     }
     let wanted = spec::service_specs(&next, &deployer.settings_key, &deployer.static_files)?;
-    let wanted = wanted.get(&service.name).map(|spec| spec.settings.clone()).unwrap_or_default();
+    let wanted = wanted.get(&service.name).and_then(|spec| Some(&spec.prepared.as_ref().ok()?.settings));
     let of_service = |state: &crate::rollout::InstanceState| state.service == service.name;
     let settings = deployer.driver.settings().await;
     let current = deployer.driver.instances();
-    Ok(current.iter().filter(|s| of_service(s)).all(|state| settings.get(&state.id) == Some(&wanted)))
+    Ok(current.iter().filter(|s| of_service(s)).all(|state| wanted.is_some() && settings.get(&state.id) == wanted))
 }
 
 fn gone_services(app: &App, live: Option<&Release>) -> Vec<String> {

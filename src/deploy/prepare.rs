@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::build::{Artifact, BuildError, BuildRequest};
 use super::source::{Source, SourceError, Want};
-use super::{Halt, Story, failed};
+use super::{Halt, Story, failed, spec};
 use crate::disk;
 use crate::model::{CommitSha, ReleaseNumber, Status, Trigger, shorten};
 use crate::queue::{Ancestry, Request};
@@ -38,6 +38,7 @@ impl Story<'_> {
         let id = self.deployment.id;
         let (release, renew) = match &self.deployment.request {
             Request::Deploy { commit, before, forced } => {
+                self.refuse_without_secrets()?;
                 self.refuse_without_space().await?;
                 let source = self.source(commit.as_ref()).await?;
                 self.refuse_contained(&source, before.as_ref(), *forced, live).await?;
@@ -79,6 +80,11 @@ impl Story<'_> {
             }
         }
         Ok(target)
+    }
+
+    /// What could not be started need not be built. It is not the commit's fault.
+    fn refuse_without_secrets(&self) -> Result<(), Halt> {
+        spec::absent_secret(self.app).map_or(Ok(()), |why| Err(failed(why, false)))
     }
 
     /// A build that fills the disk would take the engine and the journal with it. It is not the commit's fault.

@@ -185,6 +185,7 @@ impl Story<'_> {
     ) -> Result<Vec<Wanted>, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
+            let prepared = spec.prepared.as_ref().map_err(|why| self.without_secret(why.clone()))?;
             let configured = self.configured(name, spec.service.instances);
             let instances = match &self.deployment.request {
                 Request::Scale { service, instances } if service == name && way != Way::Back => *instances,
@@ -192,7 +193,7 @@ impl Story<'_> {
             };
             wanted.push(Wanted {
                 service: name.clone(),
-                settings: spec.settings.clone(),
+                settings: prepared.settings.clone(),
                 instances,
                 routed: spec.routed,
                 order: release.body.rollout.order,

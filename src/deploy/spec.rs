@@ -8,9 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
 use super::static_files::StaticStore;
-use crate::config::{EnvValue, routed_service};
-use crate::model::ServiceName;
-use crate::rollout::ServiceSpec;
+use crate::config::{App, EnvValue, Service, routed_service};
+use crate::model::{ImageId, ServiceName};
+use crate::rollout::{Prepared, ServiceSpec};
 use crate::store::{Release, ReleasedService};
 
 /// Every service of a release, ready to be started. The error names a secret that cannot be read.
@@ -19,16 +19,21 @@ pub fn service_specs(
     settings_key: &str,
     files: &StaticStore,
 ) -> Result<BTreeMap<ServiceName, Arc<ServiceSpec>>, String> {
-    let specs = release.body.services.iter().map(|released| {
-        let spec = service_spec(release, released, settings_key, files);
-        spec.env.as_ref().map_err(String::clone)?;
-        Ok((released.service.name.clone(), Arc::new(spec)))
-    });
-    specs.collect()
+    let specs = of_live(release, settings_key, files);
+    match specs.values().find_map(|spec| spec.prepared.as_ref().err()) {
+        Some(why) => Err(why.clone()),
+        None => Ok(specs),
+    }
 }
 
-/// A service as an instance of it runs already. A secret that has gone since does not keep the agent from knowing the
-/// instance; it cannot be started anew.
+/// Every service of a release that is live. A secret that has gone since does not keep the agent from knowing what is to
+/// run.
+pub fn of_live(release: &Release, settings_key: &str, files: &StaticStore) -> BTreeMap<ServiceName, Arc<ServiceSpec>> {
+    let spec = |released| Arc::new(service_spec(release, released, settings_key, files));
+    release.body.services.iter().map(|released| (released.service.name.clone(), spec(released))).collect()
+}
+
+/// A service as an instance of it runs already, with the same forbearance.
 pub fn of_running(
     release: &Release,
     service: &ServiceName,
@@ -39,8 +44,6 @@ pub fn of_running(
 }
 
 fn service_spec(release: &Release, released: &ReleasedService, settings_key: &str, files: &StaticStore) -> ServiceSpec {
-    let env = resolve_env(released);
-    let settings = env.as_ref().map(|env| settings_digest(released, env, settings_key)).unwrap_or_default();
     let routed = routed_service(release.body.services.iter().map(|released| &released.service));
     let by_default = routed.is_some_and(|routed| routed.name == released.service.name);
     ServiceSpec {
@@ -48,16 +51,31 @@ fn service_spec(release: &Release, released: &ReleasedService, settings_key: &st
         files: files.files(&release.app, released),
         service: released.service.clone(),
         image: released.image.clone(),
-        env,
-        settings,
+        prepared: prepare(&released.service, &released.image, settings_key),
         release: release.number,
         commit: release.commit.clone(),
     }
 }
 
+/// A service's secrets, read now, and what follows from them.
+pub fn prepare(service: &Service, image: &ImageId, settings_key: &str) -> Result<Prepared, String> {
+    let env = resolve_env(service)?;
+    let settings = settings_digest(service, image, &env, settings_key);
+    Ok(Prepared { env, settings })
+}
+
+/// Why an app cannot be deployed as it is configured, when one of its secrets cannot be read now.
+pub fn absent_secret(app: &App) -> Option<String> {
+    let of_service = |service: &Service| {
+        let build = service.build.secrets.iter();
+        let absent = build.filter_map(|(id, secret)| Some(format!("build secret {id}: {}", secret.resolve().err()?)));
+        absent.chain(resolve_env(service).err()).next()
+    };
+    app.services.values().find_map(of_service)
+}
+
 /// The environment with its secrets read now; `PORT` is set where it is not.
-fn resolve_env(released: &ReleasedService) -> Result<BTreeMap<String, SecretString>, String> {
-    let service = &released.service;
+fn resolve_env(service: &Service) -> Result<BTreeMap<String, SecretString>, String> {
     let mut env = BTreeMap::new();
     if let Some(port) = service.port {
         env.insert("PORT".to_owned(), SecretString::from(port.to_string()));
@@ -76,10 +94,9 @@ fn resolve_env(released: &ReleasedService) -> Result<BTreeMap<String, SecretStri
 
 /// Equal digests mean that replacing one instance by another would change nothing. Keyed, because it stands in labels
 /// that others may read and secrets go into it.
-fn settings_digest(released: &ReleasedService, env: &BTreeMap<String, SecretString>, key: &str) -> String {
-    let service = &released.service;
+fn settings_digest(service: &Service, image: &ImageId, env: &BTreeMap<String, SecretString>, key: &str) -> String {
     let mut plain = serde_json::json!({
-        "image": released.image,
+        "image": image,
         "command": service.command,
         "port": service.port,
         "memory": service.memory,

@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::source::Want;
-use super::{Again, Deployer, Told};
+use super::{Again, Deployer, Told, spec};
 use crate::config::App;
 use crate::journal::DeployLog;
+use crate::model::Status;
 use crate::queue::{self, Ancestry, Choice, Waiting};
 use crate::store::{Deployment, Finish, StoreError};
 
@@ -51,13 +52,23 @@ impl Deployer {
                 continue;
             }
             let ran = match self.next().await {
-                Ok(Some(deployment)) => {
-                    let ran = self.run(deployment, again).await;
-                    if ran.is_err() {
-                        again = Again::JournalBack;
+                Ok(Some(deployment)) => match self.absent_secret_of(&deployment).await {
+                    Ok(Some(why)) => {
+                        if again != Again::SecretBack {
+                            let (app, id) = (&self.app, deployment.id);
+                            tracing::warn!(%app, %id, "the deployment goes on when its secrets can be read: {why}");
+                        }
+                        Ok(Some(Told::Waits))
                     }
-                    ran.map(Some)
-                }
+                    Ok(None) => {
+                        let ran = self.run(deployment, again).await;
+                        if ran.is_err() {
+                            again = Again::JournalBack;
+                        }
+                        ran.map(Some)
+                    }
+                    Err(err) => Err(err),
+                },
                 Ok(None) => Ok(None),
                 Err(err) => Err(err),
             };
@@ -69,6 +80,10 @@ impl Deployer {
                 cleared = self.clear_up_unless(cleared).await;
             }
             let rest = match ran {
+                Ok(Some(Told::Waits)) => {
+                    again = Again::SecretBack;
+                    Some(PAUSE)
+                }
                 Ok(Some(told)) => {
                     again = if told == Told::BrokenOff { Again::EngineBack } else { Again::AgentRestarted };
                     continue;
@@ -103,6 +118,27 @@ impl Deployer {
                 Cleared::Tried
             }
         }
+    }
+
+    /// Which secret cannot be read now that a deployment needs which may have begun to act: it can neither go on nor be
+    /// undone without, so it is not told before.
+    async fn absent_secret_of(&self, deployment: &Deployment) -> Result<Option<String>, StoreError> {
+        Ok(match deployment.status {
+            Status::Releasing => {
+                let app = self.config.borrow().apps.get(&self.app).cloned();
+                app.as_ref().and_then(spec::absent_secret)
+            }
+            Status::RollingOut | Status::Watching => {
+                let live = self.store.live_release(&self.app).await?;
+                let target = match deployment.release {
+                    Some(number) => self.store.release(&self.app, number).await?,
+                    None => None,
+                };
+                let specs = |release| spec::service_specs(release, &self.settings_key, &self.static_files).err();
+                target.iter().chain(&live).find_map(specs)
+            }
+            _ => None,
+        })
     }
 
     async fn next(&self) -> Result<Option<Deployment>, StoreError> {

@@ -56,11 +56,13 @@ struct Target {
 }
 
 /// The configured receivers by the name that the outbox knows them under: made from the address, so that neither
-/// their order nor another setting changes it. Two entries with one address are one receiver of both's events.
+/// their order nor another setting changes it. Two entries with one address are one receiver of both's events. One whose
+/// address is absent has no name: what there is to tell it waits in the outbox.
 fn targets(config: &Config) -> BTreeMap<String, Target> {
     let mut targets: BTreeMap<String, Target> = BTreeMap::new();
     for entry in &config.notify {
         let Channel::Discord { url, allow_local } = &entry.channel;
+        let Ok(url) = url else { continue };
         let target = targets.entry(target_name(url)).or_insert_with(|| Target {
             url: url.clone(),
             allow_local: false,

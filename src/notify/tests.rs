@@ -8,8 +8,8 @@ use serde_json::json;
 use super::stand_in::{Discord, Script, Seen};
 use super::*;
 use crate::config::{
-    AgentConfig, Build, BuilderKind, Drain, HealthCheck, HealthPolicy, NotifyTarget, Order, ProxyConfig, RolloutPolicy,
-    RuntimeConfig, Service, Strategy,
+    Absent, AgentConfig, Build, BuilderKind, Drain, HealthCheck, HealthPolicy, NotifyTarget, Order, Problem,
+    ProxyConfig, RolloutPolicy, RuntimeConfig, Service, Strategy,
 };
 use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, ReleaseNumber, Status, Trigger};
 use crate::proxy::client::Drained;
@@ -195,7 +195,7 @@ fn app() -> AppName {
 }
 
 fn entry(url: &str, events: &[NoticeKind]) -> NotifyTarget {
-    let channel = Channel::Discord { url: url.to_owned().into(), allow_local: true };
+    let channel = Channel::Discord { url: Ok(url.to_owned().into()), allow_local: true };
     NotifyTarget { channel, events: events.to_vec() }
 }
 
@@ -214,6 +214,7 @@ fn config(notify: Vec<NotifyTarget>) -> Arc<Config> {
         apps: BTreeMap::new(),
         files: BTreeMap::new(),
         warnings: Vec::new(),
+        absent: Default::default(),
     })
 }
 
@@ -227,6 +228,25 @@ fn fails(status: u16) -> Script {
 
 const BEGUN: &str = "shop: deploying aaaaaaa by Ada: Fix cart";
 const LIVE: &str = "shop: the new release is live, aaaaaaa by Ada: Fix cart";
+
+#[tokio::test]
+async fn what_a_receiver_missed_while_its_address_was_absent_is_told_when_it_is_there() {
+    let discord = Discord::start().await;
+    let mut world = World::new(&discord).await;
+    let there = world.config.borrow().notify.clone();
+    world.end().await;
+    let problem = Problem { line: 1, column: 1, what: "notify[0].url: it is not there".into(), hint: None };
+    let url = Err(Absent { key: "notify[0].url".into(), problem });
+    let channel = Channel::Discord { url, allow_local: true };
+    world.config.send_replace(config(vec![NotifyTarget { channel, events: NoticeKind::ALL.to_vec() }]));
+    world.begin().await;
+    let id = world.push('a', "Fix cart").await;
+    world.advance(id).await;
+    world.config.send_replace(config(there));
+    assert_eq!(trail(&discord.seen(1).await), [("POST", 200, BEGUN)]);
+    world.settled().await;
+    world.end().await;
+}
 
 #[tokio::test]
 async fn one_message_follows_a_deployment_from_start_to_end() {

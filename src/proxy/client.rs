@@ -74,6 +74,11 @@ pub struct ProxyStatus {
 }
 
 impl ProxyStatus {
+    /// The process that runs, whether it answers or not; `None` when none is known.
+    pub fn runs_as(&self) -> Option<u32> {
+        (self.pid > 0 && (self.connected || !self.absent)).then_some(self.pid)
+    }
+
     /// What a proxy said of itself first; anything else comes back.
     pub(super) fn of(said: Report) -> Result<Self, Report> {
         match said {
@@ -131,8 +136,20 @@ pub enum ApplyError {
     Refused(String),
     /// No acknowledgement in time. Should the proxy have taken the table unheard, it is set back to the last
     /// acknowledged one as soon as it is heard of.
-    #[error("the proxy did not acknowledge the route table within 5 s; is `longshore proxy` running?")]
-    Unavailable,
+    #[error("the proxy did not acknowledge the route table within 5 s: {}", silence(*pid))]
+    Unavailable {
+        /// Of the process that runs and does not answer. `None` when none is known.
+        pid: Option<u32>,
+    },
+}
+
+fn silence(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) => {
+            format!("its process (pid {pid}) runs and does not answer; if it is stopped: kill -CONT {pid}")
+        }
+        None => "no `longshore proxy` runs".to_owned(),
+    }
 }
 
 enum Ask {
@@ -196,11 +213,15 @@ impl ProxyClient {
     /// Calls are served in the order they were made.
     pub async fn apply(&self, routes: Vec<Route>) -> Result<u64, ApplyError> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::Apply { routes, reply }).map_err(|_| ApplyError::Unavailable)?;
+        self.asks.send(Ask::Apply { routes, reply }).map_err(|_| self.unavailable())?;
         match timeout(APPLY_LIMIT, answer).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) | Err(_) => Err(ApplyError::Unavailable),
+            Ok(Err(_)) | Err(_) => Err(self.unavailable()),
         }
+    }
+
+    fn unavailable(&self) -> ApplyError {
+        ApplyError::Unavailable { pid: self.status.borrow().runs_as() }
     }
 
     /// Waits until an instance that left the table has finished, or was cut at its limits. Always ends: at the

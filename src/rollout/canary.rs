@@ -252,7 +252,7 @@ impl Canary {
                 self.instance_failed(&id, &format!("could not be started: {why}"), cause, &mut actions);
             }
             Event::Exited(id, why) => self.instance_failed(&id, &why, Cause::Release, &mut actions),
-            Event::CutOff(id, why) => self.instance_failed(&id, &why, Cause::Surroundings, &mut actions),
+            Event::TakenAway(id, why) => self.instance_failed(&id, &why, Cause::Surroundings, &mut actions),
             Event::Unready(id, why) => {
                 self.instance_failed(&id, &format!("is unready: {why}"), Cause::Release, &mut actions);
             }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::canary::Wish;
-use super::fleet::{Entrance, InstanceState, Member, ServiceSpec, Share};
+use super::fleet::{Entrance, InstanceState, Member, Prepared, ServiceSpec, Share};
 use super::machine::{Event, Failure, Outcome, Policy, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
@@ -135,6 +135,9 @@ pub struct Driver {
     canary: watch::Receiver<Option<CanaryState>>,
 }
 
+/// See [`Parts::prepare`]. The error names the secret that cannot be read.
+pub type Prepare = Arc<dyn Fn(&ServiceSpec) -> Result<Prepared, String> + Send + Sync>;
+
 /// What a driver needs of the agent.
 #[derive(Clone)]
 pub struct Parts {
@@ -148,6 +151,8 @@ pub struct Parts {
     pub store: Store,
     /// Whether the engine is there.
     pub presence: Presence,
+    /// Reads the secrets of a service anew, when they could not be read before. Blocks.
+    pub prepare: Prepare,
 }
 
 impl Driver {
@@ -201,7 +206,7 @@ impl Driver {
 
     /// The digests of what the app's instances run with.
     pub async fn settings(&self) -> BTreeMap<InstanceId, String> {
-        self.current().await.into_iter().map(|current| (current.id, current.settings)).collect()
+        self.current().await.into_iter().filter_map(|current| Some((current.id, current.settings?))).collect()
     }
 
     /// Takes over instances of an earlier life of the agent, and the share of the requests that a canary among them has.

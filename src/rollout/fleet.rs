@@ -42,6 +42,8 @@ pub struct InstanceState {
     pub duty: Duty,
     /// Its share; 0 unless serving.
     pub weight: u32,
+    /// Whether its process runs. Of one that does not there may be no container either.
+    pub running: bool,
     /// When it was last started.
     pub started_at: Option<Timestamp>,
     /// How often the runtime restarted it.
@@ -120,6 +122,15 @@ impl Entrance {
     }
 }
 
+/// What a service's settings come to when its secrets are read.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The environment with the secrets resolved.
+    pub env: BTreeMap<String, SecretString>,
+    /// Keyed digest of all that makes one instance differ from another.
+    pub settings: String,
+}
+
 /// A service of a release with everything that its instances are started with.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
@@ -129,10 +140,8 @@ pub struct ServiceSpec {
     pub image: ImageId,
     /// Its files that the proxy serves.
     pub files: Vec<StaticFiles>,
-    /// Its environment with the secrets resolved, or which one cannot be read: nothing is started without.
-    pub env: Result<BTreeMap<String, SecretString>, String>,
-    /// Keyed digest of all that makes one instance differ from another.
-    pub settings: String,
+    /// What its secrets are part of, or which of them cannot be read: no container is made without.
+    pub prepared: Result<Prepared, String>,
     /// Of which release.
     pub release: ReleaseNumber,
     /// Of which commit.
@@ -151,6 +160,7 @@ impl ServiceSpec {
         slot: u32,
     ) -> Result<InstanceSpec, RuntimeError> {
         let service = &self.service;
+        let Prepared { env, settings } = self.prepared.clone().map_err(RuntimeError::Refused)?;
         Ok(InstanceSpec {
             id,
             app: app.clone(),
@@ -159,10 +169,10 @@ impl ServiceSpec {
             release: self.release,
             deployment,
             commit: self.commit.clone(),
-            settings: self.settings.clone(),
+            settings,
             image: self.image.clone(),
             command: service.command.clone(),
-            env: self.env.clone().map_err(RuntimeError::Refused)?,
+            env,
             port: service.port,
             memory: service.memory,
             cpu_millis: service.cpu_millis,
@@ -203,6 +213,9 @@ pub(super) enum Pending {
 /// What happened to an instance that runs without an address in its app's network.
 pub(super) const CUT_OFF: &str = "was disconnected from its network";
 
+/// What happened to an instance whose container somebody took away.
+pub(super) const REMOVED: &str = "had its container removed";
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -211,7 +224,8 @@ pub(super) struct Member {
     pub deployment: DeploymentId,
     pub release: ReleaseNumber,
     pub commit: CommitSha,
-    pub settings: String,
+    /// `None`: its secrets could not be read, and it has not been seen.
+    pub settings: Option<String>,
     pub gate: Gate,
     pub duty: Duty,
     pub pending: Pending,
@@ -247,7 +261,7 @@ impl Member {
             deployment,
             release: spec.release,
             commit: spec.commit.clone(),
-            settings: spec.settings.clone(),
+            settings: spec.prepared.as_ref().ok().map(|prepared| prepared.settings.clone()),
             duty: Duty::Idle,
             pending: Pending::Start,
             exists: true,
@@ -283,7 +297,7 @@ impl Member {
     pub fn observe(&mut self, observed: &Observed) {
         self.release = observed.release;
         self.commit = observed.commit.clone();
-        self.settings = observed.settings.clone();
+        self.settings = Some(observed.settings.clone());
         self.exists = true;
         self.running = observed.state == RunState::Running;
         self.restarts = observed.restarts;
@@ -334,6 +348,7 @@ impl Member {
             health: self.gate.health(),
             duty: self.duty,
             weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
+            running: self.running,
             started_at: self.started_at,
             restarts: self.restarts,
             last_check: self.last_check.clone(),

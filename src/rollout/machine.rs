@@ -62,8 +62,8 @@ pub enum Event {
     Unready(InstanceId, String),
     /// An instance ended by itself.
     Exited(InstanceId, String),
-    /// An instance was taken out of its network: no doing of the release.
-    CutOff(InstanceId, String),
+    /// Somebody took an instance out of its network, or its container away: no doing of the release.
+    TakenAway(InstanceId, String),
     /// The proxy has acknowledged the table of this switch.
     Routed(Switch),
     /// It has not.
@@ -384,7 +384,7 @@ impl Rollout {
                 self.incoming_failed(&id, format!("could not be started: {why}"), cause, &mut actions)
             }
             Event::Exited(id, why) => self.incoming_failed(&id, why, Cause::Release, &mut actions),
-            Event::CutOff(id, why) => self.incoming_failed(&id, why, Cause::Surroundings, &mut actions),
+            Event::TakenAway(id, why) => self.incoming_failed(&id, why, Cause::Surroundings, &mut actions),
             Event::Unready(id, why) => {
                 self.incoming_failed(&id, format!("is unready: {why}"), Cause::Release, &mut actions)
             }

@@ -22,4 +22,4 @@ pub mod upkeep;
 pub mod watch;
 
 pub use driver::{Adopted, Assignment, Driver, LivePlace};
-pub use fleet::{Entrance, InstanceState, ServiceSpec, Share};
+pub use fleet::{Entrance, InstanceState, Prepared, ServiceSpec, Share};

@@ -15,8 +15,8 @@ pub struct Current {
     pub service: ServiceName,
     /// Its place, from 1.
     pub slot: u32,
-    /// Digest of what it runs with.
-    pub settings: String,
+    /// Digest of what it runs with; one of which that is not known is like no other.
+    pub settings: Option<String>,
     /// The deployment that started it.
     pub deployment: DeploymentId,
     /// Its process runs.
@@ -84,7 +84,7 @@ pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, wa
     for want in wanted {
         for number in 1..=want.instances {
             let here = || current.iter().filter(|c| c.service == want.service && c.slot == number);
-            let mut fitting = here().filter(|c| c.settings == want.settings);
+            let mut fitting = here().filter(|c| c.settings.as_ref() == Some(&want.settings));
             let ours = fitting.clone().find(|c| c.deployment == deployment && is_restored(&c.id) == back);
             let goes = |c: &Current| way == Way::Renew || (back && c.deployment == deployment);
             let kept = fitting.find(|c| c.running && !goes(c));
@@ -208,7 +208,7 @@ mod tests {
             id: InstanceId::new(deployment, &web(), slot, 0),
             service: web(),
             slot,
-            settings: settings.into(),
+            settings: Some(settings.into()),
             deployment,
             running: true,
         }

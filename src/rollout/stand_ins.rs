@@ -1,8 +1,8 @@
 //! What a failed deployment left behind and the proxy's table holds, where nobody of the live release serves: it stands in
 //! until somebody does. Pure.
 //!
-//! It is none of the live instances: no plan knows it, no upkeep starts it anew, and in the end it goes. What the table does
-//! not hold has not passed its gate, or was taken out, and never stands in.
+//! It is none of the live instances: no plan knows it, and in the end it goes. Until then it is kept up as they are. What the
+//! table does not hold has not passed its gate, or was taken out, and never stands in.
 
 use super::plan::Current;
 use crate::model::InstanceId;
@@ -38,7 +38,7 @@ mod tests {
     fn instance(deployment: i64, slot: u32, running: bool) -> Current {
         let (deployment, service) = (DeploymentId(deployment), "web".parse().unwrap());
         let id = InstanceId::new(deployment, &service, slot, 0);
-        Current { id, service, slot, settings: String::new(), deployment, running }
+        Current { id, service, slot, settings: None, deployment, running }
     }
 
     #[test]

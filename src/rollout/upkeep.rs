@@ -9,6 +9,9 @@ const RUNTIMES_TURN: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest that an unready instance is waited for once it has been replaced before.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
+/// The only one is reconnected at once so often, and then after this pause: whoever takes it out may do so again and again.
+const RECONNECTED_AT_ONCE: u32 = 10;
+const PAUSE_OF_THE_ONLY_ONE: Duration = Duration::from_secs(1);
 /// One that was well for so long has no history.
 const RECOVERED: Duration = Duration::from_secs(60);
 
@@ -50,14 +53,24 @@ pub enum Care {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upkeep {
     since: Option<(Standing, Duration)>,
-    attempts: u32,
+    /// Starts and replacements.
+    starts: u32,
+    reconnections: u32,
     told: bool,
 }
 
 impl Upkeep {
     /// Takes how the instance stands at `now`. One that is unready is given `patience`, twice as much after each
-    /// replacement, and is replaced only when `may_replace`.
-    pub fn observe(&mut self, standing: Standing, now: Duration, patience: Duration, may_replace: bool) -> Care {
+    /// replacement, and is replaced only when `may_replace`. One that was cut off has not failed: where no `others_serve` it
+    /// is not kept waiting.
+    pub fn observe(
+        &mut self,
+        standing: Standing,
+        now: Duration,
+        patience: Duration,
+        may_replace: bool,
+        others_serve: bool,
+    ) -> Care {
         let since = match self.since {
             Some((same, since)) if same == standing => since,
             _ => now,
@@ -67,32 +80,35 @@ impl Upkeep {
         match standing {
             Standing::Well => {
                 if lasted >= RECOVERED {
-                    self.attempts = 0;
+                    (self.starts, self.reconnections) = (0, 0);
                 }
-                if std::mem::take(&mut self.told) { Care::Recovered { attempts: self.attempts } } else { Care::Wait }
+                if std::mem::take(&mut self.told) { Care::Recovered { attempts: self.attempts() } } else { Care::Wait }
             }
-            Standing::CutOff if lasted >= self.pause() => self.act(Care::Reconnect, now),
-            Standing::Gone if lasted >= self.pause() => self.act(Care::Start, now),
-            Standing::Down if lasted >= self.pause().max(RUNTIMES_TURN) => self.act(Care::Start, now),
+            Standing::CutOff if lasted >= self.pause_before_reconnecting(others_serve) => {
+                self.act(Care::Reconnect, now)
+            }
+            Standing::Gone if lasted >= pause(self.starts) => self.act(Care::Start, now),
+            Standing::Down if lasted >= pause(self.starts).max(RUNTIMES_TURN) => self.act(Care::Start, now),
             Standing::Unready if may_replace && lasted >= self.patience(patience) => self.act(Care::Replace, now),
             _ => Care::Wait,
         }
     }
 
-    /// None before the first attempt, then 1, 2, 4 … seconds.
-    fn pause(&self) -> Duration {
-        match self.attempts {
-            0 => Duration::ZERO,
-            n => Duration::from_secs(1 << (n - 1).min(6)).min(LONGEST_PAUSE),
+    fn pause_before_reconnecting(&self, others_serve: bool) -> Duration {
+        match others_serve {
+            true => pause(self.reconnections),
+            false if self.reconnections < RECONNECTED_AT_ONCE => Duration::ZERO,
+            false => PAUSE_OF_THE_ONLY_ONE,
         }
     }
 
     fn patience(&self, patience: Duration) -> Duration {
-        patience.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PATIENCE.max(patience))
+        patience.saturating_mul(1 << self.starts.min(10)).min(LONGEST_PATIENCE.max(patience))
     }
 
     fn act(&mut self, care: Care, now: Duration) -> Care {
-        self.attempts = self.attempts.saturating_add(1);
+        let count = if care == Care::Reconnect { &mut self.reconnections } else { &mut self.starts };
+        *count = count.saturating_add(1);
         self.told = true;
         // The next pause counts from this attempt.
         self.since = self.since.map(|(standing, _)| (standing, now));
@@ -101,7 +117,15 @@ impl Upkeep {
 
     /// How often it was reconnected, started or replaced since it was last well for a while.
     pub fn attempts(&self) -> u32 {
-        self.attempts
+        self.starts.saturating_add(self.reconnections)
+    }
+}
+
+/// None before the first attempt, then 1, 2, 4 … seconds.
+fn pause(attempts: u32) -> Duration {
+    match attempts {
+        0 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 1).min(6)).min(LONGEST_PAUSE),
     }
 }
 
@@ -121,7 +145,7 @@ mod tests {
     /// The seconds at which something is done about an instance that stands like this all the time.
     fn acts(standing: Standing, until: u64) -> Vec<u64> {
         let mut upkeep = Upkeep::default();
-        (0..until).filter(|now| upkeep.observe(standing, secs(*now), PATIENCE, true) != Care::Wait).collect()
+        (0..until).filter(|now| upkeep.observe(standing, secs(*now), PATIENCE, true, true) != Care::Wait).collect()
     }
 
     #[test]
@@ -132,6 +156,20 @@ mod tests {
     #[test]
     fn what_was_cut_off_is_reconnected_at_once_and_then_with_growing_pauses() {
         assert_eq!(acts(CutOff, 32), [0, 1, 3, 7, 15, 31]);
+    }
+
+    #[test]
+    fn the_only_one_that_is_cut_off_again_and_again_is_not_kept_waiting() {
+        let mut upkeep = Upkeep::default();
+        let mut at = |standing, now, others| upkeep.observe(standing, secs(now), PATIENCE, true, others);
+        for now in 0..10 {
+            assert_eq!(at(CutOff, now, false), Care::Reconnect);
+            assert!(matches!(at(Well, now, false), Care::Recovered { .. }));
+        }
+        assert_eq!(at(CutOff, 10, false), Care::Wait, "somebody does it all the time");
+        assert_eq!(at(CutOff, 11, false), Care::Reconnect);
+        assert_eq!(at(CutOff, 12, true), Care::Wait, "another one serves");
+        assert_eq!(at(Gone, 13, true), Care::Start, "a crash is another matter");
     }
 
     #[test]
@@ -147,7 +185,7 @@ mod tests {
     #[test]
     fn an_instance_that_is_well_is_told_of_once_and_forgiven_later() {
         let mut upkeep = Upkeep::default();
-        let mut at = |standing, now| upkeep.observe(standing, secs(now), PATIENCE, true);
+        let mut at = |standing, now| upkeep.observe(standing, secs(now), PATIENCE, true, true);
         assert_eq!(at(Gone, 0), Care::Start);
         assert_eq!(at(Unready, 1), Care::Wait);
         assert_eq!(at(Well, 2), Care::Recovered { attempts: 1 });
@@ -160,16 +198,20 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens to an instance: it is never started or reconnected more than nine times in any minute, never
-        /// replaced without leave, and never left alone for longer than the longest pause while it cannot serve.
+        /// Whatever happens to an instance: it is never started or reconnected more than nine times in any minute (the only
+        /// one not reconnected more than 70 times), never replaced without leave, and never left alone for longer than the
+        /// longest pause while it cannot serve.
         #[test]
-        fn care_is_bounded(steps in prop::collection::vec((0u8..5, 0u64..20, any::<bool>()), 1..200)) {
+        fn care_is_bounded(
+            steps in prop::collection::vec((0u8..5, 0u64..20, any::<bool>()), 1..200),
+            others_serve in any::<bool>(),
+        ) {
             let (mut upkeep, mut now) = (Upkeep::default(), 0u64);
-            let (mut starts, mut idle_since) = (Vec::new(), None);
+            let (mut starts, mut reconnections, mut idle_since) = (Vec::new(), Vec::new(), None);
             for (standing, pass, may_replace) in steps {
                 now += pass;
                 let standing = [Well, Unready, CutOff, Down, Gone][usize::from(standing)];
-                let care = upkeep.observe(standing, secs(now), PATIENCE, may_replace);
+                let care = upkeep.observe(standing, secs(now), PATIENCE, may_replace, others_serve);
                 if standing == Well || standing == Unready {
                     idle_since = None;
                 }
@@ -177,7 +219,7 @@ mod tests {
                 match care {
                     Care::Start | Care::Reconnect => {
                         prop_assert!(idle && (care == Care::Reconnect) == (standing == CutOff));
-                        starts.push(now);
+                        if care == Care::Start { starts.push(now) } else { reconnections.push(now) }
                         idle_since = None;
                     }
                     Care::Replace => prop_assert!(standing == Unready && may_replace),
@@ -195,6 +237,10 @@ mod tests {
             }
             for window in starts.windows(10) {
                 prop_assert!(window[9] - window[0] >= 60, "{starts:?}");
+            }
+            let most = if others_serve { 9 } else { 70 };
+            for window in reconnections.windows(most + 1) {
+                prop_assert!(window[most] - window[0] >= 60, "{reconnections:?}");
             }
         }
     }

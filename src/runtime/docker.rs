@@ -6,7 +6,7 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
-    StopContainerOptions, WaitContainerOptions,
+    RestartContainerOptions, StopContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -62,6 +62,17 @@ impl std::fmt::Debug for Docker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Docker({}, agent {})", self.host, self.agent_id)
     }
+}
+
+/// How a container was killed, as far as it shows that afterwards.
+#[derive(Default)]
+struct Kill {
+    /// The kernel did it, for its memory limit.
+    for_memory: bool,
+    /// Somebody has it removed.
+    removed: bool,
+    /// It has a memory limit.
+    is_limited: bool,
 }
 
 impl Docker {
@@ -265,9 +276,18 @@ impl Docker {
         }
     }
 
-    async fn was_killed_for_memory(&self, container: &str) -> bool {
-        let found = within(CALL, self.inspect_container(container)).await.ok().flatten();
-        found.and_then(|container| container.state).and_then(|state| state.oom_killed).unwrap_or(false)
+    /// What a container that was killed shows of it.
+    async fn shown_of_kill(&self, container: &str) -> Kill {
+        match within(CALL, self.inspect_container(container)).await {
+            Ok(Some(shown)) => {
+                let is_limited = shown.host_config.and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
+                let state = shown.state.unwrap_or_default();
+                let removed = observe::is_being_removed(&state);
+                Kill { for_memory: state.oom_killed.unwrap_or(false), removed, is_limited }
+            }
+            Ok(None) => Kill { removed: true, ..Kill::default() },
+            Err(_) => Kill::default(),
+        }
     }
 
     async fn start_container(&self, spec: &InstanceSpec) -> Result<Observed, RuntimeError> {
@@ -283,6 +303,16 @@ impl Docker {
             return Ok(now);
         }
         self.join_network(&container, &now).await
+    }
+
+    /// An instance in its app's network, into which it is put back where it was cut off.
+    async fn joined(&self, container: &str, id: &InstanceId) -> Result<Observed, RuntimeError> {
+        let gone = || RuntimeError::Refused(format!("there is no instance {id} any more"));
+        let now = self.observe(container).await?.ok_or_else(gone)?;
+        if !now.is_cut_off() {
+            return Ok(now);
+        }
+        self.join_network(container, &now).await
     }
 
     /// A container as an instance; `None` when it is gone, or is none.
@@ -337,6 +367,18 @@ impl Runtime for Docker {
         .boxed()
     }
 
+    fn restart<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
+        let deadline = grace.saturating_add(START);
+        within(deadline, async move {
+            let container = self.need(id).await?;
+            let options = RestartContainerOptions { t: Some(spec::whole_seconds(grace)), signal: None };
+            let patient = self.client.clone().with_timeout(deadline);
+            patient.restart_container(&container, Some(options)).await.map_err(explain::runtime_error)?;
+            self.joined(&container, id).await
+        })
+        .boxed()
+    }
+
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>> {
         within(CALL, async move {
             let Some(container) = self.find(id).await? else { return Ok(None) };
@@ -348,12 +390,7 @@ impl Runtime for Docker {
     fn reconnect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Observed, RuntimeError>> {
         within(CALL, async move {
             let container = self.need(id).await?;
-            let gone = || RuntimeError::Refused(format!("there is no instance {id} any more"));
-            let now = self.observe(&container).await?.ok_or_else(gone)?;
-            if !now.is_cut_off() {
-                return Ok(now);
-            }
-            self.join_network(&container, &now).await
+            self.joined(&container, id).await
         })
         .boxed()
     }

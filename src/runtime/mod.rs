@@ -27,6 +27,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
     /// SIGTERM, `grace`, SIGKILL, then removes it. Succeeds when it is gone.
     fn stop<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;
+    /// SIGTERM, `grace`, SIGKILL to the very same container, which is then started again with all that it was made with; one
+    /// that does not run is only started. It is in its app's network then.
+    fn restart<'a>(&'a self, id: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<Observed, RuntimeError>>;
     /// One instance as it is now; `None` when there is none.
     fn inspect<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<Option<Observed>, RuntimeError>>;
     /// Puts an instance that was cut off back into its app's network, which is made anew when it is gone. It goes on
@@ -190,6 +193,8 @@ pub struct Exited {
     pub code: i64,
     /// The kernel ended it for its memory limit.
     pub oom: bool,
+    /// Somebody has its container removed, which ended it.
+    pub removed: bool,
     /// The last lines it wrote, where they were asked for.
     pub output: Vec<String>,
 }

@@ -54,7 +54,7 @@ impl Store {
             let journal = connection.path().map(PathBuf::from).unwrap_or_default();
             let copy_path = sibling(&journal, ".backup");
             copy(connection, &copy_path).map_err(|err| match err {
-                CopyError::Sqlite(err) => super::failure(err),
+                CopyError::Sqlite(err) => super::failure(connection, err),
                 CopyError::Io(_, err) if err.kind() == io::ErrorKind::StorageFull => StoreError::Full,
                 CopyError::Io(..) => StoreError::Sqlite(format!("it cannot be copied: {err}")),
             })?;

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::notices::{About, add_notice};
 use super::requests::{self, Requests};
+use super::steps::{self, Step};
 use super::{Store, StoreError, from_json, now_ms, timestamp, unreadable};
 use crate::config::NoticeKind;
 use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
@@ -16,6 +17,9 @@ const OF_COMMIT_WAITING: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND st
 const OF_COMMIT_TAKEN_UP: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND commit_sha = ?2
      AND (started_at IS NOT NULL OR status = 'cancelled')";
 const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
+
+/// The step that says by whom a deployment was cancelled.
+const CANCEL_STEP: &str = "cancel";
 
 /// A deployment's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +204,7 @@ impl Store {
     /// Remembers that somebody wants a deployment ended. A waiting one ends at once. `None` when there is none of that
     /// number.
     pub async fn ask_cancel(&self, id: DeploymentId, who: &str) -> Result<Option<CancelAsked>, StoreError> {
-        let reason = format!("cancelled by {who} while it waited");
+        let by = format!("cancelled by {who}");
         self.call(move |c| {
             let find = || query(c, "WHERE id = ?", params![id.0]).map(|found| found.into_iter().next());
             let Some(before) = find()? else { return Ok(None) };
@@ -209,13 +213,23 @@ impl Store {
                 c.execute("UPDATE deployments SET cancel_asked = 1 WHERE id = ?", params![id.0])?;
             }
             if before.status == Status::Queued {
-                let finish =
-                    Finish { status: Status::Cancelled, reason: Some(reason), superseded_by: None, hold: false };
-                end(c, id, &finish)?;
+                let reason = Some(format!("{by} while it waited"));
+                end(c, id, &Finish { status: Status::Cancelled, reason, superseded_by: None, hold: false })?;
+            } else if !had_ended {
+                steps::record(c, id, CANCEL_STEP, &by)?;
             }
             Ok(find()?.map(|record| CancelAsked { record, had_ended }))
         })
         .await
+    }
+
+    /// By whom a deployment that had begun was first cancelled, such as `cancelled by ada`.
+    pub async fn cancelled_by(&self, id: DeploymentId) -> Result<String, StoreError> {
+        match self.step(id, CANCEL_STEP).await? {
+            Step::Done(by) => Ok(by),
+            // Earlier versions did not write down who.
+            Step::New | Step::Begun => Ok("cancelled by somebody".to_owned()),
+        }
     }
 }
 

@@ -72,6 +72,14 @@ pub enum StoreError {
     /// There is no room on its disk. What is already accepted may still end, on what was set aside for that.
     #[error("the journal cannot be written: its disk is full")]
     Full,
+    /// The system does not let us write a file of it any more.
+    #[error("{} cannot be written: {why}", path.display())]
+    NotWritable {
+        /// The file or its directory.
+        path: PathBuf,
+        /// What is in the way, and what helps.
+        why: String,
+    },
     /// It was restored, and new numbers could be those of instances that it does not know.
     #[error(
         "the journal was restored, and nothing new is taken before the Docker engine has said which numbers are in use"
@@ -154,8 +162,11 @@ impl Store {
 
     /// Brings everything into the journal's one file, so that a copy of that alone is whole. For the end.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        let done = self.alone(|c| c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))).await?;
-        done.map_err(failure)
+        self.alone(|c| {
+            let done = c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            done.map_err(|err| failure(c, err))
+        })
+        .await?
     }
 
     /// Runs `work` in its turn, outside of any transaction.
@@ -171,9 +182,16 @@ impl Store {
     }
 }
 
-fn failure(err: rusqlite::Error) -> StoreError {
+fn failure(connection: &Connection, err: rusqlite::Error) -> StoreError {
     match err.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+        // SQLite does not say why: its files may have been made immutable, or read-only, since they were opened.
+        Some(rusqlite::ErrorCode::SystemIoFailure | rusqlite::ErrorCode::ReadOnly) => {
+            match connection.path().map(|path| open::refuse_unwritable(Path::new(path))) {
+                Some(Err(OpenError::NotWritable { path, why })) => StoreError::NotWritable { path, why },
+                _ => StoreError::Sqlite(err.to_string()),
+            }
+        }
         _ => StoreError::Sqlite(err.to_string()),
     }
 }

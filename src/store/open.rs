@@ -273,7 +273,7 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), OpenErro
 }
 
 /// SQLite would open such a file for reading and fail at the first write, with fewer words.
-fn refuse_unwritable(path: &Path) -> Result<(), OpenError> {
+pub(super) fn refuse_unwritable(path: &Path) -> Result<(), OpenError> {
     let wal = sibling(path, "-wal");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for place in [directory, path, &wal] {
@@ -288,6 +288,10 @@ fn refuse_unwritable(path: &Path) -> Result<(), OpenError> {
 fn why_not(place: &Path, errno: nix::errno::Errno) -> String {
     match (errno, owner_if_other(place)) {
         (nix::errno::Errno::EROFS, _) => "its file system is mounted read-only; mount it for writing".into(),
+        // Not even root may.
+        (nix::errno::Errno::EPERM, _) => {
+            format!("it is marked as immutable; allow it to be changed with: chattr -i {}", place.display())
+        }
         (_, Some((owner, own))) => format!(
             "it belongs to uid {owner}, and this runs as uid {own}; run it as its owner, or give it the file: chown {own} {}",
             place.display()

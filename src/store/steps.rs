@@ -95,6 +95,13 @@ impl Store {
     }
 }
 
+/// Writes a step whose intent is its outcome. What is written already stays.
+pub(super) fn record<T: Serialize>(c: &Connection, id: DeploymentId, name: &str, outcome: &T) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO steps (deployment, name, intent_at, outcome, outcome_at) VALUES (?1, ?2, ?3, ?4, ?3)
+               ON CONFLICT DO NOTHING";
+    c.execute(sql, params![id.0, name, now_ms(), to_json(outcome)?]).map(drop)
+}
+
 fn read<T: DeserializeOwned>(c: &Connection, id: DeploymentId, name: &str) -> rusqlite::Result<Step<T>> {
     let known: Option<Option<String>> = c
         .query_row("SELECT outcome FROM steps WHERE deployment = ? AND name = ?", params![id.0, name], |row| row.get(0))

@@ -176,6 +176,7 @@ fn tell(answers: Answers, callers: Option<&Handle>) {
 /// With `scarce` room nothing is written that nobody waits for.
 pub(super) fn run_group(connection: &Connection, calls: Vec<Box<dyn Call>>, scarce: bool) -> Answers {
     let run = |sql| connection.prepare_cached(sql)?.execute([]);
+    let failure = |err| failure(connection, err);
     let mut group = run("BEGIN").map(drop).map_err(failure);
     let mut answers = Vec::with_capacity(calls.len());
     for mut call in calls {
@@ -210,6 +211,7 @@ pub(super) fn run_group(connection: &Connection, calls: Vec<Box<dyn Call>>, scar
 /// Runs calls that only read. Their transaction ends without a commit, so it needs no room on the disk.
 pub(super) fn run_reads(connection: &Connection, reads: Vec<Box<dyn Call>>) -> Answers {
     let run = |sql| connection.prepare_cached(sql)?.execute([]).map(drop);
+    let failure = |err| failure(connection, err);
     let begun = fail_point::reach("journal").map_err(|err| StoreError::Sqlite(err.to_string()));
     let begun = begun.and_then(|()| run("BEGIN").map_err(failure));
     let written = connection.total_changes();

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::github::{self, Delivery, Format};
 use super::intake::{Intake, LARGEST_BODY, Taken, Unread};
+use super::keep_alive::{KEEP_ALIVE, kept_alive};
 use super::post_receive;
 use super::signature::{self, SignatureError};
 use super::to_the_end::ToTheEnd;
@@ -30,7 +31,7 @@ use super::{Heard, Push, Refusal, one_line};
 use crate::agent::Agent;
 use crate::api::last_word::until_the_agent_ends;
 use crate::api::problem::{Problem, new_request_id};
-use crate::config::{App, Config};
+use crate::config::{Absent, App, Config};
 use crate::discard::discard;
 use crate::journal::{Followed, Journal};
 use crate::model::{AppName, DeploymentId, Status, Trigger};
@@ -253,7 +254,11 @@ impl HookState {
         let name: Option<AppName> = path.ok().and_then(|Path(name)| name.parse().ok());
         let known = name.filter(|name| config.apps.contains_key(name));
         let webhook = known.as_ref().and_then(|name| config.apps.get(name)?.webhook.as_ref());
-        let secret = webhook.map_or(&self.nobodys_secret, |webhook| &webhook.secret);
+        let secret = match webhook.map(|webhook| &webhook.secret) {
+            None => &self.nobodys_secret,
+            Some(Ok(secret)) => secret,
+            Some(Err(absent)) => return Err(unverifiable(absent)),
+        };
 
         let values = headers.get_all(signature_header).iter().map(|value| value.as_bytes());
         let mut checked = signature::verify(secret, values, &body.bytes);
@@ -301,7 +306,7 @@ impl HookState {
                 format!("longshore: the log broke off, the deployment goes on: {see}\n")
             }
         });
-        let pieces = lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat());
+        let pieces = kept_alive(lines.ready_chunks(LINES_AT_ONCE).map(|lines| lines.concat()), KEEP_ALIVE);
         let pieces = until_the_agent_ends(pieces, self.ending.clone(), last);
         Body::from_stream(stream::iter([said]).chain(pieces).map(|text| Ok::<_, Infallible>(Bytes::from(text))))
     }
@@ -328,6 +333,15 @@ fn unread(why: Unread) -> Response {
 
 fn unauthorized(header: &'static str, why: SignatureError) -> Response {
     Problem::new(StatusCode::UNAUTHORIZED, format!("{header} {why}")).field(header).uniform().into_response()
+}
+
+/// Nothing is taken unchecked, so a delivery whose secret is absent is the sender's to send again. Which file that is
+/// concerns the operator alone.
+fn unverifiable(absent: &Absent) -> Response {
+    tracing::warn!("a delivery was refused, as its signature cannot be checked: {absent}");
+    let detail = "the secret that this app's deliveries are checked with cannot be read on the server, and nothing is \
+                  taken until it can (longshore status says more); deliver again later";
+    retry_later(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
 }
 
 fn refused(refusal: Refusal) -> Response {

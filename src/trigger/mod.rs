@@ -6,6 +6,7 @@ use crate::text;
 pub mod github;
 pub mod http;
 mod intake;
+pub mod keep_alive;
 mod payload;
 pub mod post_receive;
 pub mod signature;

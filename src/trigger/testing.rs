@@ -34,7 +34,7 @@ pub fn app(name: &str, repo: RepoUrl) -> App {
         branch: "main".into(),
         credential: Credential::None,
         submodules: false,
-        webhook: Some(Webhook { provider: Provider::GitHub, secret: SECRET.into() }),
+        webhook: Some(Webhook { provider: Provider::GitHub, secret: Ok(SECRET.into()) }),
         canary_of: None,
         domains: Vec::new(),
         maintenance: None,
@@ -69,6 +69,7 @@ pub fn config(apps: impl IntoIterator<Item = App>) -> Config {
         apps: apps.into_iter().map(|app| (app.name.clone(), app)).collect(),
         files: BTreeMap::new(),
         warnings: Vec::new(),
+        absent: Default::default(),
     }
 }
 

@@ -177,8 +177,19 @@ async fn one_that_takes_the_engine_with_it_is_given_up_and_one_that_waits_can_be
     shop.says(waiting, "goes on by itself when the engine answers again").await;
     shop.cancel(waiting).await;
     let ended = shop.agent.deployment_ended(waiting, LIMIT).await;
-    assert_ended(&ended, "cancelled", &["while it waited for the Docker engine"]);
+    assert_ended(&ended, "cancelled", &["cancelled by ", " while it waited for the Docker engine"]);
     private.up().await;
+    assert_eq!(shop.version().await, "v1");
+
+    // In its rollout there is something to undo first. Who wanted it is known all the same.
+    let rolling = shop.push_without_waiting(&Behaviour::version("v4").never_ready()).await;
+    shop.says(rolling, "web-1: starting").await;
+    private.down(Signal::SIGKILL).await;
+    shop.says(rolling, "goes on by itself when the engine answers again").await;
+    shop.cancel(rolling).await;
+    private.up().await;
+    let ended = shop.agent.deployment_ended(rolling, LIMIT).await;
+    assert_ended(&ended, "cancelled", &["cancelled by "]);
     assert_eq!(shop.version().await, "v1");
     shop.finish().await;
 }

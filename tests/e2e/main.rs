@@ -11,6 +11,7 @@ mod git_server;
 #[path = "../support/sshd.rs"]
 mod sshd;
 
+mod absent_secrets;
 mod acme;
 mod api;
 mod backups;

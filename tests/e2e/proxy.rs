@@ -179,7 +179,9 @@ async fn a_proxy_that_is_stopped_is_waited_for_and_told_of() {
     logged(&shop, "the proxy answers again", pid).await;
     let app = shop.app().await;
     assert_eq!((&app["proxy"]["answers"], &app["proxy"]["since"]), (&true.into(), &serde_json::Value::Null));
-    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["did not acknowledge"]);
+    let why =
+        format!("did not acknowledge the route table within 5 s: its process (pid {pid}) runs and does not answer");
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &[&why]);
     assert_eq!((shop.agent.proxy_pid(), shop.version().await.as_str()), (pid, "v1"));
     assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
     assert_eq!(shop.version().await, "v3");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::shop::{LIMIT, Options, SECRET, Shop};
@@ -217,6 +218,40 @@ async fn an_agent_that_ends_lets_go_of_those_who_follow_and_tells_them_that_it_g
     watching.prints("succeeded", LIMIT).await;
     let ended = shop.agent.deployment_ended(1, LIMIT).await;
     assert_eq!(ended["status"], "succeeded", "{ended:#}");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_pusher_does_not_wait_for_an_agent_that_is_stopped() {
+    let Some(engine) = engine::or_skip("a_pusher_does_not_wait_for_an_agent_that_is_stopped").await else { return };
+    let shop = with_hook(&engine).await;
+    shop.repo.set_origin_config("longshore.silence", "3");
+    shop.repo.write_site(&Behaviour::version("v1").ready_after_ms(4000));
+    shop.repo.commit("A slow version");
+    let pushing = push(&shop, "HEAD:refs/heads/main");
+    pushing.prints("web-1: starting", LIMIT).await;
+    shop.agent.signal(Signal::SIGSTOP);
+    let left = pushing.ended(Duration::from_secs(20)).await;
+    assert!(left.status.success(), "{}", left.text());
+    let told = format!(
+        "longshore: the agent at http://{} has said nothing for 3 s and is not waited for; the deployment goes on when it does: \
+         see `longshore status shop`",
+        shop.agent.listen
+    );
+    assert_eq!(remote(&left).last(), Some(&told.as_str()), "{:#?}", remote(&left));
+
+    // One that comes meanwhile is answered by the kernel alone.
+    shop.repo.write_site(&Behaviour::version("v2"));
+    shop.repo.commit("A newer version");
+    let unheard = push(&shop, "HEAD:refs/heads/main").ended(Duration::from_secs(20)).await;
+    assert!(unheard.status.success(), "{}", unheard.text());
+    let lines = remote(&unheard);
+    assert!(lines.len() == 1 && lines[0].contains("does not answer: if it has not taken the push"), "{lines:#?}");
+
+    // What it had taken goes on; the other one it may have found as it came back.
+    shop.agent.signal(Signal::SIGCONT);
+    let ended = shop.agent.deployment_ended(1, LIMIT).await;
+    assert!(["succeeded", "superseded"].contains(&ended["status"].as_str().unwrap()), "{ended:#}");
     shop.finish().await;
 }
 

@@ -1,6 +1,9 @@
 //! A deployment that failed could not put everything back, and the agent starts again: what it left and serves goes on
 //! serving until the live release does, and not a moment longer; what never served does not begin to.
 
+use bollard::query_parameters::{
+    KillContainerOptions, RemoveContainerOptions, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+};
 use serde_json::Value;
 
 use crate::shop::{LIMIT, Options, Shop};
@@ -26,6 +29,65 @@ impl Shop {
                 self.instances("web").await.iter().map(|c| c.label("longshore.instance").to_owned()).collect();
             running.sort();
             if running == expected { Ok(()) } else { Err(format!("{running:?}\n{}", self.agent.log())) }
+        })
+        .await;
+    }
+
+    /// Has the second version be all that serves: it was undone, and the first one, which is live, cannot be started.
+    async fn leave_v2_alone(&mut self) {
+        let id = self.push_without_waiting(&Behaviour::version("v2")).await;
+        self.reaches(id, "watching").await;
+        self.runs_alone(&["d2-web-1", "d2-web-2"]).await;
+        self.die_undone(id).await;
+        for container in self.instances("web").await {
+            assert_eq!(container.label("longshore.release"), "2");
+        }
+        let images = self.engine.objects(&self.agent.id()).await.images;
+        assert_eq!(images.len(), 2, "{images:?}");
+        let used = self.instances("web").await.swap_remove(0).id;
+        let used = self.engine.docker.inspect_container(&used, None).await.expect("a container").image;
+        for image in images.iter().filter(|image| Some(&image.id) != used.as_ref()) {
+            let options = RemoveImageOptionsBuilder::new().force(true).build();
+            self.engine.docker.remove_image(&image.id, Some(options), None).await.expect("removed");
+        }
+        self.agent.start().await;
+        self.is_told_of("d1-web-1", "is not on this machine").await;
+        assert_eq!(self.version().await, "v2");
+        self.shows("  2/2  ✗v1 not running ■v2 ✗v1 not running ■v2").await;
+    }
+
+    /// Waits until `longshore status` has this of `web`.
+    async fn shows(&self, part: &str) {
+        eventually(&format!("status shows {part:?}"), LIMIT, async || {
+            let shown = self.agent.cli(&["status", "shop"]).await;
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            if shown.lines().any(|line| line.trim_start().starts_with("web") && line.contains(part)) {
+                Ok(())
+            } else {
+                Err(shown)
+            }
+        })
+        .await;
+    }
+
+    async fn is_told_of(&self, instance: &str, part: &str) {
+        eventually(&format!("drift says {part:?} of {instance}"), LIMIT, async || {
+            let drift = self.drift_of(instance).await;
+            if drift.iter().any(|what| what.contains(part)) { Ok(()) } else { Err(format!("{drift:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until these alone run, and are ready.
+    async fn serve_again(&self, expected: &[&str]) {
+        self.runs_alone(expected).await;
+        eventually("they are ready", LIMIT, async || {
+            let app = self.app().await;
+            let ready = |id: &&str| {
+                let all = app["instances"].as_array().expect("instances");
+                all.iter().any(|i| i["id"] == **id && i["health"] == "ready")
+            };
+            if expected.iter().all(ready) { Ok(()) } else { Err(format!("{app:#}")) }
         })
         .await;
     }
@@ -78,33 +140,7 @@ async fn one_that_stands_in_is_not_live_for_the_next_deployment() {
     let Some(engine) = engine::or_skip("one_that_stands_in_is_not_live").await else { return };
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
     let load = shop.load();
-    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
-    shop.reaches(id, "watching").await;
-    shop.runs_alone(&["d2-web-1", "d2-web-2"]).await;
-    shop.die_undone(id).await;
-    // The live release cannot be started any more.
-    for container in shop.instances("web").await {
-        assert_eq!(container.label("longshore.release"), "2");
-    }
-    let images = shop.engine.objects(&shop.agent.id()).await.images;
-    let of_live = images.len();
-    assert_eq!(of_live, 2, "{images:?}");
-    let used = shop.instances("web").await.swap_remove(0).id;
-    let used = shop.engine.docker.inspect_container(&used, None).await.expect("a container").image;
-    for image in images.iter().filter(|image| Some(&image.id) != used.as_ref()) {
-        let options = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
-        shop.engine.docker.remove_image(&image.id, Some(options), None).await.expect("removed");
-    }
-    shop.agent.start().await;
-    eventually("the live release was tried", LIMIT, async || {
-        let drift = shop.drift_of("d1-web-1").await;
-        if drift.iter().any(|what| what.contains("is not on this machine")) {
-            Ok(())
-        } else {
-            Err(format!("{drift:?}"))
-        }
-    })
-    .await;
+    shop.leave_v2_alone().await;
     assert_eq!(shop.version().await, "v2");
     shop.reconfigure(&Options::default()).await;
     let next = shop.push(&Behaviour::version("v3")).await;
@@ -112,6 +148,34 @@ async fn one_that_stands_in_is_not_live_for_the_next_deployment() {
     shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
     assert_eq!(shop.version().await, "v3");
     load.stop().await.assert_flawless(500);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() {
+    let Some(engine) = engine::or_skip("one_that_stands_in_and_ends_comes_back").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
+    shop.leave_v2_alone().await;
+    let both = ["d2-web-1", "d2-web-2"];
+    for container in shop.instances("web").await {
+        shop.engine.docker.kill_container(&container.id, None::<KillContainerOptions>).await.expect("killed");
+    }
+    shop.is_told_of("d2-web-1", "was ended by signal 9").await;
+    shop.serve_again(&both).await;
+    assert_eq!(shop.version().await, "v2");
+    for container in shop.instances("web").await {
+        let options = RemoveContainerOptions { force: true, ..Default::default() };
+        shop.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
+    }
+    shop.is_told_of("d2-web-2", "starting it (attempt 2)").await;
+    shop.serve_again(&both).await;
+    assert_eq!(shop.version().await, "v2");
+    // Its part is over with the next release that serves.
+    shop.reconfigure(&Options::default()).await;
+    let next = shop.push(&Behaviour::version("v3")).await;
+    assert_eq!(next["status"], "succeeded", "{next:#}");
+    shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
+    assert_eq!(shop.version().await, "v3");
     shop.finish().await;
 }
 
@@ -130,7 +194,7 @@ async fn what_never_passed_its_gate_does_not_stand_in() {
     .await;
     shop.die_undone(id).await;
     for container in shop.instances("web").await.iter().filter(|c| c.label("longshore.release") == "1") {
-        let options = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
+        let options = RemoveContainerOptionsBuilder::new().force(true).build();
         shop.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
     }
     let load = shop.load();

@@ -9,7 +9,7 @@ use bollard::query_parameters::{
 };
 use serde_json::Value;
 
-use crate::shop::{LIMIT, Options, Shop};
+use crate::shop::{LIMIT, Options, Shop, assert_ended};
 use crate::support::engine::{self, Container};
 use crate::support::http;
 use crate::support::site::Behaviour;
@@ -72,8 +72,11 @@ async fn what_is_removed_stopped_or_killed_by_hand_returns() {
     let first = shop.instances("web").await.into_iter().find(|c| c.label("longshore.slot") == "1").expect("web 1");
 
     shop.remove_by_hand(&first).await;
-    shop.drifted(&["d1-web-1", "does not run", "starting it"]).await;
+    shop.drifted(&["d1-web-1", "does not run: had its container removed; starting it"]).await;
     shop.drifted(&["d1-web-1", "serves again"]).await;
+    let log = shop.agent.log();
+    assert_eq!(log.matches("WARN had its container removed").count(), 1, "{log}");
+    assert!(!log.contains("signal 9"), "{log}");
     shop.assert_live(1, &[("web", 2)]).await;
 
     let second = shop.instances("web").await.into_iter().find(|c| c.label("longshore.slot") == "2").expect("web 2");
@@ -106,6 +109,35 @@ async fn what_is_removed_stopped_or_killed_by_hand_returns() {
     let next = shop.push(&Behaviour::version("v2")).await;
     assert_eq!(next["status"], "succeeded", "{next:#}");
     shop.assert_live(2, &[("web", 2)]).await;
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_new_one_that_is_removed_in_its_rollout_is_no_fault_of_its_commit() {
+    let Some(engine) = engine::or_skip("a_new_one_that_is_removed_in_its_rollout").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), options().watch("60s")).await;
+    let load = shop.load();
+    let ended_without = async |instance: &str, id: u64| {
+        let new = shop.instances("web").await.into_iter().find(|c| c.label("longshore.instance") == instance);
+        shop.remove_by_hand(&new.expect("a new one")).await;
+        let ended = shop.agent.deployment_ended(id, LIMIT).await;
+        assert_ended(&ended, "rolled_back", &["web-1", "had its container removed"]);
+        assert!(shop.app().await["held"].is_null(), "another attempt may go well");
+    };
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.reaches(id, "watching").await;
+    ended_without("d2-web-1", id).await;
+    let id = shop.push_without_waiting(&Behaviour::version("v3").ready_after_ms(60_000)).await;
+    shop.says(id, "web-1: starting").await;
+    eventually("it runs", LIMIT, async || {
+        let all = shop.instances("web").await;
+        let runs = all.iter().any(|c| c.label("longshore.instance") == "d3-web-1" && c.state == "running");
+        if runs { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    ended_without("d3-web-1", id).await;
+    assert_eq!(shop.version().await, "v1");
+    load.stop().await.assert_flawless(100);
     shop.finish().await;
 }
 

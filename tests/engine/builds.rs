@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use bollard::query_parameters::{
+    CommitContainerOptionsBuilder, ListContainersOptions, RemoveContainerOptions, RemoveImageOptions,
+};
 use longshore::config::{Build, BuilderKind, SecretRef};
 use longshore::deploy::build::BuildError;
 use longshore::model::ImageId;
@@ -166,7 +169,7 @@ fn cancelling_stops_the_engines_build() {
 
 /// Containers, ended ones too, whose command has `word` in it.
 async fn containers_with(agent: &Agent, word: &str) -> usize {
-    let all = bollard::query_parameters::ListContainersOptions { all: true, ..Default::default() };
+    let all = ListContainersOptions { all: true, ..Default::default() };
     let found = agent.docker.client().list_containers(Some(all)).await.unwrap();
     found.iter().filter(|container| container.command.as_deref().unwrap_or_default().contains(word)).count()
 }
@@ -264,12 +267,21 @@ fn pruning_keeps_what_is_wanted_and_what_is_not_ours() {
             bollard::query_parameters::TagImageOptions { repo: Some(own_name.clone()), tag: Some("1".to_owned()) };
         client.tag_image(&made[1].0, Some(tag)).await.unwrap();
         let left = leave_containers(&agent, &made[0]).await;
+        // What people made of an instance and of a container of their own, and what lost its name as it was removed.
+        let instance = agent.docker.client().list_containers(Some(of_instance(&agent))).await.unwrap().swap_remove(0);
+        let commits = [commit(&agent, &instance.id.unwrap()).await, commit(&agent, &left.1).await];
+        let nameless = leave_nameless(&agent, &dockerfile("nameless")).await;
 
         let gone = agent.builder.prune(&agent.app, &made[..1]).await.unwrap();
         assert!(gone >= 4, "{gone}");
         let exists = async |image: &ImageId| agent.builder.exists(image).await.unwrap();
         assert!(exists(&made[0]).await && !exists(&made[2]).await && exists(&made[3]).await && exists(&theirs).await);
         assert!(exists(&made[1]).await, "a stranger's name keeps it");
+        assert!(exists(&commits[0]).await && exists(&commits[1]).await, "nobody but who made them removes them");
+        assert!(!exists(&nameless).await);
+        for commit in &commits {
+            client.remove_image(&commit.0, None::<RemoveImageOptions>, None).await.unwrap();
+        }
         assert!(client.inspect_container(&left.0, None).await.is_err(), "ours is gone");
         client.inspect_container(&left.1, None).await.unwrap();
 
@@ -280,12 +292,40 @@ fn pruning_keeps_what_is_wanted_and_what_is_not_ours() {
         let (_, log) = agent.build(&commit, &build(BuilderKind::Classic)).await;
         assert!(log.iter().any(|line| line.contains("Using cache")), "{log:#?}");
 
-        let options = bollard::query_parameters::RemoveContainerOptions { force: true, ..Default::default() };
+        let options = RemoveContainerOptions { force: true, ..Default::default() };
         client.remove_container(&left.1, Some(options)).await.unwrap();
-        let _ = client
-            .remove_image(&format!("{own_name}:1"), None::<bollard::query_parameters::RemoveImageOptions>, None)
-            .await;
+        let _ = client.remove_image(&format!("{own_name}:1"), None::<RemoveImageOptions>, None).await;
     });
+}
+
+/// The agent's instances.
+fn of_instance(agent: &Agent) -> ListContainersOptions {
+    let labels = vec![format!("longshore.agent={}", agent.id()), "longshore.kind=instance".to_owned()];
+    ListContainersOptions { filters: Some([("label".to_owned(), labels)].into()), ..Default::default() }
+}
+
+/// `docker commit` of a container, without a name for the image.
+async fn commit(agent: &Agent, container: &str) -> ImageId {
+    let options = CommitContainerOptionsBuilder::new().container(container).build();
+    let made = agent.docker.client().commit_container(options, bollard::models::ContainerConfig::default()).await;
+    ImageId(made.unwrap().id)
+}
+
+/// An image of ours that a removal has left without its name.
+async fn leave_nameless(agent: &Agent, dockerfile: &str) -> ImageId {
+    let commit = Commit::new(&[("Dockerfile", dockerfile)]);
+    let image = agent.build(&commit, &build(BuilderKind::Buildkit)).await.0.unwrap().image;
+    let client = agent.docker.client();
+    let names = client.inspect_image(&image.0).await.unwrap().repo_tags.unwrap();
+    // An image that a container is made of does not go with its name.
+    let (_, holding) = leave_containers(agent, &image).await;
+    for name in names {
+        let options = RemoveImageOptions { force: true, ..Default::default() };
+        client.remove_image(&name, Some(options), None).await.unwrap();
+    }
+    let options = RemoveContainerOptions { force: true, ..Default::default() };
+    client.remove_container(&holding, Some(options)).await.unwrap();
+    image
 }
 
 async fn our_names(agent: &Agent) -> Vec<String> {

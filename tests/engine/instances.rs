@@ -44,6 +44,31 @@ fn starting_and_stopping_twice_is_doing_it_once() {
 }
 
 #[test]
+fn a_restart_is_of_the_very_container_and_starts_one_that_has_ended() {
+    with_agent(|agent| async move {
+        let image = agent.app_image().await;
+        let mut spec = agent.spec(&image, 1, &["sleep", "x"]);
+        spec.env = BTreeMap::from([("TOKEN".to_owned(), SecretString::from("a=b c"))]);
+        let first = agent.docker.start(&spec).await.unwrap();
+        let restart = async || agent.docker.restart(&spec.id, Duration::from_secs(1)).await;
+        let second = restart().await.unwrap();
+        assert_eq!((&second.container, &second.state), (&first.container, &RunState::Running));
+        assert!(second.started_at > first.started_at && second.address.is_some(), "{second:?}");
+
+        let client = agent.docker.client();
+        client.stop_container(&first.container, None).await.unwrap();
+        let third = restart().await.unwrap();
+        assert_eq!((&third.container, &third.state), (&first.container, &RunState::Running));
+        let seen = client.inspect_container(&first.container, None).await.unwrap();
+        assert!(seen.config.unwrap().env.unwrap().contains(&"TOKEN=a=b c".to_owned()));
+
+        agent.docker.stop(&spec.id, Duration::from_secs(1)).await.unwrap();
+        let error = restart().await.unwrap_err();
+        assert!(matches!(&error, RuntimeError::Refused(text) if text.contains("there is no instance")), "{error}");
+    });
+}
+
+#[test]
 fn the_defaults_are_safe() {
     with_agent(|agent| async move {
         let image = agent.app_image().await;
@@ -166,7 +191,7 @@ fn events_tell_how_an_instance_ended() {
         let mut events = agent.docker.watch();
         let dying = agent.spec(&image, 1, &["exit-after", "300", "7"]);
         agent.docker.start(&dying).await.unwrap();
-        let ended = Happened::Exited(dying.id.clone(), Exited { code: 7, oom: false, output: vec![] });
+        let ended = Happened::Exited(dying.id.clone(), Exited { code: 7, oom: false, removed: false, output: vec![] });
         let seen = until(&mut events, |event| *event == ended).await;
         // That it joined its network comes beside.
         let first = seen.iter().find(|event| !matches!(event, Happened::Rewired(_)));
@@ -185,7 +210,10 @@ fn events_tell_how_an_instance_ended() {
         agent.docker.start(&eater).await.unwrap();
         let is_end = |event: &Happened| matches!(event, Happened::Exited(id, _) if *id == eater.id);
         let end = until(&mut events, is_end).await.pop().unwrap();
-        assert_eq!(end, Happened::Exited(eater.id.clone(), Exited { code: 137, oom: true, output: vec![] }));
+        assert_eq!(
+            end,
+            Happened::Exited(eater.id.clone(), Exited { code: 137, oom: true, removed: false, output: vec![] })
+        );
     });
 }
 
@@ -329,7 +357,7 @@ fn a_release_command_runs_once_even_over_two_lives() {
         })
         .await;
         let second = agent.docker.run_once(&slow, PATIENCE, &log).await.unwrap();
-        assert_eq!(second, Exited { code: 3, oom: false, output: vec!["done".to_owned()] });
+        assert_eq!(second, Exited { code: 3, oom: false, removed: false, output: vec!["done".to_owned()] });
         assert_eq!(agent.docker.inspect(&slow.id).await.unwrap(), None);
 
         let endless = agent.spec(&image, 3, &["sleep", "x"]);

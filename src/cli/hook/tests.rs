@@ -10,6 +10,7 @@ use super::*;
 use crate::config::Webhook;
 use crate::model::{DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::store::{Admission, Finish};
+use crate::trigger::keep_alive::SIGN;
 use crate::trigger::testing::{SECRET, Server, app, config, shop};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/post-receive");
@@ -158,7 +159,7 @@ async fn whatever_the_secret_is_the_signature_fits_in_every_shell() {
         .enumerate()
         .map(|(index, secret)| {
             let mut app = app(&format!("a{index}"), RepoUrl::Local("/srv/git/x".into()));
-            app.webhook = Some(Webhook { provider: config::Provider::GitHub, secret: secret.as_str().into() });
+            app.webhook = Some(Webhook { provider: config::Provider::GitHub, secret: Ok(secret.as_str().into()) });
             app
         })
         .collect();
@@ -285,6 +286,61 @@ async fn an_agent_that_goes_away_midway_is_said() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[0], "longshore: queued");
     assert!(lines[1].starts_with("longshore: the connection to the agent broke off"), "{said}");
+}
+
+/// Says `first`, then one line of blanks a second, and ends after `seconds`.
+async fn seldom_heard(listener: tokio::net::TcpListener, first: &str, seconds: u32) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(format!("{head}{}", chunk(first)).as_bytes()).await.unwrap();
+    for _ in 0..seconds {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        stream.write_all(chunk(SIGN).as_bytes()).await.unwrap();
+    }
+    let last = chunk("\nlongshore: succeeded v1\n") + &chunk("");
+    stream.write_all(last.as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_has_nothing_to_tell_is_waited_for() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let agent = tokio::spawn(seldom_heard(listener, "longshore: queued\n", 6));
+    let origin = bare().await;
+    install(origin.path(), &settings(&format!("http://{address}"), "shop", SECRET), false).unwrap();
+    git_in(origin.path(), &["config", "longshore.silence", "3"]).await;
+    let said = run_hook(&["sh"], origin.path(), None, &moved()).await;
+    agent.await.unwrap();
+    assert_eq!(said, "longshore: queued\n\nlongshore: succeeded v1\n", "and the pusher does not see how it is known");
+}
+
+#[tokio::test]
+async fn an_agent_that_says_nothing_is_not_waited_for() {
+    for (said_before, told) in [
+        ("", ["does not answer: if it has not taken the push, it finds it by itself later", "longshore status shop"]),
+        ("longshore: queued\n", ["has said nothing for 2 s and is not waited for", "longshore status shop"]),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let agent = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if !said_before.is_empty() {
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+                let answer = format!("{head}{:x}\r\n{said_before}\r\n", said_before.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let origin = bare().await;
+        install(origin.path(), &settings(&format!("http://{address}"), "shop", SECRET), false).unwrap();
+        git_in(origin.path(), &["config", "longshore.silence", "2"]).await;
+        let said = run_hook(&["sh"], origin.path(), None, &moved()).await;
+        agent.abort();
+        let last = said.strip_prefix(said_before).unwrap();
+        assert!(told.iter().all(|part| last.contains(part)), "{said}");
+        assert!(last.lines().count() == 1 && !last.contains("nothing was deployed"), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Our images on the engine: how they are named, found again and removed. Only what carries our name or our labels
-//! is ever removed, one reference at a time and never by force.
+//! Our images on the engine: how they are named, found again and removed. Only what carries our name, or was built with
+//! our labels, is ever removed, one reference at a time and never by force.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,10 +108,10 @@ impl Images<'_> {
         // Stages carry our name and no label.
         let stages = named.iter().flat_map(our_names).filter(|name| name.contains("-stage"));
         names.extend(stages.filter(|name| !kept.iter().any(|kept| name.starts_with(&format!("{kept}-stage")))));
-        // What has our labels and no name at all can only be had by its id.
-        let nameless =
-            labelled.iter().filter(|image| !is_kept(image) && image.repo_tags.iter().all(|t| t == "<none>:<none>"));
-        names.extend(nameless.map(|image| image.id.clone()));
+        // What was built and has no name at all can only be had by its id.
+        let nameless = |image: &&ImageSummary| image.repo_tags.iter().all(|name| name == "<none>:<none>");
+        let built = labelled.iter().filter(nameless).filter(|image| !is_kept(image) && is_built(image, &labelled));
+        names.extend(built.map(|image| image.id.clone()));
         for name in &names {
             gone += usize::from(self.remove(name).await?);
         }
@@ -162,6 +162,13 @@ impl Images<'_> {
         let hosts = container.host_config.as_ref().and_then(|config| config.extra_hosts.as_ref());
         hosts.is_some_and(|hosts| hosts.contains(&self.mark()))
     }
+}
+
+/// Whether one of those with our labels was built by us. What people make of a container (`docker commit`) or of an image has
+/// its labels too: those say then that it is an instance, or another one of ours is its parent.
+fn is_built(image: &ImageSummary, labelled: &[ImageSummary]) -> bool {
+    let is_build = image.labels.get(labels::KIND).is_some_and(|kind| kind == labels::KIND_BUILD);
+    is_build && !labelled.iter().any(|other| other.id == image.parent_id)
 }
 
 /// What the engine knows of an image by name or id.

@@ -171,7 +171,11 @@ impl HttpWire {
 
 /// Basic authentication, as every git host takes a token.
 fn authorization(credential: &Credential) -> Result<Option<HeaderValue>, Trouble> {
-    let Credential::Token { username, token } = credential else { return Ok(None) };
+    let (username, token) = match credential {
+        Credential::Token { username, token } => (username, token),
+        Credential::None | Credential::SshKey { .. } => return Ok(None),
+        Credential::Absent(absent) => return Err(Trouble::Failed(absent.to_string())),
+    };
     let pair = format!("{username}:{}", token.expose_secret());
     let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
     let mut value = HeaderValue::from_str(&format!("Basic {encoded}"))
@@ -185,5 +189,20 @@ fn place(url: &Url) -> String {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (Some(host), None) => host.to_owned(),
         (None, _) => url.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Absent, Problem};
+
+    #[test]
+    fn without_the_token_that_is_configured_nothing_is_asked_for() {
+        let problem = Problem { line: 1, column: 1, what: "apps.shop.credential.token: gone".into(), hint: None };
+        let absent = Absent { key: "apps.shop.credential.token".into(), problem };
+        let Err(Trouble::Failed(why)) = authorization(&Credential::Absent(absent)) else { panic!("asked anonymously") };
+        assert_eq!(why, "apps.shop.credential.token: gone");
+        assert!(authorization(&Credential::None).is_ok_and(|header| header.is_none()));
     }
 }

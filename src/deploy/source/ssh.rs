@@ -47,6 +47,7 @@ impl SshWire {
         let (key, known_hosts) = match credential {
             Credential::SshKey { key, known_hosts } => (Some(key.as_path()), Some(known_hosts.as_path())),
             Credential::None => (None, None),
+            Credential::Absent(absent) => return Err(Trouble::Failed(absent.to_string())),
             Credential::Token { .. } => {
                 return Err(Trouble::Failed(format!(
                     "{} is reached by ssh, but `credential` is a token: set `credential = {{ ssh_key = …, known_hosts = … }}`",

@@ -136,7 +136,7 @@ async fn without_a_proxy_every_question_still_ends() {
     let routes = vec![route("shop", "shop.test", &[&backend])];
     let (applied, counts, drained) =
         tokio::join!(client.apply(routes), client.counts(), client.drain(&backend.id, limits(100, 100)));
-    assert_eq!(applied, Err(ApplyError::Unavailable));
+    assert_eq!(applied, Err(ApplyError::Unavailable { pid: None }));
     assert_eq!(counts, None);
     assert!(!drained.confirmed);
 }

@@ -246,7 +246,7 @@ impl World {
 fn about(event: &Event) -> Option<&InstanceId> {
     match event {
         Event::Started(id) | Event::StartFailed(id, ..) | Event::Ready(id) | Event::Unready(id, _) => Some(id),
-        Event::Exited(id, _) | Event::CutOff(id, _) | Event::Drained(id) | Event::Stopped(id) => Some(id),
+        Event::Exited(id, _) | Event::TakenAway(id, _) | Event::Drained(id) | Event::Stopped(id) => Some(id),
         _ => None,
     }
 }

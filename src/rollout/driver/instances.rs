@@ -7,7 +7,7 @@ use super::{Adopted, DriverTask, Signal};
 use crate::disk;
 use crate::health::probe;
 use crate::model::{Duty, Health, InstanceId};
-use crate::rollout::fleet::{CUT_OFF, Member, Pending, Task};
+use crate::rollout::fleet::{CUT_OFF, Member, Pending, REMOVED, Task};
 use crate::rollout::machine::{Cause, Event};
 use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
@@ -136,9 +136,12 @@ impl DriverTask {
         match change {
             None => {}
             Some(Health::Ready) => {
-                if self.rollout.is_some() {
-                    let up = self.members.get(&id).map(|m| m.up_since.elapsed().as_secs_f64()).unwrap_or_default();
-                    self.say(format!("{id}: ready after {up:.2} s"));
+                if let (Some(active), Some(member)) = (&self.rollout, self.members.get(&id)) {
+                    let is_new = member.deployment == active.assignment.deployment;
+                    self.say(match is_new {
+                        true => format!("{id}: ready after {:.2} s", member.up_since.elapsed().as_secs_f64()),
+                        false => format!("{id}: ready again"),
+                    });
                 }
                 self.push_routes();
                 self.feed(Event::Ready(id)).await;
@@ -222,7 +225,7 @@ impl DriverTask {
                 }
                 if observed.is_cut_off() {
                     tracing::warn!(app = %self.app, instance = %id, "{CUT_OFF}");
-                    self.feed(Event::CutOff(id, CUT_OFF.to_owned())).await;
+                    self.feed(Event::TakenAway(id, CUT_OFF.to_owned())).await;
                     return self.look_after_all().await;
                 }
                 if let Some(passed) = observed.image_health {
@@ -247,23 +250,36 @@ impl DriverTask {
 
     /// An instance's process ended by itself. The runtime restarts it; a rollout of it fails at once.
     pub(super) async fn ended(&mut self, id: InstanceId, exited: Exited) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+        if exited.removed {
+            return self.taken_away(id).await;
+        }
+        let Some(member) = self.members.get(&id) else { return };
         let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
+        self.runs_no_longer(&id, &why);
+        self.feed(Event::Exited(id, why)).await;
+    }
+
+    /// An instance ended with its container: no doing of its release. The engine tells it several times.
+    pub(super) async fn taken_away(&mut self, id: InstanceId) {
+        let is_known = |m: &Member| !m.running && m.last_check.as_deref() == Some(REMOVED);
+        if self.members.get(&id).is_none_or(is_known) {
+            return;
+        }
+        self.runs_no_longer(&id, REMOVED);
+        self.feed(Event::TakenAway(id, REMOVED.to_owned())).await;
+    }
+
+    fn runs_no_longer(&mut self, id: &InstanceId, why: &str) {
+        let Some(member) = self.members.get_mut(id) else { return };
         tracing::warn!(app = %self.app, instance = %id, "{why}");
         member.running = false;
         member.cut_off = false;
         member.address = None;
         member.probe = None;
-        member.last_check = Some(why.clone());
+        member.last_check = Some(why.to_owned());
         member.trusted = false;
         member.gate.restarted();
-        let stood_in = member.stands_in;
         self.push_routes();
-        if stood_in {
-            // It is nobody's to start again.
-            return self.stop(id);
-        }
-        self.feed(Event::Exited(id, why)).await;
     }
 }
 

@@ -3,7 +3,9 @@
 
 use super::{DriverTask, Signal};
 use crate::model::InstanceId;
+use crate::rollout::fleet::REMOVED;
 use crate::rollout::machine::{Cause, Event, Timer};
+use crate::runtime::{Exited, RunState, Runtime};
 
 impl DriverTask {
     /// Hands back what the machine may hear at once. A failure is looked into first, and comes back as a signal.
@@ -18,7 +20,11 @@ impl DriverTask {
             return Some(event);
         }
         let (round, runtime) = (active.round, self.parts.runtime.clone());
-        self.spawn(async move { Signal::Checked(round, event, runtime.ping().await) });
+        self.spawn(async move {
+            let answer = runtime.ping().await;
+            let event = if answer.is_ok() { as_it_is(event, runtime.as_ref()).await } else { event };
+            Signal::Checked(round, event, answer)
+        });
         None
     }
 
@@ -34,6 +40,17 @@ impl DriverTask {
     }
 }
 
+/// One that fails its checks may be gone, and its checks be faster than the engine's word of it.
+async fn as_it_is(event: Event, runtime: &dyn Runtime) -> Event {
+    let Event::Unready(id, why) = event else { return event };
+    let is_removed = match runtime.inspect(&id).await {
+        Ok(Some(observed)) => matches!(observed.state, RunState::Exited(Exited { removed: true, .. })),
+        Ok(None) => true,
+        Err(_) => false,
+    };
+    if is_removed { Event::TakenAway(id, REMOVED.to_owned()) } else { Event::Unready(id, why) }
+}
+
 struct Suspect {
     /// In words.
     what: String,
@@ -43,7 +60,7 @@ struct Suspect {
 
 fn about(event: &Event) -> Option<&InstanceId> {
     match event {
-        Event::StartFailed(id, ..) | Event::Exited(id, _) | Event::CutOff(id, _) | Event::Unready(id, _) => Some(id),
+        Event::StartFailed(id, ..) | Event::Exited(id, _) | Event::TakenAway(id, _) | Event::Unready(id, _) => Some(id),
         _ => None,
     }
 }
@@ -55,7 +72,7 @@ fn failure(event: &Event) -> Option<Suspect> {
         Event::StartFailed(id, why, cause) => {
             Some(Suspect { what: format!("{id} could not be started: {why}"), is_the_engines: *cause == Cause::Engine })
         }
-        Event::Exited(id, why) | Event::CutOff(id, why) => of_instance(format!("{id} {why}")),
+        Event::Exited(id, why) | Event::TakenAway(id, why) => of_instance(format!("{id} {why}")),
         Event::Unready(id, why) => of_instance(format!("{id} is unready: {why}")),
         Event::DeadlinePassed(Timer::Start(id)) => of_instance(format!("{id} was not ready in time")),
         Event::ErrorsJumped(why) => of_instance(why.clone()),

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use super::{DriverTask, Signal};
+use super::{DriverTask, Prepare, Signal};
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ServiceName};
 use crate::rollout::fleet::{CUT_OFF, Member, Pending, ServiceSpec};
 use crate::rollout::strangers::Stranger;
 use crate::rollout::upkeep::{Care, Standing};
-use crate::runtime::{Exited, Observed, Runtime, RuntimeError, Unknown};
+use crate::runtime::{Observed, Runtime, RuntimeError, Unknown};
 
 /// Between two looks at how the instances stand.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -20,6 +21,8 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 const COMPARE: Duration = Duration::from_secs(30);
 /// The same while the engine does not answer.
 const COMPARE_AWAY: Duration = Duration::from_secs(2);
+/// For reading the secrets of an instance; what they are on may hang.
+const READING: Duration = Duration::from_secs(10);
 /// For stopping what a deployment left behind.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -79,23 +82,29 @@ impl DriverTask {
         if self.engine_away {
             return self.compare_when_due(now);
         }
+        // First, as those that go are not to be started again.
+        self.relieve();
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
             .filter(|m| m.pending != Pending::None || !m.running || m.cut_off)
             .map(|m| m.spec.service.name.clone())
             .collect();
+        let serving = self.members.values().filter(|m| m.duty == Duty::Serving && m.standing() == Standing::Well);
+        let served: BTreeSet<ServiceName> = serving.map(|m| m.spec.service.name.clone()).collect();
         let mut due = Vec::new();
         for (id, member) in &mut self.members {
             let in_rollout = self.rollout.as_ref().is_some_and(|active| active.decides(id, member));
             let under_way = member.pending != Pending::None || member.reconnecting;
-            if member.duty != Duty::Serving || member.stands_in || under_way || in_rollout {
+            if member.duty != Duty::Serving || under_way || in_rollout {
                 continue;
             }
             // One at a time: what answers badly is still better than nothing.
             let may_replace = !disturbed.contains(&member.spec.service.name);
             let patience = member.spec.service.health.start_deadline;
-            match member.upkeep.observe(member.standing(), now, patience, may_replace) {
+            // Of one that is cut off: by others.
+            let is_served = served.contains(&member.spec.service.name);
+            match member.upkeep.observe(member.standing(), now, patience, may_replace, is_served) {
                 Care::Wait => {}
                 care => due.push((id.clone(), care)),
             }
@@ -106,7 +115,6 @@ impl DriverTask {
         for (id, care) in due {
             self.take_care(id, care).await;
         }
-        self.relieve();
         self.compare_when_due(now);
     }
 
@@ -144,35 +152,30 @@ impl DriverTask {
             return self.record_drift(Some(id), what).await;
         }
         let why = member.last_check.clone().unwrap_or_else(|| "it is not there".to_owned());
-        let (app, slot, spec) = (self.app.clone(), member.slot, member.spec.clone());
-        let (runtime, grace) = (self.parts.runtime.clone(), spec.service.stop_grace);
-        let instance = match spec.instance(&app, member.deployment, id.clone(), slot) {
-            Ok(instance) => instance,
-            // It is not stopped either.
-            Err(err) => return self.record_drift(Some(id), format!("{why}; it cannot be started anew: {err}")).await,
-        };
-        match care {
-            Care::Wait | Care::Recovered { .. } | Care::Reconnect => {}
+        let what = match care {
+            Care::Wait | Care::Recovered { .. } | Care::Reconnect => return,
             Care::Start => {
                 member.pending = Pending::Start;
-                self.record_drift(Some(id.clone()), format!("does not run: {why}; starting it (attempt {attempts})"))
-                    .await;
-                self.spawn(async move { Signal::Started(id, runtime.start(&instance).await) });
+                format!("does not run: {why}; starting it (attempt {attempts})")
             }
             Care::Replace => {
                 member.pending = Pending::Replace;
                 member.probe = None;
-                self.record_drift(Some(id.clone()), format!("stays unready: {why}; replacing it (attempt {attempts})"))
-                    .await;
-                self.spawn(async move {
-                    let result = match runtime.stop(&id, grace).await {
-                        Ok(()) => runtime.start(&instance).await,
-                        Err(err) => Err(err),
-                    };
-                    Signal::Started(id, result)
-                });
+                format!("stays unready: {why}; replacing it (attempt {attempts})")
             }
-        }
+        };
+        let anew = StartAnew {
+            app: self.app.clone(),
+            id: id.clone(),
+            slot: member.slot,
+            deployment: member.deployment,
+            spec: member.spec.clone(),
+            has_container: member.exists,
+            runs: care == Care::Replace,
+        };
+        let (runtime, prepare) = (self.parts.runtime.clone(), self.parts.prepare.clone());
+        self.record_drift(Some(id.clone()), what).await;
+        self.spawn(async move { Signal::Started(id, anew.perform(runtime.as_ref(), prepare).await) });
     }
 
     /// The runtime was asked to put an instance back into its network.
@@ -274,18 +277,62 @@ impl DriverTask {
         None
     }
 
+    /// The runtime does not have it any more.
     pub(super) async fn gone(&mut self, id: InstanceId) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.exists = false;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if std::mem::take(&mut member.exists) {
+            self.taken_away(id).await;
         }
-        let gone = Exited { code: 137, oom: false, output: Vec::new() };
-        self.ended(id, gone).await;
     }
 
     pub(super) async fn record_drift(&self, instance: Option<InstanceId>, what: String) {
         if let Err(err) = self.parts.journal.drift(&self.app, instance, what).await {
             tracing::error!(app = %self.app, %err, "drift could not be recorded");
         }
+    }
+}
+
+/// An instance that is to be started, from what upkeep knows of it.
+struct StartAnew {
+    app: AppName,
+    id: InstanceId,
+    slot: u32,
+    deployment: DeploymentId,
+    spec: Arc<ServiceSpec>,
+    has_container: bool,
+    /// It is stopped before.
+    runs: bool,
+}
+
+impl StartAnew {
+    async fn perform(self, runtime: &dyn Runtime, prepare: Prepare) -> Result<Observed, RuntimeError> {
+        let grace = self.spec.service.stop_grace;
+        let spec = match prepared(self.spec, prepare).await {
+            Ok(spec) => spec,
+            // Its container has been given all that it needs.
+            Err(_) if self.has_container => return runtime.restart(&self.id, grace).await,
+            Err(why) => return Err(RuntimeError::Refused(why)),
+        };
+        let instance = spec.instance(&self.app, self.deployment, self.id.clone(), self.slot)?;
+        if self.runs {
+            runtime.stop(&self.id, grace).await?;
+        }
+        runtime.start(&instance).await
+    }
+}
+
+/// A service with its secrets, which are read again when one could not be read before.
+async fn prepared(spec: Arc<ServiceSpec>, prepare: Prepare) -> Result<Arc<ServiceSpec>, String> {
+    if spec.prepared.is_ok() {
+        return Ok(spec);
+    }
+    let reading = tokio::task::spawn_blocking(move || {
+        let prepared = Ok(prepare(&spec)?);
+        Ok(Arc::new(ServiceSpec { prepared, ..ServiceSpec::clone(&spec) }))
+    });
+    match timeout(READING, reading).await {
+        Ok(read) => read.unwrap_or_else(|error| Err(format!("its secrets could not be read: {error}"))),
+        Err(_) => Err(format!("its secrets could not be read within {READING:?}")),
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn exec(
         let ended = within(CALL, async { client.inspect_exec(&exec).await.map_err(explain::runtime_error) }).await?;
         let code =
             ended.exit_code.ok_or_else(|| RuntimeError::Unavailable("an exec without an exit code".to_owned()))?;
-        Ok(Exited { code, oom: false, output: tail.into_lines() })
+        Ok(Exited { code, oom: false, removed: false, output: tail.into_lines() })
     };
     match tokio::time::timeout(timeout, running).await {
         Ok(ended) => ended,

@@ -174,7 +174,17 @@ fn run_state(state: &ContainerState) -> RunState {
     if yes(state.running) && !yes(state.restarting) && state.pid.unwrap_or(0) != 0 {
         return RunState::Running;
     }
-    RunState::Exited(Exited { code: state.exit_code.unwrap_or(0), oom: yes(state.oom_killed), output: Vec::new() })
+    RunState::Exited(Exited {
+        code: state.exit_code.unwrap_or(0),
+        oom: yes(state.oom_killed),
+        removed: is_being_removed(state),
+        output: Vec::new(),
+    })
+}
+
+/// Between its end and its disappearance.
+pub(super) fn is_being_removed(state: &ContainerState) -> bool {
+    matches!(state.status, Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD))
 }
 
 /// The engine writes year 1 for "never".
@@ -200,7 +210,7 @@ mod tests {
 
     #[test]
     fn only_a_process_is_running() {
-        let ended = RunState::Exited(Exited { code: 7, oom: true, output: vec![] });
+        let ended = RunState::Exited(Exited { code: 7, oom: true, removed: false, output: vec![] });
         assert_eq!(run_state(&state("created", false, false, 0)), RunState::Created);
         assert_eq!(run_state(&state("running", true, false, 12)), RunState::Running);
         assert_eq!(run_state(&state("running", true, false, 0)), ended, "the engine's own view lags behind");

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use bollard::models::EventMessage;
 use bollard::query_parameters::EventsOptions;
-use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
-use super::Docker;
 use super::observe::{self, Whose};
+use super::{Docker, Kill};
 use crate::runtime::{Exited, Happened, labels};
 use crate::text::with_causes;
 
@@ -21,8 +20,13 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// After this long without an event the engine is asked whether it is still there: a frozen one keeps its
 /// connections open.
 const SILENCE: Duration = Duration::from_secs(30);
+/// That a container was killed for its memory limit the engine may tell so long after its end.
+const WORD_OF_MEMORY: Duration = Duration::from_millis(300);
 
+mod ahead;
 mod networks;
+
+use ahead::Ahead;
 
 /// Where the next connection goes on: nanoseconds since the epoch.
 struct Position(i64);
@@ -82,7 +86,7 @@ async fn containers(
     position: &mut Position,
     killed_for_memory: &mut HashSet<String>,
 ) -> String {
-    let mut stream = std::pin::pin!(docker.client.events(Some(options(docker.agent_id(), position))));
+    let mut stream = Ahead::of(docker.client.events(Some(options(docker.agent_id(), position))));
     loop {
         let next = match tokio::time::timeout(SILENCE, stream.next()).await {
             Ok(next) => next,
@@ -99,7 +103,7 @@ async fn containers(
         if let Some(at) = event.time_nano {
             position.0 = position.0.max(at.saturating_add(1));
         }
-        let Some(happened) = read(docker, event, killed_for_memory).await else { continue };
+        let Some(happened) = read(docker, event, killed_for_memory, &mut stream).await else { continue };
         if events.send(happened).await.is_err() {
             return "nobody listens".to_owned();
         }
@@ -115,7 +119,12 @@ fn options(agent: &str, position: &Position) -> EventsOptions {
     EventsOptions { since: Some(position.since()), until: None, filters: Some(filters) }
 }
 
-async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut HashSet<String>) -> Option<Happened> {
+async fn read(
+    docker: &Docker,
+    event: EventMessage,
+    killed_for_memory: &mut HashSet<String>,
+    ahead: &mut Ahead,
+) -> Option<Happened> {
     let actor = event.actor?;
     let container = actor.id?;
     let attributes = actor.attributes?;
@@ -140,8 +149,13 @@ async fn read(docker: &Docker, event: EventMessage, killed_for_memory: &mut Hash
             let told = killed_for_memory.remove(&container);
             // The oom event also comes for a child that died while the main process lived on: 137 is what the
             // kernel's kill looks like. A restarted container shows nothing of it any more, hence the event.
-            let oom = code == 137 && (told || docker.was_killed_for_memory(&container).await);
-            Some(Happened::Exited(instance, Exited { code, oom, output: Vec::new() }))
+            let shown = if code == 137 { docker.shown_of_kill(&container).await } else { Kill::default() };
+            let oom = code == 137 && (told || shown.for_memory);
+            // Under load the two events change places.
+            let may_follow = shown.is_limited && !oom && !shown.removed;
+            let oom = oom || (may_follow && ahead.tells_of_memory(&container, WORD_OF_MEMORY).await);
+            let exited = Exited { code, oom, removed: shown.removed && !oom, output: Vec::new() };
+            Some(Happened::Exited(instance, exited))
         }
         "destroy" => Some(Happened::Removed(instance)),
         "health_status: healthy" => Some(Happened::ImageHealth(instance, true)),

@@ -222,3 +222,45 @@ async fn nothing_new_is_taken_while_the_journal_is_not_where_the_next_start_look
         assert_eq!(store.look_for_files(), Ok(()));
     }
 }
+
+/// A file that not even root may change, until this is dropped.
+struct Immutable(std::path::PathBuf);
+
+impl Immutable {
+    /// `None` where that cannot be had: it takes root, and a file system that knows it.
+    fn make(path: &Path) -> Option<Self> {
+        chattr("+i", path).then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        chattr("-i", &self.0);
+    }
+}
+
+fn chattr(change: &str, path: &Path) -> bool {
+    let done = std::process::Command::new("chattr").arg(change).arg(path).stderr(std::process::Stdio::null()).status();
+    done.is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn an_immutable_journal_is_told_with_what_helps() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = journal(&dir, 1).await;
+    let Some(immutable) = Immutable::make(&path) else {
+        return eprintln!("skipped: chattr +i cannot be used here");
+    };
+    let helps = format!(
+        "{} cannot be written: it is marked as immutable; allow it to be changed with: chattr -i",
+        path.display()
+    );
+    let err = Store::open(&path).err().expect("it is not opened").to_string();
+    assert!(err.starts_with(&helps), "{err}");
+    drop(immutable);
+
+    let store = reopen(&path).await.unwrap();
+    let _immutable = [Immutable::make(&path), Immutable::make(&path.with_file_name("journal.db-wal"))];
+    let err = store.admit(push(7, None)).await.unwrap_err().to_string();
+    assert!(err.starts_with(&helps), "{err}");
+}

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::RepoUrl;
+use crate::config::{self, RepoUrl};
 use crate::model::ReleaseNumber;
 use crate::store::Finish;
 use crate::trigger::testing::{SECRET, Server, app, push_body, shop, sign};
@@ -189,6 +189,28 @@ async fn an_unknown_app_answers_byte_for_byte_like_a_wrong_signature() {
         400,
         "known and signed, but without an event"
     );
+}
+
+#[tokio::test]
+async fn without_its_secret_an_app_takes_no_delivery_however_it_is_signed() {
+    let what = "apps.shop.webhook.secret: the secret file /run/hook cannot be read".into();
+    let problem = config::Problem { line: 1, column: 1, what, hint: None };
+    let mut locked = shop();
+    locked.webhook.as_mut().unwrap().secret = Err(Absent { key: "apps.shop.webhook.secret".into(), problem });
+    let server = Server::start([locked]).await;
+    let body = push_body('a', 'b');
+    for (suffix, header) in [("", "x-hub-signature-256"), ("/post-receive", "x-longshore-signature-256")] {
+        let (right, empty) = (sign(SECRET, body.as_bytes()), sign("", body.as_bytes()));
+        let signed: [&[(&str, &str)]; 3] = [&[], &[(header, &right)], &[(header, &empty)]];
+        for signature in signed {
+            let headers = [signature, &[("content-type", "application/json"), ("x-github-event", "push")]].concat();
+            let answer = server.post(&format!("/hooks/shop{suffix}"), &headers, body.clone()).await;
+            assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"30".parse().unwrap()));
+            let said = String::from_utf8_lossy(answer.body()).into_owned();
+            assert!(said.contains("cannot be read on the server") && !said.contains("/run/hook"), "{said}");
+        }
+    }
+    assert_eq!(server.deployments().await, 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,63 @@
+//! Secrets that cannot be had where the file says they are. One app's must not keep the agent from the others, so a start
+//! puts up with them; whoever needs one finds its absence in its place.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+
+use super::problem::{Problem, Problems};
+use super::{Config, validate};
+use crate::model::AppName;
+
+/// A secret as it was read, or why there is none.
+pub type Secret = Result<SecretString, Absent>;
+
+/// A secret that cannot be had now. Displays which one, and why: that names files and is not for strangers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.problem.what)]
+pub struct Absent {
+    /// Where it is named: `apps.shop.webhook.secret`.
+    pub key: String,
+    /// The same with its place, why, and how to mend it.
+    pub problem: Problem,
+}
+
+impl Absent {
+    /// Whose it is; `None` for the agent's own.
+    pub fn app(&self) -> Option<AppName> {
+        self.key.strip_prefix("apps.")?.split('.').next()?.parse().ok()
+    }
+}
+
+/// Every secret that could not be had when the file was read. None are absent from what [`super::load`] accepts.
+#[derive(Debug, Clone, Default)]
+pub struct Absences {
+    pub(super) all: Vec<Absent>,
+    pub(super) source: Source,
+}
+
+/// What was read: looking again must not bring in what has been written in the file since.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Source {
+    pub(super) text: String,
+    pub(super) file: String,
+    pub(super) dir: PathBuf,
+}
+
+impl Absences {
+    /// Whether all that is needed is there.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Each, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Absent> {
+        self.all.iter()
+    }
+
+    /// The same configuration with its secrets read anew. Blocks.
+    pub fn look_again(&self) -> Result<Config, Problems> {
+        let Source { text, file, dir } = &self.source;
+        validate::parse_to_start(text, file, dir, &|name: &str| std::env::var_os(name))
+    }
+}
