@@ -14,7 +14,7 @@ use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumbe
 use crate::store::{CertificateTrouble, Deployment, Finish, LogLine, Raised, Store, StoreError};
 
 /// Events that a slow reader may lag behind before it has to read the record again.
-const BACKLOG: usize = 8192;
+const BACKLOG: usize = 1024;
 /// Log lines read at once.
 const PAGE: u32 = 1000;
 

@@ -9,8 +9,10 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, Config};
 use crate::proxy::log::LogFile;
@@ -51,9 +53,17 @@ pub fn init_to_file(log: LogFile) {
 
 fn init_to(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static, ansi: bool) {
     let wanted = env::var("LONGSHORE_LOG").unwrap_or_else(|_| "info".to_owned());
+    let (filter, mistake) = match wanted.parse::<Targets>() {
+        Ok(filter) => (filter, None),
+        Err(mistake) => (Targets::new().with_default(LevelFilter::INFO), Some(mistake)),
+    };
     // bollard writes whole answers of the engine at debug level, environments included.
-    let filter = EnvFilter::new(format!("{wanted},bollard=info,hyper=info,reqwest=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(ansi).with_writer(writer).init();
+    let filter = filter.with_targets(["bollard", "hyper", "reqwest"].map(|target| (target, LevelFilter::INFO)));
+    let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(ansi).with_writer(writer);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    if let Some(mistake) = mistake {
+        tracing::warn!("LONGSHORE_LOG={wanted:?} is not understood: {mistake}; what is logged is `info`");
+    }
 }
 
 /// The configuration of a command that runs by it, with the secrets that there are; when it is not valid, what is wrong is

@@ -12,8 +12,10 @@
 //!
 //! After the first byte of an answer nothing is tried again.
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -29,7 +31,7 @@ use super::headers;
 use super::http1::LinkError;
 use super::instance::{Claim, Instance};
 use super::message::{ForInstance, Reply};
-use super::pool::{Link, SendError, Speech};
+use super::pool::{Link, SendError, Speech, Waits};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
 use super::table::Protocol;
@@ -179,23 +181,34 @@ impl Attempt<'_> {
         request: ForInstance,
     ) -> Result<Result<Reply<Source>, SendError>, NoAnswer> {
         let instance = self.claim.instance();
-        let mut answer = pin!(link.send(request, self.replayable, instance.requests_cut().cancelled()));
-        let mut seen = 0;
-        loop {
-            tokio::select! {
-                biased;
-                answered = &mut answer => return match answered {
-                    Err(SendError::Broken { error: LinkError::Cut, .. }) if !instance.is_lost() => {
-                        Err(NoAnswer::TooLate)
+        let Waits { mut timer, mut cut } = std::mem::take(&mut link.waits);
+        let answered = {
+            let is_cut = poll_fn(|cx| cut.poll(cx, instance.requests_cut()));
+            let mut answer = pin!(link.send(request, self.replayable, is_cut));
+            let mut deadline = tokio::time::Instant::from_std(self.claimed) + self.answer_timeout;
+            let mut seen = 0;
+            poll_fn(|cx| {
+                if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(answered));
+                }
+                while timer.poll(cx, deadline).is_ready() {
+                    match &self.progress {
+                        Some(upload) if upload.frames() > seen => seen = upload.frames(),
+                        Some(upload) if upload.is_waiting_for_client() => {
+                            return Poll::Ready(Err(NoAnswer::ClientStalled));
+                        }
+                        _ => return Poll::Ready(Err(NoAnswer::TooLate)),
                     }
-                    answered => Ok(answered),
-                },
-                () = tokio::time::sleep(self.answer_timeout) => match &self.progress {
-                    Some(upload) if upload.frames() > seen => seen = upload.frames(),
-                    Some(upload) if upload.is_waiting_for_client() => return Err(NoAnswer::ClientStalled),
-                    _ => return Err(NoAnswer::TooLate),
-                },
-            }
+                    deadline = tokio::time::Instant::now() + self.answer_timeout;
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        link.waits = Waits { timer, cut };
+        match answered {
+            Ok(Err(SendError::Broken { error: LinkError::Cut, .. })) if !instance.is_lost() => Err(NoAnswer::TooLate),
+            answered => answered,
         }
     }
 

@@ -1,6 +1,5 @@
 //! The bodies that pass through, frame by frame and never buffered whole.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -8,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access_log::PassedBytes;
@@ -17,6 +16,7 @@ use super::files::FileBody;
 use super::http1::LinkError;
 use super::instance::Claim;
 use super::pool::Link;
+use super::wait::Cut;
 use crate::discard::discard;
 
 /// What a request brings to an instance.
@@ -201,6 +201,9 @@ pub struct Relay {
     link: Option<Carrier>,
     claim: Option<Claim>,
     tally: Tally,
+    /// Ends an event stream; any other answer ends with the requests of its instance.
+    stream: Option<CancellationToken>,
+    /// For that, where it is not the connection's.
     cut: Cut,
 }
 
@@ -256,28 +259,17 @@ pub enum Carrier {
     ByItself(AbortOnDropHandle<()>),
 }
 
-/// When an answer under way is to end early.
-#[derive(Debug)]
-enum Cut {
-    /// With the requests of its instance.
-    Request,
-    /// An event stream, with its own token.
-    Stream(CancellationToken),
-    /// Either, being waited for.
-    Watched { wait: Pin<Box<WaitForCancellationFutureOwned>>, is_stream: bool },
-}
-
 impl Relay {
     /// An answer whose body is still to come (or empty).
     pub fn new(source: Source, link: Carrier, claim: Claim, tally: Tally, is_stream: bool) -> Self {
-        let (claim, cut) = match is_stream {
+        let (claim, stream) = match is_stream {
             true => {
                 let (claim, token) = claim.into_stream();
-                (claim, Cut::Stream(token))
+                (claim, Some(token))
             }
-            false => (claim, Cut::Request),
+            false => (claim, None),
         };
-        let mut relay = Self { source, link: Some(link), claim: Some(claim), tally, cut };
+        let mut relay = Self { source, link: Some(link), claim: Some(claim), tally, stream, cut: Cut::default() };
         if relay.source.is_at_end(relay.link.as_ref()) {
             relay.complete();
         }
@@ -304,21 +296,14 @@ impl Relay {
         self.link = None;
     }
 
-    /// Whether the limit of a drain has come. Waits from the first time on that there is nothing to send:
-    /// most answers never need it.
-    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if let Cut::Watched { wait, is_stream } = &mut self.cut {
-            return wait.as_mut().poll(cx).map(|()| *is_stream);
-        }
+    /// Whether the limit of a drain has come. To be asked only when there is nothing to send: most answers never need it.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(claim) = &self.claim else { return Poll::Pending };
-        let (token, is_stream) = match &self.cut {
-            Cut::Stream(token) => (token.clone(), true),
-            _ => (claim.instance().requests_cut().clone(), false),
-        };
-        let mut wait = Box::pin(token.cancelled_owned());
-        let polled = wait.as_mut().poll(cx).map(|()| is_stream);
-        self.cut = Cut::Watched { wait, is_stream };
-        polled
+        match (&self.stream, &mut self.link) {
+            (Some(stream), _) => self.cut.poll(cx, stream),
+            (None, Some(Carrier::Here(link))) => link.waits.cut.poll(cx, claim.instance().requests_cut()),
+            (None, _) => self.cut.poll(cx, claim.instance().requests_cut()),
+        }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
@@ -340,13 +325,13 @@ impl Relay {
             Poll::Pending => match self.poll_cut(cx) {
                 Poll::Pending => Poll::Pending,
                 // An event stream has no end of its own: being closed is how it ends, and clients come back.
-                Poll::Ready(true) => {
+                Poll::Ready(()) if self.stream.is_some() => {
                     self.tally.served();
                     self.claim = None;
                     self.link = None;
                     Poll::Ready(None)
                 }
-                Poll::Ready(false) => {
+                Poll::Ready(()) => {
                     self.fail();
                     Poll::Ready(Some(Err(BrokenAnswer::DrainLimit)))
                 }

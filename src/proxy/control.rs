@@ -18,6 +18,8 @@ use crate::model::{AppName, InstanceId, ServiceName};
 
 /// The longest line.
 pub const LINE_LIMIT: usize = 16 << 20;
+/// A message that is worth a thread of its own.
+const LARGE: usize = 16 << 10;
 /// The socket's name in the data directory.
 pub const SOCKET_NAME: &str = "proxy.sock";
 /// The file that the proxy of a data directory has locked; its process id is in it.
@@ -243,23 +245,28 @@ pub async fn read_message<T: DeserializeOwned>(
     reader: &mut (impl AsyncBufRead + Unpin),
     line: &mut LineBuffer,
 ) -> io::Result<Option<T>> {
-    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    if read_line(reader, line).await? { line.message().map(Some) } else { Ok(None) }
+}
+
+/// Reads the line of one message, to be taken out of the buffer; `false` at the end of the stream. What is too long is
+/// `InvalidData`. May be given up and called again.
+pub async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), line: &mut LineBuffer) -> io::Result<bool> {
     // Kept from an earlier call that was cancelled in the middle of a line.
     let LineBuffer(bytes) = line;
     let room = (LINE_LIMIT + 1).saturating_sub(bytes.len());
     reader.take(room as u64).read_until(b'\n', bytes).await?;
     if bytes.is_empty() {
-        return Ok(None);
+        return Ok(false);
     }
     if bytes.last() != Some(&b'\n') {
         let why = if bytes.len() > LINE_LIMIT { "a line is longer than 16 MiB" } else { "the last line is incomplete" };
-        return Err(invalid(why.to_owned()));
+        return Err(invalid(why));
     }
-    let message = serde_json::from_slice(bytes).map_err(|error| invalid(format!("not a message: {error}")));
-    bytes.clear();
-    // One large table should not be paid for ever.
-    bytes.shrink_to(64 << 10);
-    message.map(Some)
+    Ok(true)
+}
+
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// Writes one message as a line.
@@ -272,6 +279,26 @@ pub async fn write_message<T: Serialize + Sync>(writer: &mut (impl AsyncWrite + 
 /// What has been read of a line so far, so that reading may be interrupted.
 #[derive(Debug, Default)]
 pub struct LineBuffer(Vec<u8>);
+
+impl LineBuffer {
+    /// Takes the message of a whole line out. What is none is `InvalidData`.
+    pub fn message<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        let message = serde_json::from_slice(&self.0).map_err(|error| invalid(format!("not a message: {error}")));
+        self.0.clear();
+        // One large table should not be paid for ever.
+        self.0.shrink_to(64 << 10);
+        message
+    }
+
+    /// The same, on a thread of its own where it takes so long that this thread's other tasks would notice.
+    pub async fn message_aside<T: DeserializeOwned + Send + 'static>(&mut self) -> io::Result<T> {
+        if self.0.len() < LARGE {
+            return self.message();
+        }
+        let mut line = std::mem::take(self);
+        tokio::task::spawn_blocking(move || line.message()).await.map_err(io::Error::other)?
+    }
+}
 
 #[cfg(test)]
 mod tests {

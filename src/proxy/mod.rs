@@ -56,6 +56,7 @@ mod stream;
 mod streams;
 mod tls;
 mod tunnel;
+mod wait;
 mod websocket;
 
 #[cfg(test)]

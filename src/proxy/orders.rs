@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_message, write_message};
+use super::control::{LineBuffer, Order, Report, SOCKET_NAME, read_line, write_message};
 use super::server::Proxy;
-use super::table::{DrainLimits, Route, Table};
+use super::table::{DrainLimits, Table};
 use super::{drain, handover};
 
 /// An agent that does not read what it is told is cut off; it may be stopped, and nobody waits for it.
@@ -133,9 +133,9 @@ pub(super) struct Successor {
 /// One table at a time is saved and put in force.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
-    pub in_force: Table,
-    /// The routes in the file; `None` when it cannot be read.
-    pub on_disk: Option<Vec<Route>>,
+    pub in_force: Arc<Table>,
+    /// The one whose routes are in the file; `None` when it cannot be read.
+    pub on_disk: Option<Arc<Table>>,
 }
 
 /// One control connection: an agent's, or that of a proxy that takes over.
@@ -171,14 +171,16 @@ impl Conversation {
     pub async fn talk(&mut self, enough: &CancellationToken) -> io::Result<Talked> {
         loop {
             tokio::select! {
-                order = read_message(&mut self.read, &mut self.line) => match order? {
-                    None => return Ok(Talked::Enough),
-                    Some(Order::HandOver) => return Ok(Talked::AskedToHandOver),
-                    Some(order) => {
-                        if let Some(reply) = self.obey(order).await {
-                            self.say(&reply).await?;
+                is_there = read_line(&mut self.read, &mut self.line) => match is_there? {
+                    false => return Ok(Talked::Enough),
+                    true => match self.line.message_aside().await? {
+                        Order::HandOver => return Ok(Talked::AskedToHandOver),
+                        order => {
+                            if let Some(reply) = self.obey(order).await {
+                                self.say(&reply).await?;
+                            }
                         }
-                    }
+                    },
                 },
                 report = self.reports.recv() => match report {
                     Ok(report) => self.say(&report).await?,
@@ -270,32 +272,44 @@ impl Conversation {
 
 /// Checks a table, puts it on disk, then in force. The error is the reason to refuse it; the old one stays.
 pub async fn apply(proxy: &Arc<Proxy>, table: Table) -> Result<(), String> {
-    let mut tables = proxy.tables.lock().await;
+    let mut tables = Arc::clone(&proxy.tables).lock_owned().await;
+    let (here, table) = (Arc::clone(proxy), Arc::new(table));
+    // Not among the requests: the disk takes its time, and so does a large table.
+    let switching = tokio::task::spawn_blocking(move || {
+        let switched = switch(&here, &mut tables, &table);
+        (tables, switched.map(|()| table))
+    });
+    let (_tables, switched) = switching.await.map_err(|error| format!("switching the table failed: {error}"))?;
+    let table = switched?;
+    if let Some(before) = proxy.predecessor() {
+        before.apply(&table.routes).await;
+    }
+    Ok(())
+}
+
+/// Blocks.
+fn switch(proxy: &Proxy, tables: &mut Tables, table: &Arc<Table>) -> Result<(), String> {
     let current = proxy.routing.generation();
     if table.generation <= current {
         return Err(format!("generation {} is not newer than {current}, which is in force", table.generation));
     }
     table.validate().map_err(|error| error.to_string())?;
     // What is on disk already needs no room there: the way back from a table that could not be kept is open.
-    if !proxy.is_retired() && tables.on_disk.as_ref() != Some(&table.routes) {
-        let (saved, to_save) = (proxy.saved.clone(), table.clone());
-        let saving = tokio::task::spawn_blocking(move || match saved.save(&to_save) {
-            Ok(()) => (Some(to_save.routes), Ok(())),
+    let is_on_disk = tables.on_disk.as_ref().is_some_and(|kept| kept.routes == table.routes);
+    if !proxy.is_retired() && !is_on_disk {
+        let saved = proxy.saved.save(table);
+        tables.on_disk = match saved {
+            Ok(()) => Some(Arc::clone(table)),
             // It may have failed before or after the file was replaced.
-            Err(error) => (saved.load().ok().flatten().map(|table| table.routes), Err(error)),
-        });
-        let (on_disk, outcome) = saving.await.map_err(|error| format!("writing the table failed: {error}"))?;
-        tables.on_disk = on_disk;
-        outcome.map_err(|error| format!("the table cannot be kept on disk: {error}"))?;
+            Err(_) => proxy.saved.load().ok().flatten().map(Arc::new),
+        };
+        saved.map_err(|error| format!("the table cannot be kept on disk: {error}"))?;
     }
     let began = Instant::now();
-    proxy.routing.replace(&table);
+    proxy.routing.replace(table);
     let switched_in = began.elapsed();
-    proxy.drains.forget(&table);
-    if let Some(before) = proxy.predecessor() {
-        before.apply(&table.routes).await;
-    }
+    proxy.drains.forget(table);
     tracing::info!(generation = table.generation, routes = table.routes.len(), ?switched_in, "route table in force");
-    tables.in_force = table;
+    tables.in_force = Arc::clone(table);
     Ok(())
 }

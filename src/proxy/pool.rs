@@ -28,6 +28,7 @@ use super::http1::{Exchange, LinkError, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
+use super::wait::{Cut, Timer};
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -162,6 +163,8 @@ pub struct Link {
     pub is_extra: bool,
     /// The instance was asked to close it after its answer.
     pub ends: bool,
+    /// What may end its wait for an answer.
+    pub waits: Waits,
     idle_since: Instant,
     idle_limit: Duration,
 }
@@ -170,6 +173,15 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("reused", &self.reused).finish_non_exhaustive()
     }
+}
+
+/// What may end the wait for an answer.
+#[derive(Debug, Default)]
+pub struct Waits {
+    /// Its time-out.
+    pub timer: Timer,
+    /// The end of the instance's time to finish.
+    pub cut: Cut,
 }
 
 /// Who speaks on a connection.
@@ -214,6 +226,7 @@ impl Link {
             reused,
             is_extra: false,
             ends: false,
+            waits: Waits::default(),
             idle_since: Instant::now(),
             idle_limit: IDLE_LIMIT,
         })

@@ -51,7 +51,7 @@ impl Saved {
     fn try_save(&self, table: &Table) -> io::Result<()> {
         let temporary = self.path.with_extension("json.new");
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let written = file.write_all(&serde_json::to_vec_pretty(table)?).and_then(|()| file.sync_all());
+        let written = file.write_all(&serde_json::to_vec(table)?).and_then(|()| file.sync_all());
         if written.is_err() {
             // What there is of it would only take room, on a disk that may have none.
             let _ = fs::remove_file(&temporary);

@@ -400,8 +400,8 @@ fn start_alone(
         tracing::error!(%error, "starting with an empty route table; the agent will send a new one");
         None
     });
-    let tables =
-        Tables { on_disk: table.as_ref().map(|table| table.routes.clone()), in_force: table.unwrap_or_default() };
+    let on_disk = table.map(Arc::new);
+    let tables = Tables { in_force: on_disk.clone().unwrap_or_default(), on_disk };
     let listeners = listen::all(wanted, inherited, Inherited::default())?;
     Ok(Ground { lock, control: Control::bind(data_dir)?, listeners, boot: random()?, tables, before: None })
 }
@@ -410,9 +410,9 @@ fn start_alone(
 fn start_from(offer: Offer, wanted: Wanted, inherited: Inherited, saved: &Saved) -> anyhow::Result<Ground> {
     let Offer { link, before, table, control, lock, listeners: handed } = offer;
     let listeners = listen::all(wanted, inherited, handed)?;
-    let on_disk = saved.load().ok().flatten().map(|table| table.routes);
+    let on_disk = saved.load().ok().flatten().map(Arc::new);
     let control = Control::handed_over(control)?;
-    let (boot, tables) = (before.boot.clone(), Tables { in_force: table, on_disk });
+    let (boot, tables) = (before.boot.clone(), Tables { in_force: Arc::new(table), on_disk });
     Ok(Ground { lock, control, listeners, boot, tables, before: Some((link, before)) })
 }
 

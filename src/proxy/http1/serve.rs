@@ -13,13 +13,14 @@ use hyper::Method;
 use hyper::body::{Body, Frame};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::super::access_log::Sending;
 use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
 use super::super::message::{Reply, RequestHead};
 use super::super::server::Proxy;
+use super::super::wait::Timer;
 use super::head;
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
@@ -50,7 +51,7 @@ where
 {
     let mut input = BytesMut::new();
     let patience = origin.limits.header_timeout;
-    let mut too_late = pin!(sleep_until(Instant::now() + patience));
+    let mut timer = Timer::default();
     let mut is_over = pin!(proxy.close_idle.cancelled());
     loop {
         let deadline = Instant::now() + patience;
@@ -73,14 +74,7 @@ where
                 if is_idle && is_over.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Ok(None));
                 }
-                // Set anew only when it rings, as most requests come long before.
-                while too_late.as_mut().poll(cx).is_ready() {
-                    if Instant::now() >= deadline {
-                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                    }
-                    too_late.as_mut().reset(deadline);
-                }
-                Poll::Pending
+                timer.poll(cx, deadline).map(|()| Err(io::ErrorKind::TimedOut.into()))
             });
             if matches!(read.await?, None | Some(0)) {
                 return Ok(Served::Ended);
