@@ -248,7 +248,7 @@ impl Attempt<'_> {
         let Reply { mut head, body: source } = reply;
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         // On the link itself it was read, and so understood.
-        let is_framed = matches!(source, Source::Link) || headers::is_plain_chunked(&head.fields);
+        let is_framed = matches!(source, Source::Link) || headers::settle_framing(&mut head.fields);
         if (switching && client.is_none()) || !is_framed {
             self.blame(&UnusableAnswer);
             self.tally.failed();
