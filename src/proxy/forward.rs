@@ -18,7 +18,8 @@ use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
 use super::fields::Fields;
 use super::files;
-use super::headers::{self, Origin};
+use super::headers::{self, Form, Origin};
+use super::http1;
 use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
@@ -84,12 +85,28 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sendi
     } else if (proxy.is_closing() || (is_own && is_held_back)) && status != StatusCode::SWITCHING_PROTOCOLS {
         fields.insert(&CONNECTION, HeaderValue::from_static("close"));
     }
+    lead_to_https(origin, fields);
+    reply.map(|answer| Sending::new(answer, visit, &method, status))
+}
+
+/// Refuses what a client sent in place of a request, of which no more is known than perhaps its first line.
+pub fn refuse(proxy: &Proxy, origin: &Origin, head: &[u8], own: &Own) -> Reply<Sending> {
+    let id = proxy.next_request_id();
+    let mut visit = proxy.fronts.access_log().begin_refused(http1::first_line(head), origin, id);
+    let mut reply: Reply<Answer> = own.response(Form::Plain, &id.value()).into();
+    let status = reply.head.status;
+    visit.answered(status, Maker::Proxy);
+    lead_to_https(origin, &mut reply.head.fields);
+    reply.map(|answer| Sending::new(answer, visit, &Method::GET, status))
+}
+
+/// Tells browsers to use https alone, where that is wanted and the app says nothing of it.
+fn lead_to_https(origin: &Origin, fields: &mut Fields) {
     if let Some(hsts) = &origin.hsts
         && !fields.contains(&STRICT_TRANSPORT_SECURITY)
     {
         fields.append(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
-    reply.map(|answer| Sending::new(answer, visit, &method, status))
 }
 
 /// A request on its way in.

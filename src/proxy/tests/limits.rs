@@ -60,7 +60,10 @@ async fn heads_and_bodies_have_a_largest_size() {
     let head = format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX-Long: {}\r\n\r\n", "x".repeat(9 << 10));
     let mut wire = proxy.wire().await;
     wire.send(&head).await;
-    assert_eq!(wire.reply().await.status, 431);
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (431, Some("close")));
+    assert!(reply.body.contains(reply.header("x-request-id").unwrap()), "{reply:?}");
+    assert!(wire.is_closed().await);
 
     let mut wire = proxy.wire().await;
     wire.send(&format!("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)))
@@ -224,5 +227,11 @@ async fn a_head_has_so_many_lines_and_no_more() {
     let (proxy, backend) = start(ProxyLimits::default()).await;
     let mut wire = proxy.wire().await;
     wire.send(&format!("GET / HTTP/1.1\r\nHost: shop.test\r\n{}\r\n", "X: 1\r\n".repeat(5000))).await;
-    assert_eq!((wire.reply().await.status, backend.requests()), (431, 0));
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, backend.requests()), (431, 0));
+    assert!(reply.body.contains(reply.header("x-request-id").unwrap()), "{reply:?}");
+    // As many as there may be here; the instance would have some more to read.
+    wire = proxy.wire().await;
+    wire.send(&format!("GET / HTTP/1.1\r\nHost: else.test\r\n{}\r\n", "X: 1\r\n".repeat(99))).await;
+    assert_eq!(wire.reply().await.status, 404);
 }
