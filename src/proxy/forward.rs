@@ -143,6 +143,10 @@ async fn forward(
     if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
+    if head.uri.scheme().is_none() && head.uri.authority().is_some() {
+        // A host alone is a target of CONNECT (RFC 9112 §3.2.3).
+        return Err(Own::BadRequest("the request's target is malformed"));
+    }
     if !is_plain {
         headers::check_framing(&head.fields).map_err(Own::BadRequest)?;
     }
@@ -180,7 +184,8 @@ async fn forward(
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(&head.fields) == Some(claim.instance().id.as_str()));
     let protocol = way.protocol;
-    let may_upgrade = !is_plain && protocol == Protocol::Http1 && body.is_end_stream();
+    // In HTTP/1.0 it asks for nothing (RFC 9110 §7.8).
+    let may_upgrade = head.version == Version::HTTP_11 && protocol == Protocol::Http1 && body.is_end_stream();
     let upgrade = if may_upgrade { headers::upgrade(&head.fields) } else { None };
     let client = client.filter(|_| upgrade.is_some());
     headers::prepare_request(&mut head.fields, origin, authority.clone(), id.value(), upgrade);
