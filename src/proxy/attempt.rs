@@ -186,20 +186,20 @@ impl Attempt<'_> {
             let is_cut = poll_fn(|cx| cut.poll(cx, instance.requests_cut()));
             let mut answer = pin!(link.send(request, self.replayable, is_cut));
             let mut deadline = tokio::time::Instant::from_std(self.claimed) + self.answer_timeout;
-            let mut seen = 0;
             poll_fn(|cx| {
                 if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
                     return Poll::Ready(Ok(answered));
                 }
                 while timer.poll(cx, deadline).is_ready() {
                     match &self.progress {
-                        Some(upload) if upload.frames() > seen => seen = upload.frames(),
+                        Some(upload) if upload.moved_at() + self.answer_timeout > deadline => {
+                            deadline = upload.moved_at() + self.answer_timeout;
+                        }
                         Some(upload) if upload.is_waiting_for_client() => {
                             return Poll::Ready(Err(NoAnswer::ClientStalled));
                         }
                         _ => return Poll::Ready(Err(NoAnswer::TooLate)),
                     }
-                    deadline = tokio::time::Instant::now() + self.answer_timeout;
                 }
                 Poll::Pending
             })

@@ -185,7 +185,8 @@ async fn forward(
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(&head.fields) == Some(claim.instance().id.as_str()));
     let protocol = way.protocol;
     // In HTTP/1.0 it asks for nothing (RFC 9110 §7.8).
-    let may_upgrade = head.version == Version::HTTP_11 && protocol == Protocol::Http1 && body.is_end_stream();
+    let may_upgrade =
+        !is_plain && head.version == Version::HTTP_11 && protocol == Protocol::Http1 && body.is_end_stream();
     let upgrade = if may_upgrade { headers::upgrade(&head.fields) } else { None };
     let client = client.filter(|_| upgrade.is_some());
     headers::prepare_request(&mut head.fields, origin, authority.clone(), id.value(), upgrade);
@@ -199,7 +200,7 @@ async fn forward(
     head.uri = target_for_instance(std::mem::take(&mut head.uri), way.strip.as_ref());
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
-    let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
+    let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::new())) };
     let replayable = progress.is_none() && client.is_none() && head.method.is_idempotent();
     let outgoing = match &progress {
         None => Outgoing::Empty,

@@ -115,6 +115,21 @@ async fn who_is_too_slow_is_not_waited_for() {
     .await;
 }
 
+/// From its last bytes on a body has as long as an answer, and not twice that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_stops_is_waited_for_once() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let (proxy, _backend) = start(ProxyLimits { answer_timeout: TIMEOUT, ..ProxyLimits::default() }).await;
+    let mut stalls = proxy.wire().await;
+    stalls.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 8\r\n\r\n").await;
+    tokio::time::sleep(TIMEOUT / 4).await;
+    stalls.send("body").await;
+    let last = Instant::now();
+    assert_eq!(stalls.reply().await.status, 408);
+    let waited = last.elapsed();
+    assert!(waited > TIMEOUT * 3 / 4 && waited < TIMEOUT * 5 / 4, "{waited:?}");
+}
+
 /// Slowloris: clients that say a byte now and then, at each place where one may stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_slow_clients_are_closed_and_nobody_notices() {
