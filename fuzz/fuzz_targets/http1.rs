@@ -68,6 +68,11 @@ fn request(bytes: &[u8], cuts: &[u16]) {
         (Asked::Partial, Asked::Partial) => {}
         // A beginning that no request can have is given up at once where it comes in one piece, else with the end of its head.
         (Asked::Unusual(left), Asked::Partial) => assert_eq!(left, bytes),
+        // What is refused at once is refused by another parser's word too.
+        (Asked::Refused(left), Asked::Refused(_) | Asked::Unusual(_) | Asked::Partial) => {
+            assert_eq!(left, bytes);
+            assert!(httparse::Request::new(&mut [httparse::EMPTY_HEADER; 100]).parse(bytes).is_err());
+        }
         (whole, pieces) => panic!("{whole:?} and {pieces:?}"),
     }
 }

@@ -16,6 +16,8 @@ use crate::model::shorten;
 pub enum Own {
     /// The request cannot be taken as it is; the connection is closed.
     BadRequest(&'static str),
+    /// The request's head has more bytes than it may, or more fields; the connection is closed.
+    HeadTooLarge,
     /// The request's body has more bytes than it may; the connection is closed.
     TooLarge,
     /// A method that makes no sense here.
@@ -52,6 +54,7 @@ impl Own {
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MethodNotAllowed | Self::FilesAreRead => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -68,6 +71,7 @@ impl Own {
     fn detail(&self) -> String {
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
+            Self::HeadTooLarge => "the request's head is larger, or has more fields, than is taken here".to_owned(),
             Self::TooLarge => "the request's body is larger than is taken here".to_owned(),
             Self::MethodNotAllowed => "this is not a forward proxy".to_owned(),
             Self::RequestTimeout => "the rest of the request did not arrive in time".to_owned(),
@@ -120,7 +124,7 @@ impl Own {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::BadRequest(_) | Self::TooLarge | Self::RequestTimeout => {
+            Self::BadRequest(_) | Self::HeadTooLarge | Self::TooLarge | Self::RequestTimeout => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Self::ByHttps(location) => {

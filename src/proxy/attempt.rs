@@ -186,20 +186,20 @@ impl Attempt<'_> {
             let is_cut = poll_fn(|cx| cut.poll(cx, instance.requests_cut()));
             let mut answer = pin!(link.send(request, self.replayable, is_cut));
             let mut deadline = tokio::time::Instant::from_std(self.claimed) + self.answer_timeout;
-            let mut seen = 0;
             poll_fn(|cx| {
                 if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
                     return Poll::Ready(Ok(answered));
                 }
                 while timer.poll(cx, deadline).is_ready() {
                     match &self.progress {
-                        Some(upload) if upload.frames() > seen => seen = upload.frames(),
+                        Some(upload) if upload.moved_at() + self.answer_timeout > deadline => {
+                            deadline = upload.moved_at() + self.answer_timeout;
+                        }
                         Some(upload) if upload.is_waiting_for_client() => {
                             return Poll::Ready(Err(NoAnswer::ClientStalled));
                         }
                         _ => return Poll::Ready(Err(NoAnswer::TooLate)),
                     }
-                    deadline = tokio::time::Instant::now() + self.answer_timeout;
                 }
                 Poll::Pending
             })
@@ -248,7 +248,7 @@ impl Attempt<'_> {
         let Reply { mut head, body: source } = reply;
         let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
         // On the link itself it was read, and so understood.
-        let is_framed = matches!(source, Source::Link) || headers::is_plain_chunked(&head.fields);
+        let is_framed = matches!(source, Source::Link) || headers::settle_framing(&mut head.fields);
         if (switching && client.is_none()) || !is_framed {
             self.blame(&UnusableAnswer);
             self.tally.failed();

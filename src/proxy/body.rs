@@ -4,9 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -104,9 +106,11 @@ impl Drop for ClientBody {
 }
 
 /// How an upload fares; read by whoever waits for the answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
-    frames: AtomicU64,
+    began: Instant,
+    /// When a frame was passed on last, in milliseconds since.
+    moved: AtomicU64,
     waiting_for_client: AtomicBool,
     done: AtomicBool,
     broken: AtomicBool,
@@ -114,9 +118,21 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Frames passed on so far.
-    pub fn frames(&self) -> u64 {
-        self.frames.load(Relaxed)
+    /// Of an upload that begins.
+    pub fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            moved: AtomicU64::new(0),
+            waiting_for_client: AtomicBool::new(false),
+            done: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            too_large: AtomicBool::new(false),
+        }
+    }
+
+    /// When something of it was passed on last, or when it began.
+    pub fn moved_at(&self) -> Instant {
+        self.began + Duration::from_millis(self.moved.load(Relaxed))
     }
 
     /// The instance would take more, but the client sends nothing.
@@ -152,7 +168,7 @@ impl Body for Outgoing {
         progress.waiting_for_client.store(polled.is_pending(), Relaxed);
         match &polled {
             Poll::Ready(Some(Ok(_))) => {
-                progress.frames.fetch_add(1, Relaxed);
+                progress.moved.store(progress.began.elapsed().as_millis() as u64, Relaxed);
                 if incoming.is_end_stream() {
                     progress.done.store(true, Relaxed);
                 }

@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1 as any_http1, http2};
 use hyper::service::service_fn;
@@ -23,6 +24,7 @@ use super::server::Proxy;
 use super::stream::ClientStream;
 use super::streams::{Idleness, StreamAnswer, Streams};
 use super::tls;
+use super::watched::{Switched, Watched};
 
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -116,15 +118,23 @@ async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin
 
 async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
     let limits = origin.limits;
+    let switched = Switched::default();
     let service = service_fn(|request| {
-        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        async move { Ok::<_, Infallible>(forward::handle(proxy, origin, request).await) }
+        let (proxy, origin, switched) = (Arc::clone(proxy), Arc::clone(&origin), switched.clone());
+        async move {
+            let response = forward::handle(proxy, origin, request).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                switched.tell();
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = any_http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.max_header_size as usize)
-        .serve_connection(TokioIo::new(stream), service)
+        .half_close(true)
+        .serve_connection(TokioIo::new(Watched::new(stream, switched.clone())), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut told_to_close = false;

@@ -18,7 +18,8 @@ use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
 use super::fields::Fields;
 use super::files;
-use super::headers::{self, Origin};
+use super::headers::{self, Form, Origin};
+use super::http1;
 use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
@@ -84,12 +85,28 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sendi
     } else if (proxy.is_closing() || (is_own && is_held_back)) && status != StatusCode::SWITCHING_PROTOCOLS {
         fields.insert(&CONNECTION, HeaderValue::from_static("close"));
     }
+    lead_to_https(origin, fields);
+    reply.map(|answer| Sending::new(answer, visit, &method, status))
+}
+
+/// Refuses what a client sent in place of a request, of which no more is known than perhaps its first line.
+pub fn refuse(proxy: &Proxy, origin: &Origin, head: &[u8], own: &Own) -> Reply<Sending> {
+    let id = proxy.next_request_id();
+    let mut visit = proxy.fronts.access_log().begin_refused(http1::first_line(head), origin, id);
+    let mut reply: Reply<Answer> = own.response(Form::Plain, &id.value()).into();
+    let status = reply.head.status;
+    visit.answered(status, Maker::Proxy);
+    lead_to_https(origin, &mut reply.head.fields);
+    reply.map(|answer| Sending::new(answer, visit, &Method::GET, status))
+}
+
+/// Tells browsers to use https alone, where that is wanted and the app says nothing of it.
+fn lead_to_https(origin: &Origin, fields: &mut Fields) {
     if let Some(hsts) = &origin.hsts
         && !fields.contains(&STRICT_TRANSPORT_SECURITY)
     {
         fields.append(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
-    reply.map(|answer| Sending::new(answer, visit, &method, status))
 }
 
 /// A request on its way in.
@@ -125,6 +142,10 @@ async fn forward(
     let Incomer { mut head, body, is_plain, upgrade: client, arrived } = request;
     if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
+    }
+    if head.uri.scheme().is_none() && head.uri.authority().is_some() {
+        // A host alone is a target of CONNECT (RFC 9112 §3.2.3).
+        return Err(Own::BadRequest("the request's target is malformed"));
     }
     if !is_plain {
         headers::check_framing(&head.fields).map_err(Own::BadRequest)?;
@@ -163,7 +184,9 @@ async fn forward(
     let stays =
         way.sticky.as_ref().is_some_and(|cookie| cookie.read(&head.fields) == Some(claim.instance().id.as_str()));
     let protocol = way.protocol;
-    let may_upgrade = !is_plain && protocol == Protocol::Http1 && body.is_end_stream();
+    // In HTTP/1.0 it asks for nothing (RFC 9110 §7.8).
+    let may_upgrade =
+        !is_plain && head.version == Version::HTTP_11 && protocol == Protocol::Http1 && body.is_end_stream();
     let upgrade = if may_upgrade { headers::upgrade(&head.fields) } else { None };
     let client = client.filter(|_| upgrade.is_some());
     headers::prepare_request(&mut head.fields, origin, authority.clone(), id.value(), upgrade);
@@ -177,7 +200,7 @@ async fn forward(
     head.uri = target_for_instance(std::mem::take(&mut head.uri), way.strip.as_ref());
     tracing::debug!(method = %head.method, uri = %head.uri, %host, instance = %claim.instance().id, "request");
 
-    let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::default())) };
+    let progress = if body.is_end_stream() { None } else { Some(Arc::new(Progress::new())) };
     let replayable = progress.is_none() && client.is_none() && head.method.is_idempotent();
     let outgoing = match &progress {
         None => Outgoing::Empty,

@@ -111,6 +111,36 @@ pub fn is_plain_chunked(fields: &Fields) -> bool {
     }
 }
 
+/// Leaves of what an answer says of its end what can be read in one way only (RFC 9112 §6.3): beside a coding no length, else
+/// one length at the most. Whether there is such a way.
+pub fn settle_framing(fields: &mut Fields) -> bool {
+    if !is_plain_chunked(fields) {
+        return false;
+    }
+    if fields.contains(&TRANSFER_ENCODING) {
+        // A length beside it is not to be believed.
+        fields.remove(&CONTENT_LENGTH);
+        return true;
+    }
+    let Some(length) = fields.value(&CONTENT_LENGTH) else { return true };
+    let mut others = fields.get_all(&CONTENT_LENGTH).skip(1).peekable();
+    let is_repeated = others.peek().is_some();
+    if length_of(length.as_bytes()).is_none() || others.any(|other| other != length.as_bytes()) {
+        return false;
+    }
+    drop(others);
+    if is_repeated {
+        fields.insert(&CONTENT_LENGTH, length);
+    }
+    true
+}
+
+/// What a `Content-Length` says: digits, and nothing else.
+pub fn length_of(value: &[u8]) -> Option<u64> {
+    let digits = Some(value).filter(|value| value.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The protocol a client asks to switch to. `h2c` is not passed on: behind it requests would pass unseen.
 pub fn upgrade(fields: &Fields) -> Option<HeaderValue> {
     let asked = fields.get_all(&CONNECTION).flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
@@ -496,6 +526,32 @@ mod tests {
             (&[("transfer-encoding", "identity")], false),
         ] {
             assert_eq!(is_plain_chunked(&fields(lines)), fine, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_says_its_length_once() {
+        let (coding, length) = (("transfer-encoding", "chunked"), ("content-length", "5"));
+        for (lines, left) in [
+            (&[][..], Some(None)),
+            (&[length], Some(Some("5"))),
+            (&[length, length], Some(Some("5"))),
+            (&[length, ("content-length", "05")], None),
+            (&[("content-length", "5, 5")], None),
+            (&[("content-length", "+5")], None),
+            (&[("content-length", "")], None),
+            (&[("content-length", "18446744073709551616")], None),
+            (&[coding, length], Some(None)),
+            (&[length, coding, ("content-length", "x")], Some(None)),
+            (&[length, ("transfer-encoding", "gzip")], None),
+        ] {
+            let mut fields = fields(lines);
+            let left_over = settle_framing(&mut fields).then(|| {
+                let map = fields.into_map();
+                assert!(map.get_all(CONTENT_LENGTH).iter().count() <= 1, "{lines:?}");
+                map.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap().to_owned())
+            });
+            assert_eq!(left_over, left.map(|length| length.map(str::to_owned)), "{lines:?}");
         }
     }
 

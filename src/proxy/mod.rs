@@ -57,6 +57,7 @@ mod streams;
 mod tls;
 mod tunnel;
 mod wait;
+mod watched;
 mod websocket;
 
 #[cfg(test)]

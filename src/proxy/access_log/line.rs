@@ -27,11 +27,11 @@ pub struct Entry {
     /// As routes spell it; what was sent, where that is no host.
     pub host: Option<String>,
     /// `GET`
-    pub method: String,
+    pub method: Option<String>,
     /// Path and query as they were sent.
-    pub target: String,
+    pub target: Option<String>,
     /// `HTTP/1.1`, `HTTP/2.0`
-    pub version: &'static str,
+    pub version: Option<&'static str>,
     /// Whether the connection to the proxy is encrypted.
     pub tls: bool,
     /// Whose route it found.
@@ -140,9 +140,9 @@ pub(super) mod tests {
             client: "192.0.2.7".to_owned(),
             forwarded_for: None,
             host: Some("shop.test".to_owned()),
-            method: "GET".to_owned(),
-            target: "/a?b=1".to_owned(),
-            version: "HTTP/1.1",
+            method: Some("GET".to_owned()),
+            target: Some("/a?b=1".to_owned()),
+            version: Some("HTTP/1.1"),
             tls: true,
             app: Some("shop".to_owned()),
             service: Some("web".to_owned()),

@@ -83,31 +83,37 @@ impl AccessLog {
         let text = |name: &HeaderName| Some(bounded(request.fields.get(name)?, TEXT_LIMIT));
         let host = request.uri.authority().map(|target| bounded(target.as_str().as_bytes(), TEXT_LIMIT));
         let target = request.uri.path_and_query().map_or("", |target| target.as_str());
-        let entry = Entry {
-            time: Timestamp::now(),
-            id: String::from_utf8_lossy(id.value().as_bytes()).into_owned(),
-            client: String::from_utf8_lossy(origin.address.as_bytes()).into_owned(),
+        self.visit(Entry {
             forwarded_for: if origin.is_trusted { text(&X_FORWARDED_FOR) } else { None },
             host: host.or_else(|| text(&HOST)),
-            method: bounded(request.method.as_str().as_bytes(), METHOD_LIMIT),
-            target: bounded(target.as_bytes(), TARGET_LIMIT),
-            version: version(request.version),
-            tls: origin.scheme == "https",
-            app: None,
-            service: None,
-            instance: None,
-            by: None,
-            status: None,
-            received: 0,
-            sent: 0,
-            first_byte_ms: None,
-            duration_ms: 0.0,
-            retries: 0,
-            // Whatever else becomes of it is told.
-            end: End::ClientLeft,
+            method: Some(bounded(request.method.as_str().as_bytes(), METHOD_LIMIT)),
+            target: Some(bounded(target.as_bytes(), TARGET_LIMIT)),
+            version: Some(version(request.version)),
             referer: text(&REFERER),
             user_agent: text(&USER_AGENT),
-        };
+            ..unknown(origin, id)
+        })
+    }
+
+    /// Begins the story of what came in place of a request: its method, target and version, if so much of it was one.
+    pub fn begin_refused(
+        self: &Arc<Self>,
+        first_line: Option<(&[u8], &[u8], Version)>,
+        origin: &Origin,
+        id: RequestId<'_>,
+    ) -> Visit {
+        if !self.is_on.load(Relaxed) {
+            return Visit(None);
+        }
+        self.visit(Entry {
+            method: first_line.map(|(method, _, _)| bounded(method, METHOD_LIMIT)),
+            target: first_line.map(|(_, target, _)| bounded(target, TARGET_LIMIT)),
+            version: first_line.map(|(_, _, of)| version(of)),
+            ..unknown(origin, id)
+        })
+    }
+
+    fn visit(self: &Arc<Self>, entry: Entry) -> Visit {
         let bytes = Arc::default();
         Visit(Some(Box::new(Open { log: Arc::clone(self), began: Instant::now(), bytes, entry: Box::new(entry) })))
     }
@@ -116,6 +122,35 @@ impl AccessLog {
         if let Some(writer) = &*self.writer.read().unwrap_or_else(PoisonError::into_inner) {
             writer.tell(entry);
         }
+    }
+}
+
+/// What is told of a request of which only its client is known.
+fn unknown(origin: &Origin, id: RequestId<'_>) -> Entry {
+    Entry {
+        time: Timestamp::now(),
+        id: String::from_utf8_lossy(id.value().as_bytes()).into_owned(),
+        client: String::from_utf8_lossy(origin.address.as_bytes()).into_owned(),
+        forwarded_for: None,
+        host: None,
+        method: None,
+        target: None,
+        version: None,
+        tls: origin.scheme == "https",
+        app: None,
+        service: None,
+        instance: None,
+        by: None,
+        status: None,
+        received: 0,
+        sent: 0,
+        first_byte_ms: None,
+        duration_ms: 0.0,
+        retries: 0,
+        // Whatever else becomes of it is told.
+        end: End::ClientLeft,
+        referer: None,
+        user_agent: None,
     }
 }
 

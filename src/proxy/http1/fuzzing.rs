@@ -30,6 +30,8 @@ pub enum Asked {
     },
     /// Something else; what was put back.
     Unusual(Vec<u8>),
+    /// Nothing that anybody takes; what was put back.
+    Refused(Vec<u8>),
 }
 
 /// Reads a request, packet by packet.
@@ -40,6 +42,7 @@ pub fn ask(packets: &[&[u8]]) -> Asked {
         match request::read(&mut input, seen) {
             Arrived::Partial => seen = input.len(),
             Arrived::Unusual => return Asked::Unusual(input.to_vec()),
+            Arrived::Refused(_) => return Asked::Refused(input.to_vec()),
             Arrived::Plain { request, .. } => {
                 let mut written = Vec::new();
                 request::write(&request, &mut written);

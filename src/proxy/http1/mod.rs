@@ -2,7 +2,8 @@
 //!
 //! This is what a proxy does most, and where its processor time goes: hyper takes half as much again for it as for the
 //! system calls. All else is left to hyper, which knows the rest of the protocol: on the side of clients a connection
-//! goes over to it with the first request that is not plain, malformed ones included, so that nothing is judged twice;
+//! goes over to it with the first request that is not plain, so that nothing is judged twice (what the parser that both use
+//! does not take at all is refused here, with a page of the proxy's own);
 //! on the side of instances the requests that are not replayable, those with bodies and upgrades, take its connections.
 
 mod chunked;
@@ -16,6 +17,5 @@ mod serve;
 mod spare;
 
 pub use exchange::{Exchange, LinkError, Unanswered};
-#[cfg(test)]
-pub use serve::HALF_CLOSE;
-pub use serve::{Served, serve};
+pub use request::first_line;
+pub use serve::{HALF_CLOSE, Served, serve};

@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytes::BytesMut;
 use hyper::{Method, Uri, Version};
 
+use super::super::answer::Own;
 use super::super::fields::{Fields, Found, Lines, same};
 use super::super::message::RequestHead;
 use super::head::{self, MOST_FIELDS};
@@ -24,6 +25,8 @@ pub enum Arrived {
     },
     /// Something else, malformed or not: the bytes are as they were.
     Unusual,
+    /// Nothing that anybody takes for a request: the bytes are as they were.
+    Refused(Own),
 }
 
 /// Reads the head of a request, `seen` bytes of which were looked at before without finding its end.
@@ -35,6 +38,7 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
     match plain(input) {
         Parsed::Partial if seen == 0 && head::end(input, 0).is_none() => Arrived::Partial,
         Parsed::Partial | Parsed::Unusual => Arrived::Unusual,
+        Parsed::Refused(why) => Arrived::Refused(why),
         Parsed::Plain { length, method, target, found, is_last } => {
             let head = input.split_to(length).freeze();
             match Uri::from_maybe_shared(head.slice(target)) {
@@ -64,9 +68,11 @@ enum Parsed {
         found: Found,
         is_last: bool,
     },
-    /// Not plain: malformed, of another version, with a target that is not a path, with a body, or with a field that asks
+    /// Not plain: perhaps malformed, of another version, with a target that is not a path, with a body, or with a field that asks
     /// for something of the connection.
     Unusual,
+    /// hyper reads with the same parser, and would refuse it as well.
+    Refused(Own),
 }
 
 fn plain(bytes: &[u8]) -> Parsed {
@@ -75,7 +81,8 @@ fn plain(bytes: &[u8]) -> Parsed {
     match parsed.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(length)) => as_plain(&parsed, length, bytes).unwrap_or(Parsed::Unusual),
         Ok(httparse::Status::Partial) => Parsed::Partial,
-        Err(_) => Parsed::Unusual,
+        Err(httparse::Error::TooManyHeaders) => Parsed::Refused(Own::HeadTooLarge),
+        Err(_) => Parsed::Refused(Own::BadRequest("the request's head is malformed")),
     }
 }
 
@@ -101,6 +108,19 @@ fn as_plain(parsed: &httparse::Request<'_, '_>, length: usize, bytes: &[u8]) -> 
     let start = target.as_ptr().addr().checked_sub(bytes.as_ptr().addr())?;
     let target = start..start + target.len();
     (!is_special).then_some(Parsed::Plain { length, method, target, found, is_last })
+}
+
+/// Method, target and version, as far as a head can be told to begin with them.
+pub fn first_line(bytes: &[u8]) -> Option<(&[u8], &[u8], Version)> {
+    let line = bytes.split(|&byte| byte == b'\n').next()?;
+    let mut words = line.strip_suffix(b"\r").unwrap_or(line).split(|&byte| byte == b' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let version = match (words.next()?, words.next()) {
+        (b"HTTP/1.1", None) => Version::HTTP_11,
+        (b"HTTP/1.0", None) => Version::HTTP_10,
+        _ => return None,
+    };
+    (!method.is_empty() && !target.is_empty()).then_some((method, target, version))
 }
 
 /// Whether a field with this name tells of a body, or asks for something of the connection.
@@ -174,17 +194,12 @@ mod tests {
             "GET / HTTP/1.1\nHost: a\n\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\ntransfer-encoding : chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-A\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-A\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
-            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
             "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
-            "nonsense\r\n\r\n",
         ] {
             let text = format!("{text}rest");
             let (arrived, left) = arrived(&text);
@@ -192,7 +207,43 @@ mod tests {
             assert_eq!(left, text.as_bytes());
         }
         assert!(matches!(arrived("GET / HTTP/1.1\r\nHost: a\r\n").0, Arrived::Partial));
+    }
+
+    #[test]
+    fn what_nobody_takes_is_refused_at_once() {
+        for text in [
+            "GET / HTTP/1.1\r\nHost: a\r\ntransfer-encoding : chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nno field\r\n",
+            "nonsense\r\n\r\n",
+            "\x16\x03\x01",
+        ] {
+            let (arrived, left) = arrived(text);
+            assert!(matches!(arrived, Arrived::Refused(Own::BadRequest(_))), "{text:?} {arrived:?}");
+            assert_eq!(left, text.as_bytes());
+        }
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MOST_FIELDS + 1));
-        assert!(matches!(arrived(&many).0, Arrived::Unusual));
+        assert!(matches!(arrived(&many).0, Arrived::Refused(Own::HeadTooLarge)));
+    }
+
+    #[test]
+    fn the_first_line_is_told_of_what_is_refused() {
+        let shown = |(method, target, version)| {
+            format!("{} {} {version:?}", String::from_utf8_lossy(method), String::from_utf8_lossy(target))
+        };
+        for (text, expected) in [
+            ("GET /a?b HTTP/1.1\r\nno field", Some("GET /a?b HTTP/1.1")),
+            ("GET /a HTTP/1.0\n", Some("GET /a HTTP/1.0")),
+            ("GET /a HTTP/1.1", Some("GET /a HTTP/1.1")),
+            ("GET  /a HTTP/1.1\r\n", None),
+            ("GET /a b HTTP/1.1\r\n", None),
+            ("GET /a HTTP/3\r\n", None),
+            ("\x16\x03\x01", None),
+            ("", None),
+        ] {
+            assert_eq!(first_line(text.as_bytes()).map(shown).as_deref(), expected, "{text:?}");
+        }
     }
 }

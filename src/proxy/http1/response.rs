@@ -10,6 +10,7 @@ use hyper::ext::ReasonPhrase;
 use hyper::header::{CONTENT_LENGTH, DATE, HeaderValue};
 
 use super::super::fields::{Fields, Found, Lines, same, write_field};
+use super::super::headers::length_of;
 use super::super::message::AnswerHead;
 use super::head::{self, MOST_FIELDS};
 
@@ -61,11 +62,12 @@ pub fn read(input: &mut BytesMut, seen: usize, to_head: bool) -> Result<Option<H
     let found = found.ok_or(Malformed("a field of its head is too long"))?;
     let is_http11 = parsed.version == Some(1);
     let length = said.length(status, is_http11, to_head)?;
+    let is_coded = said.codings > 0;
     let keeps = is_http11 && length != Length::UntilClose && !said.closes;
     let reason = parsed.reason.filter(|reason| status.canonical_reason() != Some(*reason));
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
     let mut fields = Fields::Lines(Lines::new(input.split_to(size).freeze(), found));
-    if length == Length::Chunked {
+    if is_coded {
         // A length beside it is not to be believed.
         fields.remove(&CONTENT_LENGTH);
     }
@@ -104,6 +106,7 @@ impl<'a> Said<'a> {
     }
 
     fn length(&self, status: StatusCode, is_http11: bool, to_head: bool) -> Result<Length, Malformed> {
+        let told = self.told()?;
         if to_head || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
             return Ok(Length::Exact(0));
         }
@@ -113,13 +116,16 @@ impl<'a> Said<'a> {
                 false => Err(Malformed("its transfer coding is not chunked alone")),
             };
         }
-        let Some(digits) = self.length else { return Ok(Length::UntilClose) };
+        Ok(told.map_or(Length::UntilClose, Length::Exact))
+    }
+
+    /// Its length, where no coding is to be believed instead. Also where there is no body: it is passed on.
+    fn told(&self) -> Result<Option<u64>, Malformed> {
+        let Some(digits) = self.length.filter(|_| self.codings == 0) else { return Ok(None) };
         if self.has_other_length {
             return Err(Malformed("it has several lengths"));
         }
-        let digits = Some(digits).filter(|digits| digits.iter().all(u8::is_ascii_digit));
-        let length = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-        length.map(Length::Exact).ok_or(Malformed("its length is no number"))
+        length_of(digits).map(Some).ok_or(Malformed("its length is no number"))
     }
 }
 

@@ -13,9 +13,10 @@ use hyper::Method;
 use hyper::body::{Body, Frame};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::super::access_log::Sending;
+use super::super::answer::Own;
 use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
 use super::super::message::{Reply, RequestHead};
@@ -32,6 +33,8 @@ const READ: usize = 4 << 10;
 const JOINED: usize = 16 << 10;
 /// A client that ends its side so soon behind its request has said only that this was all; one that does later has left.
 pub const HALF_CLOSE: Duration = Duration::from_millis(50);
+/// A client that was refused has so long to read of it.
+const LINGER: Duration = Duration::from_secs(1);
 /// Behind the last chunk of a body (RFC 9112 §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -60,8 +63,9 @@ where
             match request::read(&mut input, seen) {
                 Arrived::Plain { request, is_last } => break (request, is_last),
                 Arrived::Unusual => return Ok(Served::Unusual(input)),
+                Arrived::Refused(why) => return refuse(proxy, stream, origin, &mut input, &why).await,
                 Arrived::Partial if input.len() >= origin.limits.max_header_size as usize => {
-                    return Ok(Served::Unusual(input));
+                    return refuse(proxy, stream, origin, &mut input, &Own::HeadTooLarge).await;
                 }
                 Arrived::Partial => seen = input.len(),
             }
@@ -85,7 +89,7 @@ where
             input = BytesMut::new();
         }
         let to_head = request.method == Method::HEAD;
-        let mut client = Client { stream: &mut *stream, input: &mut input, spoke_at: Instant::now(), has_ended: false };
+        let mut client = Client::new(&mut *stream, &mut input);
         let Some(mut reply) = answer(proxy, &mut client, origin, request).await? else {
             return Ok(Served::Ended);
         };
@@ -113,7 +117,11 @@ struct Client<'a, S> {
     has_ended: bool,
 }
 
-impl<S: AsyncRead + Unpin> Client<'_, S> {
+impl<'a, S: AsyncRead + Unpin> Client<'a, S> {
+    fn new(stream: &'a mut S, input: &'a mut BytesMut) -> Self {
+        Self { stream, input, spoke_at: Instant::now(), has_ended: false }
+    }
+
     /// Whether it leaves. One that sends its next request meanwhile does not.
     fn poll_leaves(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.has_ended || !self.input.is_empty() {
@@ -142,6 +150,30 @@ async fn answer<S: AsyncRead + Unpin>(
         Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| None)),
     })
     .await
+}
+
+/// Says why what has come is no request, and ends the connection.
+async fn refuse<S>(
+    proxy: &Proxy,
+    stream: &mut S,
+    origin: &Origin,
+    input: &mut BytesMut,
+    why: &Own,
+) -> io::Result<Served>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let reply = forward::refuse(proxy, origin, input, why);
+    send(&mut Client::new(stream, input), reply, false).await?;
+    stream.shutdown().await?;
+    // Closed while the client still sends, the connection would be reset under the answer.
+    let forgetting = async {
+        while std::future::poll_fn(|cx| poll_input(stream, cx, input)).await? > 0 {
+            input.clear();
+        }
+        io::Result::Ok(Served::Ended)
+    };
+    timeout(LINGER, forgetting).await.unwrap_or(Ok(Served::Ended))
 }
 
 /// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end.

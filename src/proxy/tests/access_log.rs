@@ -205,3 +205,31 @@ async fn a_hand_over_and_full_files_lose_no_line() {
     assert!(processes.len() == 2 && files.len() > 2, "{processes:?} {files:?}");
     assert!(files.iter().all(|path| path.metadata().unwrap().len() <= 80 << 10));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_unread_is_told_too() {
+    let (proxy, backend) = started().await;
+    let long = format!("GET /long HTTP/1.1\r\nHost: shop.test\r\nX: {}", "x".repeat(200_000));
+    let cases = [
+        ("GET /a?b HTTP/1.1\r\nno field\r\n\r\n", json!(["GET", "/a?b", "HTTP/1.1", 400])),
+        ("GET /old HTTP/1.0\r\nX : y\r\n\r\n", json!(["GET", "/old", "HTTP/1.0", 400])),
+        ("\u{16}\u{3}\u{1}", json!([null, null, null, 400])),
+        (long.as_str(), json!(["GET", "/long", "HTTP/1.1", 431])),
+    ];
+    let mut ids = Vec::new();
+    for (sent, expected) in &cases {
+        let mut wire = proxy.wire().await;
+        wire.send(sent).await;
+        let reply = wire.reply().await;
+        assert_eq!(json!(reply.status), expected[3]);
+        assert!(wire.is_closed().await, "nothing that follows it is trusted");
+        ids.push(reply.header("x-request-id").unwrap().to_owned());
+    }
+    let lines = lines(&proxy, cases.len()).await;
+    for ((line, (_, expected)), id) in lines.iter().zip(&cases).zip(&ids) {
+        assert_eq!(some(line, &["method", "target", "version", "status"]), *expected);
+        assert_eq!(some(line, &["id", "by", "host", "app", "end"]), json!([id, "proxy", null, null, "complete"]));
+        assert!(line["sent"].as_u64().unwrap() > 0 && line["client"] == "127.0.0.1", "{line}");
+    }
+    assert_eq!(backend.requests(), 0);
+}

@@ -95,6 +95,21 @@ async fn with_backend() -> (TestProxy, Backend, Client) {
     (proxy, backend, client)
 }
 
+/// RFC 9112 §6.3: beside chunks a length says nothing, and an HTTP/2 client would take the answer for malformed.
+#[tokio::test]
+async fn a_length_beside_an_answers_chunks_does_not_cross() {
+    for method in ["GET", "POST"] {
+        let (proxy, _instance) = with_answer(
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+            b"\r\n\r\n",
+        )
+        .await;
+        let mut client = Client::open(proxy.address).await;
+        let (head, body, _) = client.whole(to(method, "/", none())).await;
+        assert_eq!((body.as_str(), head.headers().get("content-length")), ("body", None), "{method}");
+    }
+}
+
 #[tokio::test]
 async fn headers_are_those_of_this_hop() {
     let (_proxy, backend, mut client) = with_backend().await;

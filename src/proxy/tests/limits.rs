@@ -60,7 +60,10 @@ async fn heads_and_bodies_have_a_largest_size() {
     let head = format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX-Long: {}\r\n\r\n", "x".repeat(9 << 10));
     let mut wire = proxy.wire().await;
     wire.send(&head).await;
-    assert_eq!(wire.reply().await.status, 431);
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (431, Some("close")));
+    assert!(reply.body.contains(reply.header("x-request-id").unwrap()), "{reply:?}");
+    assert!(wire.is_closed().await);
 
     let mut wire = proxy.wire().await;
     wire.send(&format!("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)))
@@ -110,6 +113,21 @@ async fn who_is_too_slow_is_not_waited_for() {
         proxy.in_flight(&backend).await == 0 && backend.seen.open.load(SeqCst) == 0
     })
     .await;
+}
+
+/// From its last bytes on a body has as long as an answer, and not twice that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_stops_is_waited_for_once() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let (proxy, _backend) = start(ProxyLimits { answer_timeout: TIMEOUT, ..ProxyLimits::default() }).await;
+    let mut stalls = proxy.wire().await;
+    stalls.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 8\r\n\r\n").await;
+    tokio::time::sleep(TIMEOUT / 4).await;
+    stalls.send("body").await;
+    let last = Instant::now();
+    assert_eq!(stalls.reply().await.status, 408);
+    let waited = last.elapsed();
+    assert!(waited > TIMEOUT * 3 / 4 && waited < TIMEOUT * 5 / 4, "{waited:?}");
 }
 
 /// Slowloris: clients that say a byte now and then, at each place where one may stop.
@@ -224,5 +242,11 @@ async fn a_head_has_so_many_lines_and_no_more() {
     let (proxy, backend) = start(ProxyLimits::default()).await;
     let mut wire = proxy.wire().await;
     wire.send(&format!("GET / HTTP/1.1\r\nHost: shop.test\r\n{}\r\n", "X: 1\r\n".repeat(5000))).await;
-    assert_eq!((wire.reply().await.status, backend.requests()), (431, 0));
+    let reply = wire.reply().await;
+    assert_eq!((reply.status, backend.requests()), (431, 0));
+    assert!(reply.body.contains(reply.header("x-request-id").unwrap()), "{reply:?}");
+    // As many as there may be here; the instance would have some more to read.
+    wire = proxy.wire().await;
+    wire.send(&format!("GET / HTTP/1.1\r\nHost: else.test\r\n{}\r\n", "X: 1\r\n".repeat(99))).await;
+    assert_eq!(wire.reply().await.status, 404);
 }

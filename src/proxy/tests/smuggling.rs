@@ -171,7 +171,11 @@ async fn nothing_follows_an_upgrade_before_it_is_agreed_to() {
 async fn an_answer_has_one_end_as_well() {
     for (what, answer) in [
         ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 4\r\n\r\nokok"),
+        ("a list of lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok"),
+        ("one number in two ways", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 02\r\n\r\nok"),
         ("no number", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok"),
+        ("a sign", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok"),
+        ("a space", "HTTP/1.1 200 OK\r\nContent-Length: 2 2\r\n\r\nok"),
         ("another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
         ("a line of no header", "HTTP/1.1 200 OK\r\nno header\r\nContent-Length: 2\r\n\r\nok"),
         (
@@ -190,7 +194,57 @@ async fn an_answer_has_one_end_as_well() {
             }
         });
         assert_eq!(proxy.wire().await.get("/").await.status, 502, "{what}");
+        let mut wire = proxy.wire().await;
+        wire.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\nhi").await;
+        assert_eq!(wire.reply().await.status, 502, "{what}, of a POST");
         instance.abort();
+    }
+}
+
+/// RFC 9112 §6.3: beside chunks a length says nothing, whoever reads them, and no client is told of it.
+#[tokio::test]
+async fn a_length_beside_an_answers_chunks_does_not_cross() {
+    for (chunks, body) in [("0\r\n\r\n", ""), ("4\r\nbody\r\n0\r\n\r\n", "body")] {
+        for length in [0, 2, 5, 400] {
+            let (proxy, listener) = played_instance().await;
+            let instance = tokio::spawn(async move {
+                loop {
+                    let mut wire = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
+                    tokio::spawn(async move {
+                        while let Some(head) = wire.until(b"\r\n\r\n").await {
+                            let chunks = if head.starts_with("HEAD ") { "" } else { chunks };
+                            let head =
+                                format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}");
+                            wire.send(&format!("HTTP/1.1 200 OK\r\n{head}")).await;
+                        }
+                    });
+                }
+            });
+            for requests in [
+                &["GET", "GET"][..],
+                // Over the connection to the instance that the one before left.
+                &["POST", "GET", "HEAD", "POST"],
+            ] {
+                let mut client = proxy.wire().await;
+                for method in requests {
+                    let what = format!("{method} of {requests:?}, {length} beside {chunks:?}");
+                    let nothing = if *method == "POST" { "Content-Length: 0\r\n" } else { "" };
+                    client.send(&format!("{method} /a HTTP/1.1\r\nHost: shop.test\r\n{nothing}\r\n")).await;
+                    if *method == "HEAD" {
+                        let head = client.until(b"\r\n\r\n").await.unwrap().to_ascii_lowercase();
+                        assert!(!head.contains("content-length"), "{what}: {head}");
+                        continue;
+                    }
+                    let reply = client.reply().await;
+                    assert_eq!((reply.status, reply.body.as_str(), reply.complete), (200, body, true), "{what}");
+                    assert_eq!(reply.header("content-length"), None, "{what}");
+                    assert!(client.rest.is_empty(), "{what}: {:?}", client.rest);
+                }
+            }
+            let counts = proxy.counts().await;
+            assert_eq!((counts.served, counts.failed), (6, 0), "{counts:?}");
+            instance.abort();
+        }
     }
 }
 

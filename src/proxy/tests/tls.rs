@@ -280,3 +280,24 @@ async fn silent_clients_hold_nobody_up() {
     let ended = timeout(Duration::from_secs(15), silent[0].read(&mut end)).await.expect("it is not waited for");
     assert!(matches!(ended, Ok(0) | Err(_)));
 }
+
+/// TLS has a word for it (`close_notify`), and it means the same.
+#[tokio::test]
+async fn a_client_that_says_no_more_is_answered() {
+    let (dir, files) = dirs();
+    let shop = certificate(files.path(), "shop", &["shop.test"]);
+    let (_proxy, _backend, https) = start(&dir, |front| front.certificates = vec![shop.clone()]).await;
+    for request in [
+        "GET /slow?100 HTTP/1.1\r\nHost: shop.test\r\n\r\n",
+        "GET /slow?100 HTTP/1.0\r\nHost: shop.test\r\n\r\n",
+        "POST /slow?100 HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nbody",
+        "POST /slow?100 HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    ] {
+        let mut stream = connect(&client(&[&shop]), https, "shop.test").await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.contains(" 200 OK\r\n") && answer.ends_with("d1-web-1"), "{request}: {answer:?}");
+    }
+}

@@ -48,6 +48,7 @@ async fn requests_that_two_might_read_differently_are_refused() {
     let hidden = "0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: shop.test\r\n\r\n";
     for (what, request) in [
         ("no host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        ("a host alone", "GET shop.test HTTP/1.1\r\nHost: shop.test\r\n\r\n".to_owned()),
         ("two hosts", "GET / HTTP/1.1\r\nHost: shop.test\r\nHost: shop.test\r\n\r\n".to_owned()),
         ("host with a path", "GET / HTTP/1.1\r\nHost: shop.test/x\r\n\r\n".to_owned()),
         ("two lengths", format!("{head}Content-Length: 4\r\nContent-Length: 5\r\n\r\n{hidden}")),
@@ -127,6 +128,11 @@ async fn old_clients_and_expectations_are_served() {
     let head = old.until(b"\r\n\r\n").await.unwrap();
     assert!(head.starts_with("HTTP/1.0 200") && !head.contains("chunked"), "{head}");
     old.until(b"data: 2\n\n").await.unwrap();
+
+    let mut asks = proxy.wire().await;
+    asks.send("GET /headers HTTP/1.0\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await;
+    let reply = asks.reply().await;
+    assert!(reply.status == 200 && !reply.body.contains("upgrade"), "HTTP/1.0 has none: {reply:?}");
 
     let mut waits = proxy.wire().await;
     waits.send("POST /size HTTP/1.1\r\nHost: shop.test\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
