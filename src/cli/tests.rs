@@ -375,3 +375,12 @@ fn colours_are_only_there_when_wanted() {
     let painted = summary(&deployment(json!({ "status": "succeeded" })), None, Paint(true));
     assert!(!plain.contains('\u{1b}') && painted.contains("\u{1b}[32msucceeded\u{1b}[0m"));
 }
+
+#[test]
+fn an_app_in_maintenance_does_not_look_healthy() {
+    let mut app = app();
+    assert!(!status::detail(&app, None, now(), Paint(false)).join("\n").contains("maintenance"));
+    app.maintenance = true;
+    let lines = status::detail(&app, None, now(), Paint(false));
+    insta::assert_snapshot!(lines[2], @"  closed   in maintenance: every request gets a page with 503");
+}

@@ -334,6 +334,14 @@ pub struct App {
     pub keep_releases: u32,
 }
 
+impl Config {
+    /// Whether every request that an app would get is answered with a page in its place: a canary's are its production's.
+    pub fn in_maintenance(&self, app: &App) -> bool {
+        let asked = app.canary_of.as_ref().map_or(Some(app), |canary| self.apps.get(&canary.app));
+        asked.is_some_and(|app| app.maintenance.is_some())
+    }
+}
+
 impl App {
     /// Every host that leads to the app, its own first, each once.
     pub fn hosts(&self) -> Vec<&str> {
