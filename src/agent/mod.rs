@@ -31,6 +31,7 @@ pub mod absent;
 mod adopt;
 pub mod apps;
 pub mod canaries;
+pub mod certificate_files;
 pub mod outage;
 mod reconcile;
 
@@ -53,6 +54,8 @@ pub struct Agent {
     pub presence: Presence,
     /// What is wrong with the certificates that it orders.
     pub certificates: Standing,
+    /// What is wrong with those that are configured as files.
+    pub certificate_files: certificate_files::Findings,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
@@ -106,6 +109,7 @@ impl Agent {
             id,
             presence: Presence::new(),
             certificates: Standing::default(),
+            certificate_files: certificate_files::Findings::default(),
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
@@ -465,7 +469,8 @@ impl Agent {
         // One app's fault is none of the others'.
         let config = self.config();
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
-        Readiness { problems, warnings: absent.chain(self.certificates.warnings()).collect() }
+        let files = self.certificate_files.warnings(caller_is_local);
+        Readiness { problems, warnings: absent.chain(files).chain(self.certificates.warnings()).collect() }
     }
 }
 
