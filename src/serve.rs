@@ -149,6 +149,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let files = tokio::spawn(agent.store.clone().keep_looking_for_files(shutdown.clone()));
     let absent = tokio::spawn(agent::absent::look_out(agent.clone()));
     let certificate_files = tokio::spawn(agent::certificate_files::look_out(agent.clone()));
+    let unconfigured = tokio::spawn(agent::unconfigured::look_out(agent.clone()));
     let canaries = tokio::spawn(agent::canaries::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
@@ -166,7 +167,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     Ok(Serving {
         agent,
-        tasks: vec![tcp, unix, notices, look_out, files, absent, certificate_files, canaries, keeper, certificates],
+        tasks: vec![tcp, unix, notices, look_out, files, absent, certificate_files, unconfigured, canaries, keeper, certificates],
         endless: work,
         _alone: alone,
     })

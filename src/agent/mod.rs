@@ -34,6 +34,7 @@ pub mod canaries;
 pub mod certificate_files;
 pub mod outage;
 mod reconcile;
+pub mod unconfigured;
 
 use adopt::Adoption;
 use apps::AppHandle;
@@ -56,6 +57,8 @@ pub struct Agent {
     pub certificates: Standing,
     /// What is wrong with those that are configured as files.
     pub certificate_files: certificate_files::Findings,
+    /// What still runs of apps that are no longer configured.
+    pub unconfigured: unconfigured::Findings,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
@@ -110,6 +113,7 @@ impl Agent {
             presence: Presence::new(),
             certificates: Standing::default(),
             certificate_files: certificate_files::Findings::default(),
+            unconfigured: unconfigured::Findings::default(),
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
@@ -161,12 +165,16 @@ impl Agent {
             let _ = adoption.wait_for(|adoption| *adoption == Adoption::Done).await;
         }))
         .await;
+        tokio::spawn(unconfigured::look(self.clone()));
     }
 
     /// Hands what happened on the engine to every app; each knows its own instances.
     pub fn happened(&self, happened: &Happened) {
         if *happened == Happened::Interrupted {
             self.presence.broke();
+        }
+        if let Happened::Removed(id) = happened {
+            self.unconfigured.removed(id);
         }
         let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         for app in apps.values() {
@@ -398,6 +406,7 @@ impl Agent {
                 None => apps::start(self, app),
             }
         }
+        tokio::spawn(unconfigured::look(self.clone()));
     }
 
     async fn let_go(&self, name: &AppName) {
@@ -470,7 +479,8 @@ impl Agent {
         let config = self.config();
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
         let files = self.certificate_files.warnings(caller_is_local);
-        Readiness { problems, warnings: absent.chain(files).chain(self.certificates.warnings()).collect() }
+        let gone = self.unconfigured.warnings(&self.id, caller_is_local);
+        Readiness { problems, warnings: absent.chain(files).chain(self.certificates.warnings()).chain(gone).collect() }
     }
 }
 
