@@ -167,7 +167,19 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     Ok(Serving {
         agent,
-        tasks: vec![tcp, unix, notices, look_out, files, absent, certificate_files, unconfigured, canaries, keeper, certificates],
+        tasks: vec![
+            tcp,
+            unix,
+            notices,
+            look_out,
+            files,
+            absent,
+            certificate_files,
+            unconfigured,
+            canaries,
+            keeper,
+            certificates,
+        ],
         endless: work,
         _alone: alone,
     })

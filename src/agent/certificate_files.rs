@@ -75,7 +75,10 @@ mod tests {
         write("a.pem", "junk");
         look();
         let local = findings.warnings(true);
-        assert!(local[0].starts_with("proxy.certificates[0].cert: ") && local[0].contains("a.pem holds no"), "{local:?}");
+        assert!(
+            local[0].starts_with("proxy.certificates[0].cert: ") && local[0].contains("a.pem holds no"),
+            "{local:?}"
+        );
         assert!(local[1].starts_with("proxy.certificates[0].key: cannot read "), "{local:?}");
         let told = findings.warnings(false);
         assert_eq!(told[0], "a certificate cannot be used as it is, or not for long: proxy.certificates[0].cert");

@@ -100,7 +100,10 @@ mod tests {
         );
         findings.removed(&ids[0]);
         let local = findings.warnings("a1", true);
-        assert!(local[0].contains("; 1 instance runs on ") && local[0].contains("label=longshore.app=blog)"), "{local:?}");
+        assert!(
+            local[0].contains("; 1 instance runs on ") && local[0].contains("label=longshore.app=blog)"),
+            "{local:?}"
+        );
         findings.removed(&ids[1]);
         assert_eq!(findings.warnings("a1", true), Vec::<String>::new());
     }

@@ -308,6 +308,9 @@ fn the_end_is_one_line() {
     let end = "2026-11-21T04:00:12.4Z";
     insta::assert_snapshot!(say(json!({ "status": "succeeded", "finished_at": end, "requests": { "served": 1234, "failed": 0 } })),
         @"succeeded v8 in 12.3 s (6 instances, 1,234 requests, 0 failed)");
+    let cut = json!({ "served": 1234, "failed": 2, "cut_requests": 2, "cut_streams": 1 });
+    insta::assert_snapshot!(say(json!({ "status": "succeeded", "finished_at": end, "requests": cut })),
+        @"succeeded v8 in 12.3 s (6 instances, 1,236 requests, 2 failed, 2 cut, 1 stream cut)");
     insta::assert_snapshot!(say(json!({ "status": "rolled_back", "finished_at": end, "reason": "web 2 did not \u{1b}[2Jbecome ready" })),
         @"rolled back in 12.3 s: web 2 did not become ready; v7 is live");
     insta::assert_snapshot!(say(json!({ "status": "failed", "finished_at": end, "reason": "the build failed\n  no such file\n" })), @r"
