@@ -357,12 +357,9 @@ impl Agent {
             Ok(loaded) => Arc::new(loaded?),
             Err(_) => return Ok(()),
         };
-        let fixed =
-            |c: &Config| (c.agent.listen, c.agent.data_dir.clone(), (c.proxy.http, c.proxy.https), c.runtime.clone());
-        if fixed(&fresh) != fixed(&self.config()) {
-            tracing::warn!(
-                "[agent], [runtime], or an address in [proxy] changed: that takes effect when longshore is started again"
-            );
+        let fixed = changed_until_restart(&self.config(), &fresh);
+        if !fixed.is_empty() {
+            tracing::warn!("{} changed: that takes effect when longshore is started again", fixed.join(" and "));
         }
         self.config.send_replace(fresh);
         if let Ok(parts) = self.parts() {
@@ -484,6 +481,18 @@ impl Agent {
     }
 }
 
+/// The keys that differ and that are read at the start alone.
+fn changed_until_restart(before: &Config, now: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("agent.listen", before.agent.listen != now.agent.listen),
+        ("agent.data_dir", before.agent.data_dir != now.agent.data_dir),
+        ("proxy.http", before.proxy.http != now.proxy.http),
+        ("proxy.https", before.proxy.https != now.proxy.https),
+        ("runtime.docker_host", before.runtime.docker_host != now.runtime.docker_host),
+    ];
+    differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
 /// `the proxy does not answer (pid 812); since …`
 fn silence(ProxyStanding { pid, since, .. }: ProxyStanding) -> String {
     let who = pid.map_or_else(|| ": none runs".to_owned(), |pid| format!(" (pid {pid})"));
@@ -493,4 +502,20 @@ fn silence(ProxyStanding { pid, since, .. }: ProxyStanding) -> String {
 
 fn at(time: Timestamp) -> impl std::fmt::Display {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_restart_is_named_key_by_key() {
+        let read = |text: &str| config::parse_in(text, "deploy.toml", Path::new("/"), &|_: &str| None).unwrap();
+        let before = read("[proxy]\nhttp = \"127.0.0.1:80\"\n");
+        let now = read("[agent]\nlisten = \"127.0.0.1:9001\"\n[proxy]\nhttp = \"127.0.0.1:81\"\n");
+        assert_eq!(changed_until_restart(&before, &now), ["agent.listen", "proxy.http"]);
+        assert_eq!(changed_until_restart(&before, &before), Vec::<&str>::new());
+    }
 }
