@@ -7,6 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
+use nix::unistd::{AccessFlags, access};
 
 use crate::acme;
 use crate::config::{CertificateFiles, Config, Place, Problem};
@@ -224,14 +225,27 @@ fn hint_for(error: &io::Error, path: &Path) -> String {
     }
 }
 
-/// Whether lines could be added to a file that is there. One that is not is made with the first line, and so is its directory.
+/// Whether lines could be added to the file, or it could be made with the first line: its directory is made where it is missing.
 fn appends_to(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         // To open a pipe is to wait for its reader.
         Ok(found) if found.file_type().is_fifo() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => can_be_made(path),
         _ => File::options().append(true).open(path).map(drop),
     }
+}
+
+/// Whether whoever asks may make this path, by the nearest directory above it that is there.
+fn can_be_made(path: &Path) -> io::Result<()> {
+    // A link that leads nowhere is in the way too.
+    let nearest = path.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
+    if !nearest.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is no directory", nearest.display())));
+    }
+    access(nearest, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", nearest.display()))
+    })
 }
 
 /// `a.test, b.test and 3 more`
@@ -352,6 +366,24 @@ mod tests {
         deploy.toml:13:47: warning: proxy.acme.ca_file: DIR/text cannot be used: it holds no certificate in PEM form
             name a PEM file with the roots of the certificate authority; without ca_file the system's are believed
         "#);
+    }
+
+    #[test]
+    fn an_access_log_that_cannot_be_made_is_told_and_one_in_a_new_directory_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        let log = |path: &str| {
+            let more = format!("access_log = {{ path = \"{path}\" }}\nself_signed = true");
+            said(dir.path(), &[], &more, r#""shop.test""#)
+        };
+        assert_eq!(log("new/below/access.log"), "");
+        let said = log("link/access.log");
+        assert!(said.contains("cannot write DIR/link/access.log: DIR/link is no directory"), "{said}");
+        // Root may write everywhere.
+        if !nix::unistd::geteuid().is_root() {
+            let said = log("/etc/new/access.log");
+            assert!(said.contains("cannot write /etc/new/access.log: nothing can be made in /etc: "), "{said}");
+        }
     }
 
     #[test]
