@@ -72,7 +72,7 @@ pub struct Config {
     pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
-    /// Secrets that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
+    /// Secrets and pages that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
     pub absent: Absences,
 }
 

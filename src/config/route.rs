@@ -62,8 +62,9 @@ pub(super) fn maintenance(field: &Field<'_>) -> Option<Maintenance> {
 
 fn page(field: &Field<'_>) -> Option<String> {
     let path = field.file_path()?;
+    // One app's page is no reason to keep the others waiting: until it is there, the proxy shows its own.
     let bad = |what: String, hint: &str| {
-        field.problem(format!(" ({}) {what}", path.display()), hint);
+        field.absent(format!(" ({}) {what}", path.display()), hint);
         None
     };
     match std::fs::read(&path) {
