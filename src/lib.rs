@@ -27,6 +27,7 @@ pub mod deploy;
 pub mod disk;
 pub mod health;
 pub mod journal;
+pub mod named_files;
 pub mod notify;
 pub mod proxy;
 pub mod queue;

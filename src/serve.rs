@@ -148,6 +148,8 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let look_out = tokio::spawn(agent::outage::look_out(agent.clone()));
     let files = tokio::spawn(agent.store.clone().keep_looking_for_files(shutdown.clone()));
     let absent = tokio::spawn(agent::absent::look_out(agent.clone()));
+    let certificate_files = tokio::spawn(agent::certificate_files::look_out(agent.clone()));
+    let unconfigured = tokio::spawn(agent::unconfigured::look_out(agent.clone()));
     let canaries = tokio::spawn(agent::canaries::look_out(agent.clone()));
     let notices = notify::start(agent.store.clone(), agent.journal.clone(), agent.watch_config(), shutdown.clone());
     let keeper = tokio::spawn(supervisor.keep(shutdown.clone()));
@@ -165,7 +167,19 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
 
     Ok(Serving {
         agent,
-        tasks: vec![tcp, unix, notices, look_out, files, absent, canaries, keeper, certificates],
+        tasks: vec![
+            tcp,
+            unix,
+            notices,
+            look_out,
+            files,
+            absent,
+            certificate_files,
+            unconfigured,
+            canaries,
+            keeper,
+            certificates,
+        ],
         endless: work,
         _alone: alone,
     })

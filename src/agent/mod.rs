@@ -31,8 +31,10 @@ pub mod absent;
 mod adopt;
 pub mod apps;
 pub mod canaries;
+pub mod certificate_files;
 pub mod outage;
 mod reconcile;
+pub mod unconfigured;
 
 use adopt::Adoption;
 use apps::AppHandle;
@@ -53,6 +55,10 @@ pub struct Agent {
     pub presence: Presence,
     /// What is wrong with the certificates that it orders.
     pub certificates: Standing,
+    /// What is wrong with those that are configured as files.
+    pub certificate_files: certificate_files::Findings,
+    /// What still runs of apps that are no longer configured.
+    pub unconfigured: unconfigured::Findings,
     config_path: PathBuf,
     config: watch::Sender<Arc<Config>>,
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
@@ -106,6 +112,8 @@ impl Agent {
             id,
             presence: Presence::new(),
             certificates: Standing::default(),
+            certificate_files: certificate_files::Findings::default(),
+            unconfigured: unconfigured::Findings::default(),
             config_path,
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
@@ -157,12 +165,16 @@ impl Agent {
             let _ = adoption.wait_for(|adoption| *adoption == Adoption::Done).await;
         }))
         .await;
+        tokio::spawn(unconfigured::look(self.clone()));
     }
 
     /// Hands what happened on the engine to every app; each knows its own instances.
     pub fn happened(&self, happened: &Happened) {
         if *happened == Happened::Interrupted {
             self.presence.broke();
+        }
+        if let Happened::Removed(id) = happened {
+            self.unconfigured.removed(id);
         }
         let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner);
         for app in apps.values() {
@@ -345,12 +357,9 @@ impl Agent {
             Ok(loaded) => Arc::new(loaded?),
             Err(_) => return Ok(()),
         };
-        let fixed =
-            |c: &Config| (c.agent.listen, c.agent.data_dir.clone(), (c.proxy.http, c.proxy.https), c.runtime.clone());
-        if fixed(&fresh) != fixed(&self.config()) {
-            tracing::warn!(
-                "[agent], [runtime], or an address in [proxy] changed: that takes effect when longshore is started again"
-            );
+        let fixed = changed_until_restart(&self.config(), &fresh);
+        if !fixed.is_empty() {
+            tracing::warn!("{} changed: that takes effect when longshore is started again", fixed.join(" and "));
         }
         self.config.send_replace(fresh);
         if let Ok(parts) = self.parts() {
@@ -394,6 +403,7 @@ impl Agent {
                 None => apps::start(self, app),
             }
         }
+        tokio::spawn(unconfigured::look(self.clone()));
     }
 
     async fn let_go(&self, name: &AppName) {
@@ -465,8 +475,22 @@ impl Agent {
         // One app's fault is none of the others'.
         let config = self.config();
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
-        Readiness { problems, warnings: absent.chain(self.certificates.warnings()).collect() }
+        let files = self.certificate_files.warnings(caller_is_local);
+        let gone = self.unconfigured.warnings(&self.id, caller_is_local);
+        Readiness { problems, warnings: absent.chain(files).chain(self.certificates.warnings()).chain(gone).collect() }
     }
+}
+
+/// The keys that differ and that are read at the start alone.
+fn changed_until_restart(before: &Config, now: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("agent.listen", before.agent.listen != now.agent.listen),
+        ("agent.data_dir", before.agent.data_dir != now.agent.data_dir),
+        ("proxy.http", before.proxy.http != now.proxy.http),
+        ("proxy.https", before.proxy.https != now.proxy.https),
+        ("runtime.docker_host", before.runtime.docker_host != now.runtime.docker_host),
+    ];
+    differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
 /// `the proxy does not answer (pid 812); since …`
@@ -478,4 +502,20 @@ fn silence(ProxyStanding { pid, since, .. }: ProxyStanding) -> String {
 
 fn at(time: Timestamp) -> impl std::fmt::Display {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_restart_is_named_key_by_key() {
+        let read = |text: &str| config::parse_in(text, "deploy.toml", Path::new("/"), &|_: &str| None).unwrap();
+        let before = read("[proxy]\nhttp = \"127.0.0.1:80\"\n");
+        let now = read("[agent]\nlisten = \"127.0.0.1:9001\"\n[proxy]\nhttp = \"127.0.0.1:81\"\n");
+        assert_eq!(changed_until_restart(&before, &now), ["agent.listen", "proxy.http"]);
+        assert_eq!(changed_until_restart(&before, &before), Vec::<&str>::new());
+    }
 }

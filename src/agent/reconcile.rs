@@ -35,7 +35,7 @@ async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     let config = agent.config();
     let Some(app) = config.apps.get(name) else { return Ok(()) };
     // It would fail, and would not be tried again by itself.
-    if let Some(absent) = config.absent.iter().find(|absent| absent.app().as_ref() == Some(name)) {
+    if let Some(absent) = config.absent.iter().find(|absent| absent.app().as_ref() == Some(name) && !absent.is_page()) {
         return Err(absent.to_string());
     }
     let parts = agent.parts().map_err(|err| err.to_string())?;

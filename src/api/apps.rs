@@ -94,6 +94,7 @@ async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts
             .map(|of| SharesView::of(&of.app, of.share, api.agent.canary_standing(&app.name))),
         permanent_canary: own
             .map(|(canary, of)| SharesView::of(&canary.name, of.share, api.agent.canary_standing(&canary.name))),
+        maintenance: config.in_maintenance(app),
         counts,
         queued: store.waiting(&app.name).await?.len(),
         drift: store.drift(&app.name, DRIFT_SHOWN).await?,

@@ -47,6 +47,9 @@ pub struct AppView {
     /// The app that gets a share of its requests, for one that has a permanent canary.
     #[serde(default)]
     pub permanent_canary: Option<SharesView>,
+    /// Whether every request is answered with a page in the app's place, with 503. Earlier versions do not say it.
+    #[serde(default)]
+    pub maintenance: bool,
     /// What became of its requests; null when the proxy does not answer, and for an app that is a canary itself, whose
     /// requests count as its production's.
     #[serde(default)]
@@ -390,6 +393,7 @@ pub(super) struct AppFacts<'a> {
     pub canary: Option<CanaryState>,
     pub canary_of: Option<SharesView>,
     pub permanent_canary: Option<SharesView>,
+    pub maintenance: bool,
     /// What the proxy has counted, of all apps; `None` when it does not answer.
     pub counts: Option<&'a Counts>,
     pub queued: usize,
@@ -427,6 +431,7 @@ impl AppView {
             canary: facts.canary.map(CanaryView::from),
             canary_of: facts.canary_of,
             permanent_canary: facts.permanent_canary,
+            maintenance: facts.maintenance,
             traffic: facts.counts.and_then(|counts| TrafficView::of(facts.app, counts)),
             queued: facts.queued,
             drift: facts.drift.iter().map(DriftView::of).collect(),

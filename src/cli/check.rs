@@ -9,8 +9,7 @@ use jiff::Timestamp;
 
 use crate::acme;
 use crate::config::{Config, Problems, load};
-
-mod files;
+use crate::named_files;
 
 pub(super) const EXAMPLES: &str = "\
 Certificates with their keys, and what else [proxy] names, are opened. What is wrong with them is a warning, with exit code 0:
@@ -40,7 +39,7 @@ fn accepted(file: &str, config: &Config) -> String {
     let services = config.apps.values().map(|app| app.services.len()).sum();
     let mut text = format!("{file}: ok ({}, {})\n", count(config.apps.len(), "app"), count(services, "service"));
     let mut warnings = config.warnings.clone();
-    warnings.extend(files::warnings(config, Timestamp::now()));
+    warnings.extend(named_files::warnings(config, Timestamp::now()));
     // In the order of the file, and last what belongs to none of its lines.
     warnings.sort_by_key(|warning| (warning.line == 0, warning.line, warning.column));
     for warning in &warnings {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{self, Config, RepoUrl};
+use crate::config::{self, Config, Problems, RepoUrl};
 use crate::model::AppName;
 
 /// The hook itself.
@@ -72,7 +72,8 @@ pub fn run(args: &HookInstall, config_path: &Path) -> Result<()> {
         (Some(app), Some(url), true) => {
             HookSettings { url: url.clone(), app: app.clone(), secret: secret_from_stdin()? }
         }
-        _ => settings_from(args, &config::load(config_path)?)?,
+        // Another app's secret is none of this one's business.
+        _ => settings_from(args, &config::load_to_start(config_path)?)?,
     };
     let done = install(&args.repository, &settings, args.force)?;
     tell(&done, &settings, args).context("cannot write to standard output")
@@ -110,7 +111,10 @@ fn settings_from(args: &HookInstall, config: &Config) -> Result<HookSettings> {
         let webhook = app.webhook.as_ref().ok_or_else(|| {
             anyhow!("app {name} takes no webhooks: add `webhook = {{ provider = \"github\", secret = … }}` to it")
         })?;
-        webhook.secret.clone()?
+        webhook
+            .secret
+            .clone()
+            .map_err(|absent| Problems { file: config.absent.file().to_owned(), problems: vec![absent.problem] })?
     };
     Ok(HookSettings { url, app: name, secret })
 }

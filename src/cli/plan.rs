@@ -57,6 +57,9 @@ fn shown(app: &AppName, plan: &PlanView) -> String {
     for service in &plan.services {
         service.static_files.iter().for_each(|files| out.push_str(&format!("{}\n", static_line(service, files))));
     }
+    if plan.maintenance {
+        out.push_str(&format!("{}, also after it\n", text::IN_MAINTENANCE));
+    }
     let idle = |service: &ServicePlan| service.replaced == 0 && service.stopped == 0;
     if plan.services.iter().all(idle) {
         out.push_str("no instance would be replaced\n");
@@ -157,6 +160,7 @@ mod tests {
             strategy: StrategyPlan::Rolling,
             canary: None,
             canary_of: None,
+            maintenance: false,
             held: Some("web-1 exited with code 1\n  Traceback".into()),
             release_command: Some(vec!["/site".into(), "migrate".into()]),
         }
@@ -179,6 +183,11 @@ mod tests {
         nothing was changed
         ");
         let idle = PlanView { services: vec![service("web", ImagePlan::Reuse, 0)], release_command: None, ..plan };
+        let closed = PlanView { maintenance: true, ..idle.clone() };
+        assert!(
+            shown(&app, &closed)
+                .contains("\nin maintenance: every request gets a page with 503, also after it\nno instance")
+        );
         assert!(shown(&app, &idle).contains("rollout: one instance at a time\nno instance would be replaced\n"));
     }
 
@@ -236,7 +245,7 @@ mod tests {
     #[test]
     fn a_plan_without_the_newer_parts_is_read() {
         let mut old = serde_json::to_value(plan()).unwrap();
-        for key in ["strategy", "canary", "canary_of"] {
+        for key in ["strategy", "canary", "canary_of", "maintenance"] {
             old.as_object_mut().unwrap().remove(key);
         }
         old["services"][0].as_object_mut().unwrap().remove("static");

@@ -182,8 +182,11 @@ pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint
                     };
                     let errors = some(requests.server_errors, "answered with 5xx");
                     let cut = some(requests.cut_requests, "cut");
+                    let streams = requests.cut_streams.filter(|&streams| streams > 0);
+                    let streams =
+                        streams.map(|streams| format!(", {} cut", count(streams, "stream"))).unwrap_or_default();
                     let all = count(served + failed, "request");
-                    format!("{all}{errors}, {} failed{cut}", super::text::thousands(failed))
+                    format!("{all}{errors}, {} failed{cut}{streams}", super::text::thousands(failed))
                 }
                 _ => "requests not counted".to_owned(),
             };

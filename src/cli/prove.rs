@@ -141,6 +141,14 @@ fn question(app: &AppView, config: Option<toml::Table>, args: &ProveArgs) -> Res
     if app.live.is_none() {
         return Err(CliError::Failed(format!("{} has no live release yet; deploy it first", args.app)));
     }
+    if app.maintenance {
+        return Err(CliError::Failed(format!(
+            "{} is {}, so nothing can be proven; take maintenance out of the configuration and have the agent reload it \
+             (SIGHUP)",
+            args.app,
+            text::IN_MAINTENANCE
+        )));
+    }
     let Some(host) = app.domains.first().cloned() else {
         return Err(CliError::Usage(format!("{} has no domain, so nothing can be asked of it from outside", args.app)));
     };

@@ -177,6 +177,8 @@ impl Seen {
             Self::All(apps) if apps.is_empty() => vec!["no apps are configured".into()],
             Self::All(apps) => {
                 let mut lines: Vec<String> = overview(apps, now).lines().map(str::to_owned).collect();
+                let closed = apps.iter().filter(|app| app.maintenance);
+                lines.extend(closed.map(|app| format!("{} is {}", clean(&app.name), text::IN_MAINTENANCE)));
                 lines.extend(all_that_wait(apps, now));
                 let silent = apps.iter().find_map(silent_proxy);
                 lines.extend(silent.map(|proxy| format!("the proxy {}", silence(proxy, now))));
@@ -272,6 +274,9 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
             fact("live", format!("{release} {} {subject} ({author}){since}", live.commit.short()));
         }
         None => fact("live", format!("nothing yet; start with: longshore deploy {}", clean(&app.name))),
+    }
+    if app.maintenance {
+        fact("closed", text::IN_MAINTENANCE.to_owned());
     }
     if let Some(waits) = &app.waits {
         fact("waits", waiting(waits, now));

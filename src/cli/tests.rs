@@ -308,6 +308,9 @@ fn the_end_is_one_line() {
     let end = "2026-11-21T04:00:12.4Z";
     insta::assert_snapshot!(say(json!({ "status": "succeeded", "finished_at": end, "requests": { "served": 1234, "failed": 0 } })),
         @"succeeded v8 in 12.3 s (6 instances, 1,234 requests, 0 failed)");
+    let cut = json!({ "served": 1234, "failed": 2, "cut_requests": 2, "cut_streams": 1 });
+    insta::assert_snapshot!(say(json!({ "status": "succeeded", "finished_at": end, "requests": cut })),
+        @"succeeded v8 in 12.3 s (6 instances, 1,236 requests, 2 failed, 2 cut, 1 stream cut)");
     insta::assert_snapshot!(say(json!({ "status": "rolled_back", "finished_at": end, "reason": "web 2 did not \u{1b}[2Jbecome ready" })),
         @"rolled back in 12.3 s: web 2 did not become ready; v7 is live");
     insta::assert_snapshot!(say(json!({ "status": "failed", "finished_at": end, "reason": "the build failed\n  no such file\n" })), @r"
@@ -374,4 +377,13 @@ fn colours_are_only_there_when_wanted() {
     let plain = summary(&deployment(json!({ "status": "succeeded" })), None, Paint(false));
     let painted = summary(&deployment(json!({ "status": "succeeded" })), None, Paint(true));
     assert!(!plain.contains('\u{1b}') && painted.contains("\u{1b}[32msucceeded\u{1b}[0m"));
+}
+
+#[test]
+fn an_app_in_maintenance_does_not_look_healthy() {
+    let mut app = app();
+    assert!(!status::detail(&app, None, now(), Paint(false)).join("\n").contains("maintenance"));
+    app.maintenance = true;
+    let lines = status::detail(&app, None, now(), Paint(false));
+    insta::assert_snapshot!(lines[2], @"  closed   in maintenance: every request gets a page with 503");
 }

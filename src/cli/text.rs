@@ -5,6 +5,9 @@ use jiff::Timestamp;
 use crate::text::is_invisible;
 pub(super) use crate::text::{flat as clean, thousands};
 
+/// What is said of an app whose `maintenance` is on, wherever it would look healthy otherwise.
+pub(super) const IN_MAINTENANCE: &str = "in maintenance: every request gets a page with 503";
+
 /// `text` as lines that are safe to show, without the empty ones and without what indents them; one at least.
 pub(super) fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(|line| clean(line).trim().to_owned()).collect();

@@ -1,4 +1,4 @@
-//! Secrets that cannot be had where the file says they are. One app's must not keep the agent from the others, so a start
+//! Secrets, and pages of maintenance, that cannot be had where the file says they are. One app's must not keep the agent from the others, so a start
 //! puts up with them; whoever needs one finds its absence in its place.
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::model::AppName;
 /// A secret as it was read, or why there is none.
 pub type Secret = Result<SecretString, Absent>;
 
-/// A secret that cannot be had now. Displays which one, and why: that names files and is not for strangers.
+/// A secret, or a page, that cannot be had now. Displays which one, and why: that names files and is not for strangers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.problem.what)]
 pub struct Absent {
@@ -27,9 +27,15 @@ impl Absent {
     pub fn app(&self) -> Option<AppName> {
         self.key.strip_prefix("apps.")?.split('.').next()?.parse().ok()
     }
+
+    /// Whether it is no secret but the page of an app in maintenance, in place of which the proxy has one of its own.
+    pub fn is_page(&self) -> bool {
+        let of_app = self.key.strip_prefix("apps.").and_then(|rest| rest.split_once('.'));
+        of_app.is_some_and(|(_, key)| key == "maintenance.page")
+    }
 }
 
-/// Every secret that could not be had when the file was read. None are absent from what [`super::load`] accepts.
+/// Everything that could not be had when the file was read. None are absent from what [`super::load`] accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Absences {
     pub(super) all: Vec<Absent>,
@@ -50,12 +56,17 @@ impl Absences {
         self.all.is_empty()
     }
 
+    /// The configuration that names them; empty where none are absent.
+    pub fn file(&self) -> &str {
+        &self.source.file
+    }
+
     /// Each, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Absent> {
         self.all.iter()
     }
 
-    /// The same configuration with its secrets read anew. Blocks.
+    /// The same configuration with its secrets and pages read anew. Blocks.
     pub fn look_again(&self) -> Result<Config, Problems> {
         let Source { text, file, dir } = &self.source;
         validate::parse_to_start(text, file, dir, &|name: &str| std::env::var_os(name))

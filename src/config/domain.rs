@@ -7,13 +7,14 @@ use crate::model::shorten;
 pub(super) fn read(text: &str) -> Result<String, Fault> {
     match text.strip_prefix("*.") {
         // As in certificates (RFC 9525, section 6.3), and never all of a top-level domain.
-        Some(parent) if parent.contains('.') => plain(parent).map(|parent| format!("*.{parent}")),
-        _ => plain(text),
+        Some(parent) if parent.contains('.') => plain(parent, text).map(|parent| format!("*.{parent}")),
+        _ => plain(text, text),
     }
 }
 
-fn plain(text: &str) -> Result<String, Fault> {
-    let bad = |why: &str, hint: String| Err(Fault::new(format!(": {:?} {why}", shorten(text, 80)), hint));
+/// A host name that is all, or the end, of what is `written`.
+fn plain(text: &str, written: &str) -> Result<String, Fault> {
+    let bad = |why: &str, hint: String| Err(Fault::new(format!(": {:?} {why}", shorten(written, 80)), hint));
     let only_name = |name: &str| format!("write only the host name, such as {:?}", shorten(name, 80));
     // Not shown: what stands before the @ may be a password.
     if text.contains('@') {
@@ -79,7 +80,7 @@ mod tests {
             ("*.com", "is no wildcard that can be served"),
             ("*", "is no wildcard that can be served"),
             ("a.*.example.com", "is no wildcard that can be served"),
-            ("*.*.example.com", "is no wildcard that can be served"),
+            ("*.*.example.com", r#""*.*.example.com" is no wildcard that can be served"#),
             ("*.shop.example.com:80", r#"has a port | write only the host name, such as "shop.example.com""#),
             ("grün.example", "is not ASCII"),
             ("a_b.example", "is no host name"),

@@ -322,7 +322,7 @@ impl<'s> Field<'s> {
         }
     }
 
-    /// A secret that is named here and cannot be had; `why` continues the key's path.
+    /// A secret, or a page, that is named here and cannot be had; `why` continues the key's path.
     pub(super) fn absent(&self, why: impl AsRef<str>, hint: impl Into<String>) -> Absent {
         self.reader.absent(&self.span(), &self.path, why.as_ref(), hint)
     }

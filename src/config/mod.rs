@@ -72,7 +72,7 @@ pub struct Config {
     pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
-    /// Secrets that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
+    /// Secrets and pages that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
     pub absent: Absences,
 }
 
@@ -332,6 +332,14 @@ pub struct App {
     pub deadline: Duration,
     /// How many releases' images are kept. Default 5.
     pub keep_releases: u32,
+}
+
+impl Config {
+    /// Whether every request that an app would get is answered with a page in its place: a canary's are its production's.
+    pub fn in_maintenance(&self, app: &App) -> bool {
+        let asked = app.canary_of.as_ref().map_or(Some(app), |canary| self.apps.get(&canary.app));
+        asked.is_some_and(|app| app.maintenance.is_some())
+    }
 }
 
 impl App {

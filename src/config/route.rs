@@ -62,8 +62,9 @@ pub(super) fn maintenance(field: &Field<'_>) -> Option<Maintenance> {
 
 fn page(field: &Field<'_>) -> Option<String> {
     let path = field.file_path()?;
+    // One app's page is no reason to keep the others waiting: until it is there, the proxy shows its own.
     let bad = |what: String, hint: &str| {
-        field.problem(format!(" ({}) {what}", path.display()), hint);
+        field.absent(format!(" ({}) {what}", path.display()), hint);
         None
     };
     match std::fs::read(&path) {
@@ -78,11 +79,15 @@ fn page(field: &Field<'_>) -> Option<String> {
 /// How many requests an instance is given at a time, and how many may wait for how long.
 fn limits(section: &Section<'_>) -> RouteLimits {
     let number = |key: &'static str, least| {
-        section.take(key).and_then(|field| field.number(least..=100_000, &format!("a number from {least} to 100000")))
+        let field = section.take(key)?;
+        Some(field.number(least..=100_000, &format!("a number from {least} to 100000")))
     };
-    let (most, queue) = (number("max_requests", 1), number("queue", 0));
+    let (most, queue) = (number("max_requests", 1).flatten(), number("queue", 0));
     let wait = section.take("queue_wait");
-    if let Some(field) = wait.as_ref().filter(|_| queue.unwrap_or(0) == 0) {
+    // One that is wrong is still meant to be a queue.
+    let is_without = matches!(queue, None | Some(Some(0)));
+    let queue = queue.flatten();
+    if let Some(field) = wait.as_ref().filter(|_| is_without) {
         field.problem(" is of no use without a queue", "add queue = 100, or remove it");
     }
     let usual = RouteLimits::default();
@@ -100,7 +105,16 @@ const PROTOCOLS: [(&str, Protocol); 2] = [("http1", Protocol::Http1), ("h2c", Pr
 
 pub(super) fn domains(field: &Field<'_>) -> Vec<(String, Range<usize>)> {
     let elements = field.list("write domains = [\"shop.example.com\"]").unwrap_or_default();
-    elements.iter().filter_map(|element| Some((element.parsed(domain::read)?, element.span()))).collect()
+    let mut domains: Vec<(String, Range<usize>)> = Vec::new();
+    for element in &elements {
+        let Some(domain) = element.parsed(domain::read) else { continue };
+        if domains.iter().any(|(other, _)| *other == domain) {
+            element.problem(format!(": {domain} is there twice"), "remove one");
+        } else {
+            domains.push((domain, element.span()));
+        }
+    }
+    domains
 }
 
 pub(super) fn path(text: &str) -> Result<PathPrefix, Fault> {

@@ -80,6 +80,12 @@ fn volume(field: &Field<'_>, volumes: &[Mount]) -> Option<String> {
     if named().any(|name| name == text) {
         return Some(text.to_owned());
     }
+    if text.starts_with('/') {
+        let what =
+            format!(": {:?} is a directory of the host, and only named volumes can be served", shorten(text, 60));
+        field.problem(what, "mount a volume, \"NAME:/path\" in its volumes, and write volume = \"NAME\"");
+        return None;
+    }
     let hint = match did_you_mean(text, named()) {
         Some(meant) => format!("did you mean {meant:?}?"),
         None => format!("add \"{}:/path\" to its volumes", shorten(text, 60)),

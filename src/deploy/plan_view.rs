@@ -41,6 +41,9 @@ pub struct PlanView {
     /// Whose requests the app gets a share of, for one that is a permanent canary.
     #[serde(default)]
     pub canary_of: Option<SharesPlan>,
+    /// Whether every request would go on being answered with a page in the app's place, with 503.
+    #[serde(default)]
+    pub maintenance: bool,
     /// The release command that would run, if any.
     pub release_command: Option<Vec<String>>,
     /// Why the commit is held: pushes do not deploy it again, a person's deployment does.
@@ -80,7 +83,8 @@ pub struct ServicePlan {
 
 /// Plans a deployment of `want` (a full commit id, a ref, a branch; `None` = the branch's tip).
 pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView, String> {
-    let app = deployer.config.borrow().apps.get(&deployer.app).cloned().ok_or("the app is not configured any more")?;
+    let config = deployer.config.borrow().clone();
+    let app = config.apps.get(&deployer.app).cloned().ok_or("the app is not configured any more")?;
     let want = parse_want(&app, want)?;
     let silent = DeployLog::new(|_| {});
     let source = deployer.mirrors.fetch(&app, &want, &silent, &CancellationToken::new()).await;
@@ -130,6 +134,7 @@ pub async fn plan(deployer: &Deployer, want: Option<String>) -> Result<PlanView,
         strategy: StrategyPlan::from(&app.rollout.strategy),
         canary: CanaryPlan::of(&app.rollout.strategy, &changes),
         canary_of: app.canary_of.as_ref().map(SharesPlan::from),
+        maintenance: config.in_maintenance(&app),
         release_command,
     })
 }

@@ -214,10 +214,11 @@ impl Judge {
     fn is_worse(&self, figures: &Figures) -> Option<String> {
         let enough = 2.0 / self.settings.alpha;
         if figures.errors.worse >= enough {
-            return Some(said(&figures.errors, "answered with an error"));
+            return Some(said(&figures.errors, "were answered with an error"));
         }
         let (slow, bound) = (figures.slow?, figures.slow_bound?);
-        (slow.worse >= enough).then(|| said(&slow, &format!("answered later than after {bound:?}")))
+        let bound = bound.as_micros() as f64 / 1000.0;
+        (slow.worse >= enough).then(|| said(&slow, &format!("took longer than {bound} ms")))
     }
 
     /// Both must be good, so each may be wrong as often as the whole. Where nobody times answers, errors decide.
@@ -241,7 +242,7 @@ fn said(compared: &Compared, what: &str) -> String {
     let percent = |sample: Sample| sample.share() * 100.0;
     let Compared { stable, canary, .. } = compared;
     format!(
-        "{:.1} % of {} requests to the canary were {what}, {:.1} % of {} to the stable instances in the same time",
+        "{:.1} % of {} requests to the canary {what}, {:.1} % of {} to the stable instances in the same time",
         percent(*canary),
         canary.of,
         percent(*stable),

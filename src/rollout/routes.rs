@@ -40,6 +40,12 @@ impl Routes {
         self.parts.lock().await.holds(app, instance)
     }
 
+    /// Whether any of these instances is in the table that the proxy has been sent.
+    pub async fn leads_to(&self, instances: &BTreeSet<InstanceId>) -> bool {
+        let routes = self.parts.lock().await.joined();
+        routes.iter().flat_map(|route| &route.members).any(|member| instances.contains(&member.instance))
+    }
+
     /// Replaces an app's routes and returns once the proxy has acknowledged them.
     pub async fn set(&self, app: &AppName, routes: Vec<Route>) -> Result<(), ApplyError> {
         // Held until the answer: tables reach the proxy in the order of the changes.

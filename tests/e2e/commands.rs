@@ -232,6 +232,12 @@ async fn a_configuration_is_checked_and_reloaded() {
     logged(&shop, 1, "no longer configured: its instances go on running and serving").await;
     fails(&shop, "deploy blog", 1, &["there is no app \"blog\"; apps: shop"]).await;
     assert_eq!(shop.agent.visit("blog.test", "/").await.unwrap().expect(200).text(), "v1\n");
+    let left = "warning: blog is not configured any more; 1 instance runs on with the requests of its domains";
+    eventually("its instance is told of, with how to end it", LIMIT, async || {
+        let said = ok(&shop, "status").await;
+        if said.contains(left) && said.contains("--filter label=longshore.app=blog)") { Ok(()) } else { Err(said) }
+    })
+    .await;
     // And can come back.
     shop.agent.set_config(&format!("{good}\n{blog}"));
     shop.agent.signal(Signal::SIGHUP);
@@ -240,6 +246,7 @@ async fn a_configuration_is_checked_and_reloaded() {
     assert!(ok(&shop, "deploy blog").await.contains("succeeded v2 in "));
     assert_eq!(shop.agent.visit("blog.test", "/").await.unwrap().expect(200).text(), "v2\n");
     assert_eq!(shop.agent.visit(HOST, "/").await.unwrap().expect(200).text(), "v1\n");
+    assert!(!ok(&shop, "status").await.contains("is not configured any more"));
     shop.finish().await;
 }
 

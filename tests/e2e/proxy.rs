@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::shop::{LIMIT, Options, Shop, assert_ended};
-use crate::support::agent::rebuilt;
+use crate::support::agent::{Setup, TestAgent, rebuilt};
 use crate::support::engine;
 use crate::support::http;
 use crate::support::ports::free_port;
@@ -257,4 +257,41 @@ async fn a_proxy_serves_on_the_socket_of_a_service_manager() {
         signal(proxy.id().unwrap().cast_signed(), Signal::SIGTERM);
         assert!(proxy.wait().await.unwrap().success());
     }
+}
+
+#[tokio::test]
+async fn a_certificate_file_that_became_unusable_is_told_until_it_is_good_again() {
+    let Some(engine) = engine::or_skip("a_certificate_file").await else { return };
+    let app = "[apps.shop]\nrepo = \"/nowhere/shop.git\"\nallow_local = true\nport = 8000\ndomains = [\"shop.test\"]\n";
+    let mut agent = Setup::new(app).agent_line("reconcile = \"0s\"").prepare(&engine);
+    let (cert, key) = (agent.scratch().join("shop.pem"), agent.scratch().join("shop.key"));
+    let made = rcgen::generate_simple_self_signed(["shop.test".to_owned()]).expect("a certificate");
+    std::fs::write(&cert, made.cert.pem()).expect("written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    let https = free_port();
+    agent.set_proxy_lines(&format!(
+        "https = \"127.0.0.1:{https}\"\ncertificates = [{{ cert = {cert:?}, key = {key:?} }}]\n"
+    ));
+    agent.start().await;
+    let status = async |agent: &TestAgent| String::from_utf8(agent.cli(&["status"]).await.stdout).expect("text");
+    assert!(!status(&agent).await.contains("warning: "));
+
+    std::fs::write(&cert, "junk").expect("written");
+    agent.signal(Signal::SIGHUP);
+    let warning = format!("warning: proxy.certificates[0].cert: {} holds no certificate", cert.display());
+    eventually("status names the file and what is wrong with it", LIMIT, async || match status(&agent).await {
+        said if said.contains(&warning) => Ok(()),
+        said => Err(said),
+    })
+    .await;
+    assert_eq!(agent.get("/readyz").await["status"], "ready", "it is a warning");
+
+    // Nobody has to say that it is good again.
+    std::fs::write(&cert, made.cert.pem()).expect("written");
+    eventually("the warning is gone", LIMIT, async || match status(&agent).await {
+        said if said.contains("warning: ") => Err(said),
+        _ => Ok(()),
+    })
+    .await;
+    agent.finish().await;
 }

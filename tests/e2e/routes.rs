@@ -62,6 +62,18 @@ async fn paths_and_wildcards_lead_to_services_and_change_without_a_restart() {
             if answer == (status, text.to_owned()) { Ok(()) } else { Err(format!("{answer:?}")) }
         })
         .await;
+        let is_closed = status == 503;
+        assert_eq!(shop.app().await["maintenance"], is_closed);
+        // Who looks is told: by all that would look healthy otherwise.
+        for command in [vec!["status"], vec!["status", "shop"], vec!["plan", "shop"], vec!["prove", "shop"]] {
+            if command[0] == "prove" && !is_closed {
+                continue;
+            }
+            let output = shop.agent.command(&command).output().await.expect("it can be run");
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            let told = said.contains("in maintenance: every request gets a page with 503");
+            assert_eq!(told, is_closed, "{command:?}: {said}");
+        }
     }
     let load = shop.load();
 

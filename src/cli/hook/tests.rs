@@ -478,3 +478,32 @@ async fn what_is_left_out_comes_from_the_configuration() {
     assert!(refusals["other"].contains("takes no webhooks"));
     assert!(refusals["several"].contains("--app NAME") && refusals["several"].contains("shop, two"));
 }
+
+#[tokio::test]
+async fn another_apps_absent_secret_keeps_no_hook_from_being_installed() {
+    let (origin, dir) = (bare().await, tempfile::tempdir().unwrap());
+    let path = dir.path().join("deploy.toml");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    std::fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let app = |name: &str, file: &str| {
+        format!("[apps.{name}]\nrepo = \"https://h/{name}\"\nwebhook = {{ secret = {{ file = \"{file}\" }} }}\n")
+    };
+    std::fs::write(&path, app("shop", "secret") + &app("blog", "none")).unwrap();
+    let install = |name: &str| {
+        let args = HookInstall {
+            repository: origin.path().to_path_buf(),
+            app: Some(name.parse().unwrap()),
+            url: None,
+            secret_stdin: false,
+            force: false,
+        };
+        run(&args, &path)
+    };
+    install("shop").unwrap();
+    let refused = install("blog").unwrap_err();
+    let problems = refused.downcast_ref::<Problems>().unwrap();
+    assert!(problems.problems[0].what.starts_with("apps.blog.webhook.secret: the secret file"), "{problems}");
+    assert_eq!(problems.problems.len(), 1);
+    assert!(problems.to_string().starts_with(&path.display().to_string()), "{problems}");
+}

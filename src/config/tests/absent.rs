@@ -159,3 +159,21 @@ fn they_are_found_one_by_one_and_nothing_else_changes() {
     dir.write("database", "postgres://db");
     assert!(now.absent.look_again().unwrap().absent.is_empty());
 }
+
+#[test]
+fn a_start_does_without_a_page_of_maintenance_and_a_check_refuses_it() {
+    let dir = Dir::with_every_file();
+    let text = "[apps.shop]\nrepo = \"https://h/x\"\nport = 1\ndomains = [\"shop.test\"]\n\
+                webhook = { secret = { env = \"S\" } }\nmaintenance = { page = \"page.html\" }\n";
+    let config = dir.start(text).unwrap();
+    assert_eq!(absent(&config), ["apps.shop.maintenance.page"]);
+    assert!(config.absent.iter().all(Absent::is_page));
+    let page = |config: &Config| config.apps[&"shop".parse().unwrap()].maintenance.clone().unwrap().page;
+    assert_eq!(page(&config), None, "every request is still kept out");
+    let problems = dir.check(text).unwrap_err().problems;
+    assert!(problems[0].what.contains("page.html) cannot be read: No such file"), "{problems:?}");
+    dir.write("page.html", "<h1>Back at noon</h1>");
+    assert_eq!(page(&config.absent.look_again().unwrap()).as_deref(), Some("<h1>Back at noon</h1>"));
+    let secrets = dir.start(&EVERYWHERE.replace("\"hook\"", "\"none\"")).unwrap();
+    assert!(!secrets.absent.iter().any(Absent::is_page));
+}

@@ -573,6 +573,11 @@ route = { domains = ["old.example"], path = "/other" }
 repo = "https://h/z"
 port = 1
 route = { sticky = true }
+[apps.more]
+repo = "https://h/v"
+port = 1
+domains = ["twice.example", "Twice.example"]
+route = { path = "/x", queue = "x", queue_wait = "2s" }
 "#
     ), @r#"
     deploy.toml:12:22: shop names shop.example/api twice (lines 9 and 12)
@@ -595,6 +600,10 @@ route = { sticky = true }
         a domain leads to one app; remove it from one of them
     deploy.toml:31:1: apps.bare has no domains for this route
         write domains = ["shop.example.com"] for the app or in the route
+    deploy.toml:35:29: apps.more.domains[1]: twice.example is there twice
+        remove one
+    deploy.toml:36:32: apps.more.route.queue must be a number from 0 to 100000, got the text "x"
+        write a whole number without quotes, as in queue = 3
     "#);
 }
 
@@ -615,6 +624,7 @@ volumes = ["media:/media", "/srv/x:/x"]
 "/a" = "../etc"
 "/a/" = "."
 "/b" = { volume = "medai" }
+"/h" = { volume = "/srv/x" }
 "/c" = { path = "../x" }
 "/d" = { volume = "media", sub = "x" }
 "/e" = 3
@@ -638,19 +648,21 @@ static = { "/w" = "w" }
         write a directory of the image, such as "staticfiles" or "/app/staticfiles"
     deploy.toml:14:19: apps.shop.services.web.static."/b".volume: the service mounts no volume "medai"
         did you mean "media"?
-    deploy.toml:15:1: apps.shop.services.web.static."/c" needs volume
+    deploy.toml:15:19: apps.shop.services.web.static."/h".volume: "/srv/x" is a directory of the host, and only named volumes can be served
+        mount a volume, "NAME:/path" in its volumes, and write volume = "NAME"
+    deploy.toml:16:1: apps.shop.services.web.static."/c" needs volume
         write volume = "NAME"
-    deploy.toml:15:17: apps.shop.services.web.static."/c".path: "../x" is no directory
+    deploy.toml:16:17: apps.shop.services.web.static."/c".path: "../x" is no directory
         write a directory of the volume, such as "public"
-    deploy.toml:16:28: unknown key "sub"
+    deploy.toml:17:28: unknown key "sub"
         apps.shop.services.web.static."/d" takes: volume, path
-    deploy.toml:17:8: apps.shop.services.web.static."/e" must be a table, got a number
+    deploy.toml:18:8: apps.shop.services.web.static."/e" must be a table, got a number
         write a directory of the image in quotes, or { volume = "NAME" }
-    deploy.toml:19:1: apps.shop.services.web.static: /f is there twice
+    deploy.toml:20:1: apps.shop.services.web.static: /f is there twice
         a slash at the end makes no difference; remove one
-    deploy.toml:23:12: apps.shop.services.api.static."/static": /static does not lie in /api, the path that leads to this service
+    deploy.toml:24:12: apps.shop.services.api.static."/static": /static does not lie in /api, the path that leads to this service
         write "/api/static", or move it to the service that answers /static
-    deploy.toml:25:1: apps.shop.services.worker.static belongs to a service without a port, to which no request leads
+    deploy.toml:26:1: apps.shop.services.worker.static belongs to a service without a port, to which no request leads
         set port, or remove static
     "#);
 }

@@ -47,7 +47,7 @@ fn a_canary_that_takes_twice_as_long_is_aborted() {
     let (look, verdict) = judged(window(90, 0, 20), window(10, 0, 40), 100);
     let Verdict::Abort { why, .. } = verdict else { panic!("{verdict:?}") };
     assert!(look <= 10, "it took {look} looks");
-    assert!(why.contains("to the canary were answered later than after 20ms, 0.0 % of"), "{why}");
+    assert!(why.contains("to the canary took longer than 20 ms, 0.0 % of"), "{why}");
 }
 
 #[test]

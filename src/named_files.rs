@@ -7,6 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
+use nix::unistd::{AccessFlags, access};
 
 use crate::acme;
 use crate::config::{CertificateFiles, Config, Place, Problem};
@@ -18,10 +19,28 @@ const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// Names that are shown of a certificate, and hosts that are shown without one.
 const SHOWN: usize = 5;
 
-/// All of them, in no particular order.
-pub(super) fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
-    let mut found = Findings { config, problems: Vec::new() };
-    found.certificates(now);
+/// Something wrong with a file, and the key that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Such as `proxy.certificates[0].cert`; empty where none does.
+    pub key: String,
+    /// The same with its place and how to mend it.
+    pub problem: Problem,
+}
+
+/// Certificates that cannot be used as they are now, or not for long, in the order of the configuration. A proxy that has
+/// read such a pair before it was so goes on with what it read.
+pub fn unusable(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let mut found = Findings { config, all: Vec::new() };
+    found.readable(now);
+    found.all
+}
+
+/// Everything, in no particular order.
+pub fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
+    let mut found = Findings { config, all: Vec::new() };
+    let readable = found.readable(now);
+    found.certificates(&readable);
     if let Some(path) = config.proxy.acme.as_ref().and_then(|acme| acme.ca_file.as_ref())
         && let Err(why) = acme::examine_roots(path)
     {
@@ -35,41 +54,34 @@ pub(super) fn warnings(config: &Config, now: Timestamp) -> Vec<Problem> {
         let hint = hint_for(&error, path);
         found.add("proxy.access_log.path", format!("cannot write {}: {error}", path.display()), hint);
     }
-    found.problems
+    found.all.into_iter().map(|finding| finding.problem).collect()
 }
 
 struct Findings<'c> {
     config: &'c Config,
-    problems: Vec<Problem>,
+    all: Vec<Finding>,
 }
 
 impl Findings<'_> {
     /// At the place where the key is written.
     fn add(&mut self, key: &str, what: impl std::fmt::Display, hint: impl Into<String>) {
         let Place { line, column } = self.config.files.get(key).copied().unwrap_or(Place { line: 0, column: 0 });
-        self.problems.push(Problem { line, column, what: format!("{key}: {what}"), hint: Some(hint.into()) });
+        let problem = Problem { line, column, what: format!("{key}: {what}"), hint: Some(hint.into()) };
+        self.all.push(Finding { key: key.to_owned(), problem });
     }
 
-    fn certificates(&mut self, now: Timestamp) {
-        let proxy = &self.config.proxy;
-        let hosts: Vec<&str> = self.config.apps.values().flat_map(|app| app.hosts()).collect();
-        let mut good = Vec::new();
-        for (index, files) in proxy.certificates.iter().enumerate() {
-            let [cert, key] = ["cert", "key"].map(|part| format!("proxy.certificates[{index}].{part}"));
+    /// What each certificate says of itself, where it and its key can be used; why not, or for how long, is added.
+    fn readable(&mut self, now: Timestamp) -> Vec<Option<Facts>> {
+        let mut readable = Vec::new();
+        for (index, files) in self.config.proxy.certificates.iter().enumerate() {
+            let [cert, key] = keys(index);
             match examine(files) {
                 Ok(facts) => {
                     self.time(&cert, files, &facts, now);
-                    if !hosts.is_empty() && !hosts.iter().any(|host| serves(&facts, host)) {
-                        let what = format!(
-                            "the certificate in {} is for {}, and no app has such a domain: it is never used",
-                            files.cert.display(),
-                            list(facts.names.iter().map(String::as_str))
-                        );
-                        self.add(&cert, what, "name the one for the apps' domains, or remove it");
-                    }
-                    good.push(facts);
+                    readable.push(Some(facts));
                 }
                 Err(errors) => {
+                    readable.push(None);
                     let mut said = Vec::new();
                     for error in errors {
                         let what = error.to_string();
@@ -82,15 +94,34 @@ impl Findings<'_> {
                     }
                 }
             }
+        }
+        readable
+    }
+
+    /// Whether they are what the apps need, and their keys are kept.
+    fn certificates(&mut self, readable: &[Option<Facts>]) {
+        let proxy = &self.config.proxy;
+        let hosts: Vec<&str> = self.config.apps.values().flat_map(|app| app.hosts()).collect();
+        for (index, (files, facts)) in proxy.certificates.iter().zip(readable).enumerate() {
+            let [cert, key] = keys(index);
+            let unused = facts.as_ref().filter(|facts| !hosts.iter().any(|host| serves(facts, host)));
+            if let Some(facts) = unused.filter(|_| !hosts.is_empty()) {
+                let what = format!(
+                    "the certificate in {} is for {}, and no app has such a domain: it is never used",
+                    files.cert.display(),
+                    list(facts.names.iter().map(String::as_str))
+                );
+                self.add(&cert, what, "name the one for the apps' domains, or remove it");
+            }
             if is_open_to_all(&files.key) {
                 let path = files.key.display();
                 self.add(&key, format!("every user of this machine may read {path}"), format!("chmod o-rwx {path}"));
             }
         }
         // A file that cannot be read may be the one for the others.
-        let all_are_known = good.len() == proxy.certificates.len();
-        if proxy.https.is_some() && proxy.acme.is_none() && !proxy.self_signed && all_are_known {
-            self.uncovered(&hosts, &good);
+        let known: Option<Vec<Facts>> = readable.iter().cloned().collect();
+        if let Some(known) = known.filter(|_| proxy.https.is_some() && proxy.acme.is_none() && !proxy.self_signed) {
+            self.uncovered(&hosts, &known);
         }
     }
 
@@ -125,9 +156,14 @@ impl Findings<'_> {
             let hint = "name a file for them in proxy.certificates, or have them ordered: acme = { email = \"ops@example.com\" } in \
                         [proxy]; what is for plain HTTP alone needs none";
             let what = format!("there is no certificate for {}: by https they are refused", list(without.into_iter()));
-            self.problems.push(Problem { line: 0, column: 0, what, hint: Some(hint.to_owned()) });
+            let problem = Problem { line: 0, column: 0, what, hint: Some(hint.to_owned()) };
+            self.all.push(Finding { key: String::new(), problem });
         }
     }
+}
+
+fn keys(index: usize) -> [String; 2] {
+    ["cert", "key"].map(|part| format!("proxy.certificates[{index}].{part}"))
 }
 
 /// Whether a certificate is ever shown for a configured host, which may be a wildcard that it has one name of.
@@ -189,14 +225,27 @@ fn hint_for(error: &io::Error, path: &Path) -> String {
     }
 }
 
-/// Whether lines could be added to a file that is there. One that is not is made with the first line, and so is its directory.
+/// Whether lines could be added to the file, or it could be made with the first line: its directory is made where it is missing.
 fn appends_to(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         // To open a pipe is to wait for its reader.
         Ok(found) if found.file_type().is_fifo() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => can_be_made(path),
         _ => File::options().append(true).open(path).map(drop),
     }
+}
+
+/// Whether whoever asks may make this path, by the nearest directory above it that is there.
+fn can_be_made(path: &Path) -> io::Result<()> {
+    // A link that leads nowhere is in the way too.
+    let nearest = path.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
+    if !nearest.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is no directory", nearest.display())));
+    }
+    access(nearest, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
+        let error = io::Error::from(error);
+        io::Error::new(error.kind(), format!("nothing can be made in {}: {error}", nearest.display()))
+    })
 }
 
 /// `a.test, b.test and 3 more`
@@ -250,7 +299,8 @@ mod tests {
         );
         let config = parse_in(&text, "deploy.toml", dir, &|_: &str| None).unwrap();
         let now = "2026-06-15T00:00:00Z".parse().unwrap();
-        let found = warnings(&config, now);
+        let mut found = warnings(&config, now);
+        found.sort_by_key(|warning| (warning.line == 0, warning.line, warning.column));
         let lines: Vec<String> = found.iter().map(|warning| warning.render("deploy.toml", "warning: ")).collect();
         lines.join("\n").replace(&dir.display().to_string(), "DIR")
     }
@@ -311,11 +361,29 @@ mod tests {
             openssl pkey -pubout -in DIR/over.key
         deploy.toml:10:12: warning: proxy.certificates[6].cert: cannot read DIR/dir: Is a directory (os error 21)
             name a regular file
-        deploy.toml:13:47: warning: proxy.acme.ca_file: DIR/text cannot be used: it holds no certificate in PEM form
-            name a PEM file with the roots of the certificate authority; without ca_file the system's are believed
         deploy.toml:12:23: warning: proxy.access_log.path: cannot write DIR/dir: Is a directory (os error 21)
             name a regular file
+        deploy.toml:13:47: warning: proxy.acme.ca_file: DIR/text cannot be used: it holds no certificate in PEM form
+            name a PEM file with the roots of the certificate authority; without ca_file the system's are believed
         "#);
+    }
+
+    #[test]
+    fn an_access_log_that_cannot_be_made_is_told_and_one_in_a_new_directory_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        let log = |path: &str| {
+            let more = format!("access_log = {{ path = \"{path}\" }}\nself_signed = true");
+            said(dir.path(), &[], &more, r#""shop.test""#)
+        };
+        assert_eq!(log("new/below/access.log"), "");
+        let said = log("link/access.log");
+        assert!(said.contains("cannot write DIR/link/access.log: DIR/link is no directory"), "{said}");
+        // Root may write everywhere.
+        if !nix::unistd::geteuid().is_root() {
+            let said = log("/etc/new/access.log");
+            assert!(said.contains("cannot write /etc/new/access.log: nothing can be made in /etc: "), "{said}");
+        }
     }
 
     #[test]
@@ -341,9 +409,9 @@ mod tests {
         let config = parse_in("", "deploy.toml", Path::new("/"), &|_: &str| None).unwrap();
         let files = CertificateFiles { cert: "c".into(), key: "k".into() };
         let said = |now: &str| {
-            let mut found = Findings { config: &config, problems: Vec::new() };
+            let mut found = Findings { config: &config, all: Vec::new() };
             found.time("key", &files, &short, now.parse().unwrap());
-            found.problems.pop().map(|problem| problem.what)
+            found.all.pop().map(|finding| finding.problem.what)
         };
         assert_eq!(said("2026-06-13T23:00:00Z"), None);
         assert!(said("2026-06-14T01:00:00Z").unwrap().contains("expires soon, 2026-06-16 00:00:00 UTC"));
