@@ -28,7 +28,7 @@ use super::body::{Answer, Carrier, Progress, Relay, Source};
 use super::counts::Tally;
 use super::fields::Fields;
 use super::headers;
-use super::http1::LinkError;
+use super::http1::{Interims, LinkError};
 use super::instance::{Claim, Instance};
 use super::message::{ForInstance, Reply};
 use super::pool::{Link, SendError, Speech, Waits};
@@ -64,6 +64,8 @@ pub(super) struct Attempt<'a> {
     pub(super) may_reuse: bool,
     /// Whether it does no harm twice and is still there to be sent again: idempotent, without a body.
     pub(super) replayable: bool,
+    /// Where interim answers go, if its client can be sent any.
+    pub(super) interims: Option<&'a Interims>,
     /// Of its body, if it has one.
     pub(super) progress: Option<Arc<Progress>>,
     pub(super) visit: &'a mut Visit,
@@ -184,7 +186,7 @@ impl Attempt<'_> {
         let Waits { mut timer, mut cut } = std::mem::take(&mut link.waits);
         let answered = {
             let is_cut = poll_fn(|cx| cut.poll(cx, instance.requests_cut()));
-            let mut answer = pin!(link.send(request, self.replayable, is_cut));
+            let mut answer = pin!(link.send(request, self.replayable, self.interims, is_cut));
             let mut deadline = tokio::time::Instant::from_std(self.claimed) + self.answer_timeout;
             poll_fn(|cx| {
                 if let Poll::Ready(answered) = answer.as_mut().poll(cx) {

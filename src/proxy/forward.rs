@@ -20,6 +20,7 @@ use super::fields::Fields;
 use super::files;
 use super::headers::{self, Form, Origin};
 use super::http1;
+use super::http1::Interims;
 use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker};
@@ -28,28 +29,30 @@ use super::table::{Protocol, lookup_host};
 
 /// What a client asks for.
 #[derive(Debug)]
-pub struct Asked {
+pub struct Asked<'a> {
     head: Box<RequestHead>,
     /// `None` for a plain request ([`super::http1`]), which has none.
     body: Option<Incoming>,
     /// To become something else with its connection.
     upgrade: Option<OnUpgrade>,
+    /// Where interim answers go. hyper sends a client none.
+    interims: Option<&'a Interims>,
     /// When the head was there.
     arrived: Instant,
 }
 
-impl Asked {
+impl<'a> Asked<'a> {
     /// By a plain request.
-    pub fn plainly(head: Box<RequestHead>, arrived: Instant) -> Self {
-        Self { head, body: None, upgrade: None, arrived }
+    pub fn plainly(head: Box<RequestHead>, interims: &'a Interims, arrived: Instant) -> Self {
+        Self { head, body: None, upgrade: None, interims: Some(interims), arrived }
     }
 }
 
-impl From<Request<Incoming>> for Asked {
+impl From<Request<Incoming>> for Asked<'_> {
     fn from(mut request: Request<Incoming>) -> Self {
         let upgrade = Some(hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();
-        Self { head: Box::new(head.into()), body: Some(body), upgrade, arrived: Instant::now() }
+        Self { head: Box::new(head.into()), body: Some(body), upgrade, interims: None, arrived: Instant::now() }
     }
 }
 
@@ -59,8 +62,8 @@ pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Inc
 }
 
 /// Answers one request of a client.
-pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sending> {
-    let Asked { head, body, upgrade, arrived } = asked;
+pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<Sending> {
+    let Asked { head, body, upgrade, interims, arrived } = asked;
     let is_plain = body.is_none();
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&head, origin, id);
@@ -69,7 +72,7 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked) -> Reply<Sendi
     let is_http2 = head.version == Version::HTTP_2;
     let is_held_back = !is_plain && head.fields.contains(&EXPECT);
     let body = ClientBody::new(body, is_held_back, origin.limits.max_body_size, visit.bytes());
-    let request = Incomer { head, body, is_plain, upgrade, arrived };
+    let request = Incomer { head, body, is_plain, upgrade, interims, arrived };
     let (mut reply, by) = match forward(proxy, origin, request, id, &mut visit).await {
         Ok(reply) => (reply, Maker::App),
         Err(own) => (own.response(headers::form_of_errors(&accepted), &id.value()).into(), Maker::Proxy),
@@ -110,11 +113,12 @@ fn lead_to_https(origin: &Origin, fields: &mut Fields) {
 }
 
 /// A request on its way in.
-struct Incomer {
+struct Incomer<'a> {
     head: Box<RequestHead>,
     body: ClientBody,
     is_plain: bool,
     upgrade: Option<OnUpgrade>,
+    interims: Option<&'a Interims>,
     arrived: Instant,
 }
 
@@ -135,11 +139,11 @@ fn by_https(proxy: &Proxy, origin: &Origin, host: &str, request: &RequestHead) -
 async fn forward(
     proxy: &Proxy,
     origin: &Origin,
-    request: Incomer,
+    request: Incomer<'_>,
     id: RequestId<'_>,
     visit: &mut Visit,
 ) -> Result<Reply<Answer>, Own> {
-    let Incomer { mut head, body, is_plain, upgrade: client, arrived } = request;
+    let Incomer { mut head, body, is_plain, upgrade: client, interims, arrived } = request;
     if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -224,6 +228,7 @@ async fn forward(
         // In HTTP/2 the other side says what it has not looked at before it closes (RFC 9113 §6.8).
         may_reuse: replayable || protocol == Protocol::H2c,
         replayable,
+        interims,
         progress,
         visit,
     };

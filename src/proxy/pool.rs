@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Outgoing, Source};
-use super::http1::{Exchange, LinkError, Unanswered};
+use super::http1::{Exchange, Interims, LinkError, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
@@ -233,15 +233,17 @@ impl Link {
     }
 
     /// Sends a request and waits for the head of the answer until `cut` comes, moving the connection's bytes meanwhile. A
-    /// request that has no body and `is_kept` comes back when it is not answered.
+    /// request that has no body and `is_kept` comes back when it is not answered. Interim answers are added to `interims`,
+    /// but for those that hyper reads: it shows them to nobody.
     pub async fn send(
         &mut self,
         request: ForInstance,
         is_kept: bool,
+        interims: Option<&Interims>,
         cut: impl Future<Output = ()>,
     ) -> Result<Reply<Source>, SendError> {
         match &mut self.wire {
-            Wire::Plain(exchange) => match exchange.send_until(&request.head, cut).await {
+            Wire::Plain(exchange) => match exchange.send_until(&request.head, interims, cut).await {
                 Ok(head) => Ok(Reply { head, body: Source::Link }),
                 Err(Unanswered { error, is_unsent: true, .. }) => Err(SendError::NotSent(Box::new(request), error)),
                 Err(Unanswered { error, is_silent, .. }) => {

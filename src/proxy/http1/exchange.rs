@@ -13,6 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::super::message::{AnswerHead, RequestHead};
 use super::chunked::{Chunked, Piece};
+use super::interims::Interims;
 use super::request;
 use super::response::{self, Head, Length};
 use super::spare::Spare;
@@ -83,7 +84,11 @@ impl Exchange {
 
     /// Sends the head of a request that has no body, and waits for the head of the answer. To be called when
     /// [`Self::is_ready`].
-    pub async fn send(&mut self, request: &RequestHead) -> Result<Box<AnswerHead>, Unanswered> {
+    pub async fn send(
+        &mut self,
+        request: &RequestHead,
+        interims: Option<&Interims>,
+    ) -> Result<Box<AnswerHead>, Unanswered> {
         // Until the answer is whole. A caller that gives up leaves it like this.
         self.keeps = false;
         let mut output = Spare::take();
@@ -96,7 +101,7 @@ impl Exchange {
             }
         }
         drop(output);
-        let answered = self.head(request.method == Method::HEAD).await;
+        let answered = self.head(request.method == Method::HEAD, interims).await;
         let Head { head, length, keeps } = answered.map_err(|error| {
             let is_silent = self.input.is_empty() && !matches!(error, LinkError::Malformed(_));
             Unanswered { error, is_unsent: false, is_silent }
@@ -115,22 +120,26 @@ impl Exchange {
     pub async fn send_until(
         &mut self,
         request: &RequestHead,
+        interims: Option<&Interims>,
         cut: impl Future<Output = ()>,
     ) -> Result<Box<AnswerHead>, Unanswered> {
         tokio::select! {
             biased;
-            answered = self.send(request) => return answered,
+            answered = self.send(request, interims) => return answered,
             () = cut => {}
         }
         Err(Unanswered { error: LinkError::Cut, is_unsent: false, is_silent: self.input.is_empty() })
     }
 
-    /// The head of the answer; those of interim ones before it are passed over.
-    async fn head(&mut self, to_head: bool) -> Result<Head, LinkError> {
+    /// The head of the answer. Interim ones before it are for the client too, but for one that it did not ask for.
+    async fn head(&mut self, to_head: bool, interims: Option<&Interims>) -> Result<Head, LinkError> {
         let mut seen = 0;
         loop {
             match response::read(&mut self.input, seen, to_head).map_err(|why| LinkError::Malformed(why.0))? {
                 Some(head) if is_interim(head.head.status) => {
+                    if let Some(interims) = interims.filter(|_| head.head.status != StatusCode::CONTINUE) {
+                        interims.add(head.head);
+                    }
                     seen = 0;
                     continue;
                 }
@@ -262,7 +271,7 @@ mod tests {
         let mut exchange = Exchange::new(socket);
         let request = request(method);
         let answer = async {
-            let head = exchange.send(&request).await.map_err(|why| format!("{why:?}"))?;
+            let head = exchange.send(&request, None).await.map_err(|why| format!("{why:?}"))?;
             let mut body = Vec::new();
             while let Some(frame) = std::future::poll_fn(|cx| exchange.poll_frame(cx)).await {
                 let frame = frame.map_err(|why| why.to_string())?;
@@ -332,7 +341,7 @@ mod tests {
         let mut exchange = Exchange::new(socket);
         assert!(exchange.is_ready());
         drop(listener.accept().await.unwrap());
-        let why = exchange.send(&request(Method::GET)).await.unwrap_err();
+        let why = exchange.send(&request(Method::GET), None).await.unwrap_err();
         assert!(why.is_silent, "{why:?}");
         assert!(!exchange.is_ready());
     }

@@ -11,11 +11,13 @@ mod exchange;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod head;
+mod interims;
 mod request;
 mod response;
 mod serve;
 mod spare;
 
 pub use exchange::{Exchange, LinkError, Unanswered};
+pub use interims::Interims;
 pub use request::first_line;
 pub use serve::{HALF_CLOSE, Served, serve};

@@ -23,6 +23,7 @@ use super::super::message::{Reply, RequestHead};
 use super::super::server::Proxy;
 use super::super::wait::Timer;
 use super::head;
+use super::interims::Interims;
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
 use super::spare::Spare;
@@ -137,19 +138,41 @@ impl<'a, S: AsyncRead + Unpin> Client<'a, S> {
     }
 }
 
-/// Asks for the answer; `None` when the client leaves meanwhile.
-async fn answer<S: AsyncRead + Unpin>(
+/// Asks for the answer, and passes interim ones on; `None` when the client leaves meanwhile.
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     proxy: &Proxy,
     client: &mut Client<'_, S>,
     origin: &Origin,
     request: Box<RequestHead>,
 ) -> io::Result<Option<Reply<Sending>>> {
-    let mut answer = pin!(forward::answer(proxy, origin, Asked::plainly(request, client.spoke_at.into_std())));
-    std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Ready(reply) => Poll::Ready(Ok(Some(reply))),
-        Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| None)),
-    })
-    .await
+    let interims = Interims::default();
+    let asked = Asked::plainly(request, &interims, client.spoke_at.into_std());
+    let mut answer = pin!(forward::answer(proxy, origin, asked));
+    loop {
+        let waited = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(reply) => Poll::Ready(Ok(Waited::Answered(reply))),
+            Poll::Pending if interims.are_there() => Poll::Ready(Ok(Waited::Interim)),
+            Poll::Pending => client.poll_leaves(cx).map(|left| left.map(|()| Waited::Left)),
+        });
+        let waited = waited.await?;
+        if interims.are_there() {
+            client.stream.write_all(&interims.take()).await?;
+            client.stream.flush().await?;
+        }
+        match waited {
+            Waited::Answered(reply) => return Ok(Some(reply)),
+            Waited::Left => return Ok(None),
+            Waited::Interim => {}
+        }
+    }
+}
+
+/// What comes while a client waits.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Waited {
+    Answered(Reply<Sending>),
+    Interim,
+    Left,
 }
 
 /// Says why what has come is no request, and ends the connection.
