@@ -1,6 +1,7 @@
 //! Secrets that cannot be had where the file says they are. One app's must not keep the agent from the others, so a start
 //! puts up with them; whoever needs one finds its absence in its place.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -20,20 +21,40 @@ pub struct Absent {
     pub key: String,
     /// The same with its place, why, and how to mend it.
     pub problem: Problem,
+    /// It was there when it was read, and what was read stays in use.
+    pub in_use: bool,
 }
+
+/// Secrets that were read, by their dotted keys.
+pub(super) type Kept = BTreeMap<String, SecretString>;
 
 impl Absent {
     /// Whose it is; `None` for the agent's own.
     pub fn app(&self) -> Option<AppName> {
         self.key.strip_prefix("apps.")?.split('.').next()?.parse().ok()
     }
+
+    /// Whether a deployment of `app` would fail for it. Who may ask for one is another matter.
+    pub fn keeps_from_deploying(&self, app: &AppName) -> bool {
+        let is_of_the_app = self.app().as_ref() == Some(app);
+        let is_for_deliveries = || self.key.split('.').nth(2) == Some("webhook");
+        is_of_the_app && !self.in_use && !is_for_deliveries()
+    }
 }
 
-/// Every secret that could not be had when the file was read. None are absent from what [`super::load`] accepts.
+/// Every secret that could not be had when it was looked at last. None are absent from what [`super::load`] accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Absences {
     pub(super) all: Vec<Absent>,
     pub(super) source: Source,
+    pub(super) kept: Kept,
+}
+
+/// Two are the same when the same is absent for the same reasons.
+impl PartialEq for Absences {
+    fn eq(&self, other: &Self) -> bool {
+        self.all == other.all
+    }
 }
 
 /// What was read: looking again must not bring in what has been written in the file since.
@@ -55,9 +76,9 @@ impl Absences {
         self.all.iter()
     }
 
-    /// The same configuration with its secrets read anew. Blocks.
+    /// The same configuration with its secrets read anew, except for those in use that have gone. Blocks.
     pub fn look_again(&self) -> Result<Config, Problems> {
         let Source { text, file, dir } = &self.source;
-        validate::parse_to_start(text, file, dir, &|name: &str| std::env::var_os(name))
+        validate::parse_again(text, file, dir, &|name: &str| std::env::var_os(name), &self.kept)
     }
 }
