@@ -92,6 +92,8 @@ enum Halt {
     EngineAway(String),
     /// A secret cannot be read, this one and why; the deployment goes on when it can.
     SecretAbsent(String),
+    /// The same before anything was replaced: it fails, and its commit has not had its turn.
+    WithoutSecret(String),
     /// The journal could not be read or written.
     Journal(StoreError),
     /// It had ended before it began: replaced or cancelled between its choice and its start.
@@ -184,6 +186,10 @@ impl Deployer {
             Err(Halt::SecretAbsent(why)) => {
                 log.line(format!("this deployment goes on by itself when its secrets can be read: {why}"));
                 return Ok(Told::Waits);
+            }
+            Err(Halt::WithoutSecret(why)) => {
+                self.store.lacks_secret(id, &redactor.clean(&why)).await?;
+                failure(why, false)
             }
             // Instances were replaced, so it has not simply failed: it is told again, from what runs.
             Err(Halt::Journal(err)) if story.may_have_replaced() => return Err(err),
@@ -304,6 +310,6 @@ impl Story<'_> {
     /// A secret cannot be read. That is nobody's commit's fault; where instances may have been replaced already it has not
     /// simply failed either, and goes on when the secret is there.
     fn without_secret(&self, why: String) -> Halt {
-        if self.may_have_replaced() { Halt::SecretAbsent(why) } else { failed(why, false) }
+        if self.may_have_replaced() { Halt::SecretAbsent(why) } else { Halt::WithoutSecret(why) }
     }
 }
