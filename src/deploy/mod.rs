@@ -6,6 +6,8 @@
 //!
 //! When the engine goes away in the middle, `outage` breaks the deployment off, and it is told again like that.
 //!
+//! When a secret is absent that it needs to go on, `secrets` has it wait.
+//!
 //! `worker` takes the next deployment, `running` is the one under way and how it is stopped; `prepare` makes or finds its
 //! release, `static_files` has
 //! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
@@ -35,6 +37,7 @@ mod release_command;
 mod requests;
 mod roll_out;
 mod running;
+mod secrets;
 pub mod source;
 pub mod spec;
 pub mod static_files;
@@ -254,6 +257,7 @@ impl Story<'_> {
                 Again::SecretBack => "its secrets can be read again",
             };
             self.log.line(format!("{back}; going on from {}", self.deployment.status));
+            self.until_secrets_are_there().await?;
         }
         let at_start = self.counts_at_start().await;
         let live = self.deployer.store.live_release(&self.app.name).await?;
