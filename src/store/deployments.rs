@@ -150,7 +150,7 @@ impl Store {
     /// Notes that a deployment is about to fail, or to be undone, for want of a secret: its commit is to be tried again.
     pub async fn lacks_secret(&self, id: DeploymentId, why: &str) -> Result<(), StoreError> {
         let why = why.to_owned();
-        self.call(move |c| Ok(steps::record(c, id, WITHOUT_SECRET, &why)?)).await
+        self.call(move |c| steps::record(c, id, WITHOUT_SECRET, &why)).await
     }
 
     /// Moves a deployment into a state that is not terminal. False when it has ended: while it was chosen to run, a
