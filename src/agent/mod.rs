@@ -436,14 +436,21 @@ impl Agent {
         Some(format!("deployments that build fail: {shortage}"))
     }
 
-    /// Why an app's deployments wait, when they all do: the engine does not answer, or has not said yet what runs.
+    /// Why an app's deployments wait, when they all do: the engine does not answer, or has not said yet what runs, or the one
+    /// under way lacks a secret.
     pub fn waits(&self, app: &AppName) -> Option<Waits> {
         if let Some(Away { since, why }) = self.presence.away() {
             return Some(Waits { why: RuntimeError::Unavailable(why).to_string(), since: Some(since) });
         }
         let why = match (self.parts(), self.app(app)) {
             (Err(_), _) => STARTING.to_owned(),
-            (Ok(_), Some(handle)) => handle.adoption.borrow().problem(app)?,
+            (Ok(_), Some(handle)) => match handle.adoption.borrow().problem(app) {
+                Some(problem) => problem,
+                None => {
+                    let (why, since) = self.running(app)?.waits()?;
+                    return Some(Waits { why, since: Some(since) });
+                }
+            },
             (Ok(_), None) => return None,
         };
         Some(Waits { why, since: None })

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use crate::config::{Absent, Config};
+use crate::deploy;
 use crate::model::{AppName, GitRef, Trigger};
 use crate::queue::Request;
 use crate::store::{Admission, NewDeployment};
@@ -15,7 +17,9 @@ const OFF: Duration = Duration::from_secs(60);
 
 /// Reconciles an app until `end`.
 pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken) {
+    let mut config = agent.watch_config();
     loop {
+        let before = absences(&agent.config(), &app);
         let every = agent.config().agent.reconcile;
         if every.is_some()
             && let Err(why) = once(&agent, &app).await
@@ -25,19 +29,27 @@ pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken)
         tokio::select! {
             () = end.cancelled() => return,
             () = tokio::time::sleep(every.unwrap_or(OFF)) => {}
+            // What was pushed while one was absent may have been refused, or have failed. An error is an agent that ends.
+            _ = config.wait_for(|now| absences(now, &app) != before) => {}
         }
     }
 }
 
+/// The secrets of an app that cannot be had.
+fn absences(config: &Config, app: &AppName) -> Vec<Absent> {
+    config.absent.iter().filter(|absent| absent.app().as_ref() == Some(app)).cloned().collect()
+}
+
 /// Deploys the tip when no deployment of it is on record. A commit that was deployed before, failed before or was
-/// rolled back from by hand has its record and is left alone.
+/// rolled back from by hand has its record and is left alone; one that failed for want of a secret is not.
 async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     let config = agent.config();
     let Some(app) = config.apps.get(name) else { return Ok(()) };
-    // It would fail, and would not be tried again by itself.
-    if let Some(absent) = config.absent.iter().find(|absent| absent.app().as_ref() == Some(name) && !absent.is_page()) {
+    // It would fail, at each comparison.
+    if let Some(absent) = config.absent.iter().find(|absent| absent.keeps_from_deploying(name)) {
         return Err(absent.to_string());
     }
+    deploy::spec::absent_secret(app).map_or(Ok(()), Err)?;
     let parts = agent.parts().map_err(|err| err.to_string())?;
     let tip = parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
     // A branch that does not exist yet is waited for.

@@ -1,6 +1,7 @@
 //! Secrets, and pages of maintenance, that cannot be had where the file says they are. One app's must not keep the agent from the others, so a start
 //! puts up with them; whoever needs one finds its absence in its place.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -20,7 +21,12 @@ pub struct Absent {
     pub key: String,
     /// The same with its place, why, and how to mend it.
     pub problem: Problem,
+    /// It was there when it was read, and what was read stays in use.
+    pub in_use: bool,
 }
+
+/// Secrets that were read, by their dotted keys.
+pub(super) type Kept = BTreeMap<String, SecretString>;
 
 impl Absent {
     /// Whose it is; `None` for the agent's own.
@@ -33,13 +39,28 @@ impl Absent {
         let of_app = self.key.strip_prefix("apps.").and_then(|rest| rest.split_once('.'));
         of_app.is_some_and(|(_, key)| key == "maintenance.page")
     }
+
+    /// Whether a deployment of `app` would fail for it. Who may ask for one is another matter.
+    pub fn keeps_from_deploying(&self, app: &AppName) -> bool {
+        let is_of_the_app = self.app().as_ref() == Some(app);
+        let is_for_deliveries = || self.key.split('.').nth(2) == Some("webhook");
+        is_of_the_app && !self.in_use && !is_for_deliveries() && !self.is_page()
+    }
 }
 
-/// Everything that could not be had when the file was read. None are absent from what [`super::load`] accepts.
+/// Everything that could not be had when it was looked at last. None are absent from what [`super::load`] accepts.
 #[derive(Debug, Clone, Default)]
 pub struct Absences {
     pub(super) all: Vec<Absent>,
     pub(super) source: Source,
+    pub(super) kept: Kept,
+}
+
+/// Two are the same when the same is absent for the same reasons.
+impl PartialEq for Absences {
+    fn eq(&self, other: &Self) -> bool {
+        self.all == other.all
+    }
 }
 
 /// What was read: looking again must not bring in what has been written in the file since.
@@ -66,9 +87,9 @@ impl Absences {
         self.all.iter()
     }
 
-    /// The same configuration with its secrets and pages read anew. Blocks.
+    /// The same configuration with its secrets and pages read anew, except for secrets in use that have gone. Blocks.
     pub fn look_again(&self) -> Result<Config, Problems> {
         let Source { text, file, dir } = &self.source;
-        validate::parse_to_start(text, file, dir, &|name: &str| std::env::var_os(name))
+        validate::parse_again(text, file, dir, &|name: &str| std::env::var_os(name), &self.kept)
     }
 }

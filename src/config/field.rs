@@ -307,19 +307,16 @@ impl<'s> Field<'s> {
     /// continues the reference in words.
     pub(super) fn secret(&self, rule: impl FnOnce(&str) -> Result<(), Fault>) -> Option<Secret> {
         let reference = self.secret_ref()?;
-        Some(self.read(&reference, rule))
+        let read = self.read(&reference, rule);
+        Some(self.reader.kept(&self.path, read))
     }
 
     fn read(&self, reference: &SecretRef, rule: impl FnOnce(&str) -> Result<(), Fault>) -> Secret {
-        let secret = reference
-            .resolve_in(self.reader.environment)
-            .map_err(|error| self.absent(format!(": {error}"), reference.hint()))?;
-        match rule(secret.expose_secret()) {
-            Ok(()) => Ok(secret),
-            Err(Fault { what, hint }) => {
-                Err(self.absent(format!(": {} {what}", reference.describe()), hint.unwrap_or_default()))
-            }
-        }
+        let told = |Fault { what, hint }: Fault| self.absent(format!(": {what}"), hint.unwrap_or_default());
+        let secret = reference.resolve_in(self.reader.environment).map_err(told)?;
+        let described = |fault: Fault| Fault { what: format!("{} {}", reference.describe(), fault.what), ..fault };
+        rule(secret.expose_secret()).map_err(|fault| told(described(fault)))?;
+        Ok(secret)
     }
 
     /// A secret, or a page, that is named here and cannot be had; `why` continues the key's path.

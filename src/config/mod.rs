@@ -72,7 +72,7 @@ pub struct Config {
     pub files: BTreeMap<String, Place>,
     /// What is accepted but deserves a word, such as a service without a health check.
     pub warnings: Vec<Problem>,
-    /// Secrets and pages that are named and cannot be had. Only at the start there may be any, see [`load_to_start`].
+    /// Secrets and pages that are named and cannot be had: at the start, see [`load_to_start`], or since.
     pub absent: Absences,
 }
 
@@ -377,6 +377,17 @@ pub enum Credential {
     },
     /// One is named and cannot be had: nothing is fetched, least of all without it.
     Absent(Absent),
+}
+
+impl Credential {
+    /// Whether it cannot be had now.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Self::None | Self::Token { .. } => false,
+            Self::SshKey { key, known_hosts } => [key, known_hosts].iter().any(|file| std::fs::metadata(file).is_err()),
+            Self::Absent(_) => true,
+        }
+    }
 }
 
 /// `webhook = { provider = "github", secret = … }`

@@ -12,7 +12,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::absent::Absent;
+use super::absent::{Absent, Kept, Secret};
 use super::field::Field;
 use super::problem::{Place, Places, Problem};
 use super::secret_ref::Environment;
@@ -25,6 +25,9 @@ pub(super) struct Reader<'r> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
     absent: RefCell<Vec<Absent>>,
+    /// What was read before, for what cannot be read any more.
+    before: &'r Kept,
+    kept: RefCell<Kept>,
     files: RefCell<BTreeMap<String, Place>>,
     pub environment: &'r Environment<'r>,
     /// What relative paths are relative to.
@@ -32,12 +35,14 @@ pub(super) struct Reader<'r> {
 }
 
 impl<'r> Reader<'r> {
-    pub(super) fn new(text: &'r str, dir: &'r Path, environment: &'r Environment<'r>) -> Self {
+    pub(super) fn new(text: &'r str, dir: &'r Path, environment: &'r Environment<'r>, before: &'r Kept) -> Self {
         Self {
             places: Places::new(text),
             problems: RefCell::default(),
             warnings: RefCell::default(),
             absent: RefCell::default(),
+            before,
+            kept: RefCell::default(),
             files: RefCell::default(),
             environment,
             dir,
@@ -59,9 +64,23 @@ impl<'r> Reader<'r> {
     /// A secret that is named and cannot be had.
     pub(super) fn absent(&self, span: &Range<usize>, key: &str, why: &str, hint: impl Into<String>) -> Absent {
         let problem = self.places.problem(span, format!("{key}{why}"), Some(hint.into()));
-        let absent = Absent { key: key.to_owned(), problem };
+        let absent = Absent { key: key.to_owned(), problem, in_use: false };
         self.absent.borrow_mut().push(absent.clone());
         absent
+    }
+
+    /// A secret as it was read, or as it was before: one that has gone since stays in use, and is told all the same.
+    pub(super) fn kept(&self, key: &str, read: Secret) -> Secret {
+        let secret = match (read, self.before.get(key)) {
+            (Err(_), Some(before)) => {
+                let mut absent = self.absent.borrow_mut();
+                absent.iter_mut().filter(|absent| absent.key == key).for_each(|absent| absent.in_use = true);
+                before.clone()
+            }
+            (read, _) => read?,
+        };
+        self.kept.borrow_mut().insert(key.to_owned(), secret.clone());
+        Ok(secret)
     }
 
     /// Remembers where the path of a file is written.
@@ -88,7 +107,7 @@ impl<'r> Reader<'r> {
         problems.sort_by_key(place);
         warnings.sort_by_key(place);
         absent.sort_by_key(|absent| place(&absent.problem));
-        Findings { problems, warnings, absent }
+        Findings { problems, warnings, absent, kept: self.kept.into_inner() }
     }
 }
 
@@ -98,6 +117,8 @@ pub(super) struct Findings {
     pub warnings: Vec<Problem>,
     /// Problems that a start puts up with.
     pub absent: Vec<Absent>,
+    /// The secrets in use, by their dotted keys.
+    pub kept: Kept,
 }
 
 impl Findings {

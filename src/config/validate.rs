@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::absent::{Absences, Source};
+use super::absent::{Absences, Kept, Source};
 use super::app::Claim;
 use super::field::Field;
 use super::problem::{Fault, Problem, Problems};
@@ -91,23 +91,31 @@ pub(super) fn parse_to_start(
     dir: &Path,
     environment: &Environment<'_>,
 ) -> Result<Config, Problems> {
+    parse_again(text, file, dir, environment, &Kept::new())
+}
+
+/// The same with what was read `before`.
+pub(super) fn parse_again(
+    text: &str,
+    file: &str,
+    dir: &Path,
+    environment: &Environment<'_>,
+    before: &Kept,
+) -> Result<Config, Problems> {
     let (tree, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         return Err(Problems { file: file.to_owned(), problems: syntax::problems(text, &errors) });
     }
-    let reader = Reader::new(text, dir, environment);
+    let reader = Reader::new(text, dir, environment, before);
     let config = whole(Section::new(&reader, String::new(), 0..0, tree.get_ref()));
     let files = reader.take_files();
     let findings = reader.into_findings();
     if !findings.problems.is_empty() {
         return Err(Problems { file: file.to_owned(), problems: findings.into_problems() });
     }
-    let Findings { warnings, absent: all, .. } = findings;
-    let source = match all.is_empty() {
-        true => Source::default(),
-        false => Source { text: text.to_owned(), file: file.to_owned(), dir: dir.to_owned() },
-    };
-    Ok(Config { files, warnings, absent: Absences { all, source }, ..config })
+    let Findings { warnings, absent: all, kept, .. } = findings;
+    let source = Source { text: text.to_owned(), file: file.to_owned(), dir: dir.to_owned() };
+    Ok(Config { files, warnings, absent: Absences { all, source, kept }, ..config })
 }
 
 /// `[proxy]` alone, whatever is wrong elsewhere in the file: the proxy needs nothing else, and no secret.
@@ -119,7 +127,8 @@ pub fn load_proxy(path: &Path) -> Result<ProxyConfig, Problems> {
     if !errors.is_empty() {
         return Err(Problems { file, problems: syntax::problems(&text, &errors) });
     }
-    let reader = Reader::new(&text, absolute.parent().unwrap_or(Path::new("/")), &|_: &str| None);
+    let before = Kept::new();
+    let reader = Reader::new(&text, absolute.parent().unwrap_or(Path::new("/")), &|_: &str| None, &before);
     let section = Section::new(&reader, String::new(), 0..0, tree.get_ref());
     let (proxy, _) = proxy::read(section.take("proxy"));
     match reader.into_findings().into_problems() {

@@ -6,6 +6,8 @@
 //!
 //! When the engine goes away in the middle, `outage` breaks the deployment off, and it is told again like that.
 //!
+//! When a secret is absent that it needs to go on, `secrets` has it wait.
+//!
 //! `worker` takes the next deployment, `running` is the one under way and how it is stopped; `prepare` makes or finds its
 //! release, `static_files` has
 //! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
@@ -35,6 +37,7 @@ mod release_command;
 mod requests;
 mod roll_out;
 mod running;
+mod secrets;
 pub mod source;
 pub mod spec;
 pub mod static_files;
@@ -92,6 +95,8 @@ enum Halt {
     EngineAway(String),
     /// A secret cannot be read, this one and why; the deployment goes on when it can.
     SecretAbsent(String),
+    /// The same before anything was replaced: it fails, and its commit has not had its turn.
+    WithoutSecret(String),
     /// The journal could not be read or written.
     Journal(StoreError),
     /// It had ended before it began: replaced or cancelled between its choice and its start.
@@ -185,6 +190,10 @@ impl Deployer {
                 log.line(format!("this deployment goes on by itself when its secrets can be read: {why}"));
                 return Ok(Told::Waits);
             }
+            Err(Halt::WithoutSecret(why)) => {
+                self.store.lacks_secret(id, &redactor.clean(&why)).await?;
+                failure(why, false)
+            }
             // Instances were replaced, so it has not simply failed: it is told again, from what runs.
             Err(Halt::Journal(err)) if story.may_have_replaced() => return Err(err),
             Err(Halt::Journal(err)) => failure(format!("the journal failed: {err}"), false),
@@ -248,6 +257,7 @@ impl Story<'_> {
                 Again::SecretBack => "its secrets can be read again",
             };
             self.log.line(format!("{back}; going on from {}", self.deployment.status));
+            self.until_secrets_are_there().await?;
         }
         let at_start = self.counts_at_start().await;
         let live = self.deployer.store.live_release(&self.app.name).await?;
@@ -304,6 +314,6 @@ impl Story<'_> {
     /// A secret cannot be read. That is nobody's commit's fault; where instances may have been replaced already it has not
     /// simply failed either, and goes on when the secret is there.
     fn without_secret(&self, why: String) -> Halt {
-        if self.may_have_replaced() { Halt::SecretAbsent(why) } else { failed(why, false) }
+        if self.may_have_replaced() { Halt::SecretAbsent(why) } else { Halt::WithoutSecret(why) }
     }
 }

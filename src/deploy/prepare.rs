@@ -84,7 +84,7 @@ impl Story<'_> {
 
     /// What could not be started need not be built. It is not the commit's fault.
     fn refuse_without_secrets(&self) -> Result<(), Halt> {
-        spec::absent_secret(self.app).map_or(Ok(()), |why| Err(failed(why, false)))
+        spec::absent_secret(self.app).map_or(Ok(()), |why| Err(Halt::WithoutSecret(why)))
     }
 
     /// A build that fills the disk would take the engine and the journal with it. It is not the commit's fault.
@@ -106,6 +106,7 @@ impl Story<'_> {
         let fetched = self.deployer.mirrors.fetch(self.app, &want, self.log, &self.running.stop);
         let source = self.unless_agent_ends(fetched).await?.map_err(|err| match err {
             SourceError::Cancelled => self.running.halt(),
+            other if self.app.credential.is_absent() => Halt::WithoutSecret(other.to_string()),
             other => failed(other.to_string(), false),
         })?;
         let (id, commit) = (self.deployment.id, &source.commit);

@@ -48,13 +48,25 @@ impl Story<'_> {
         Err(failed(format!("the release command `{words}` exited with code {code}; nothing was switched"), true))
     }
 
+    /// What a release command runs in.
+    pub(super) fn command_instance(&self, command: &ReleaseCommand) -> InstanceId {
+        InstanceId::new(self.deployment.id, &command.service, 0, 0)
+    }
+
+    pub(super) async fn stop_command(&self, command: &ReleaseCommand) {
+        let stopped = self.deployer.runtime.stop(&self.command_instance(command), Duration::from_secs(10)).await;
+        if let Err(err) = stopped {
+            self.log.line(format!("the release command could not be stopped: {err}"));
+        }
+    }
+
     async fn run_release_command(&self, target: &Target, command: &ReleaseCommand) -> Result<i64, Halt> {
         let specs = self.specs(&target.release)?;
         let spec = specs
             .get(&command.service)
             .ok_or_else(|| failed(format!("the release command's service {} does not exist", command.service), true))?;
         let id = self.deployment.id;
-        let instance = spec.instance(&self.app.name, id, InstanceId::new(id, &command.service, 0, 0), 0);
+        let instance = spec.instance(&self.app.name, id, self.command_instance(command), 0);
         let mut instance = instance.map_err(|why| failed(why.to_string(), false))?;
         instance.command = Some(command.command.clone());
         self.log.line(format!("release command: {}", command.command.join(" ")));
@@ -65,10 +77,7 @@ impl Story<'_> {
             biased;
             () = self.deployer.shutdown.cancelled() => return Err(Halt::AgentEnds),
             () = self.running.stop.cancelled() => {
-                let stopped = self.deployer.runtime.stop(&instance.id, Duration::from_secs(10)).await;
-                if let Err(err) = stopped {
-                    self.log.line(format!("the release command could not be stopped: {err}"));
-                }
+                self.stop_command(command).await;
                 return Err(self.running.halt());
             }
             ended = run => ended,

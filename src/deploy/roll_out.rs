@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::prepare::Target;
 use super::redact::Redactor;
 use super::requests::Count;
-use super::{Halt, Story};
+use super::{Halt, Story, spec};
 use crate::config::Strategy;
 use crate::model::{ReleaseNumber, ServiceName, Status};
 use crate::queue::Request;
@@ -16,7 +16,7 @@ use crate::rollout::canary::{Canary, Course};
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::driver::canary::{self, CanaryPlan};
 use crate::rollout::machine::{Cause, Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Plan, Wanted, Way};
+use crate::rollout::plan::{self, Back, Plan, Wanted, Way};
 use crate::rollout::watch::History;
 use crate::rollout::{Assignment, ServiceSpec};
 use crate::store::{Finish, Release, Step};
@@ -30,6 +30,8 @@ struct Rolled {
     proven: bool,
     /// How many of each service it led to.
     instances: BTreeMap<ServiceName, u32>,
+    /// What was not put back, as a secret is absent, one line each.
+    left: Vec<String>,
 }
 
 impl Story<'_> {
@@ -62,7 +64,7 @@ impl Story<'_> {
                 let reason = rolled.unchanged.then(|| "unchanged: the same content and settings are live".to_owned());
                 Ok(Finish { status: Status::Succeeded, reason, superseded_by: None, hold: false })
             }
-            Outcome::Undone { failure, left } => Ok(self.undone(failure, &left)),
+            Outcome::Undone { failure, left } => Ok(self.undone(failure, &[rolled.left, left].concat())),
             Outcome::TurnBack(failure) => Ok(self.undone(failure, &[])),
             Outcome::BrokenOff(why) => Err(Halt::EngineAway(why)),
         }
@@ -77,20 +79,35 @@ impl Story<'_> {
         history: Option<History>,
     ) -> Result<Rolled, Halt> {
         let id = self.deployment.id;
-        let new = self.specs(&target.release)?;
-        let old = match live {
-            Some(live) => self.specs(live)?,
-            None => BTreeMap::new(),
+        // What runs already needs no secret to be put back.
+        let specs = |release| match &reverting {
+            Some(_) => Ok(spec::of_live(release, &self.deployer.settings_key, &self.deployer.static_files)),
+            None => self.specs(release),
         };
+        let new = specs(&target.release)?;
+        let old = live.map(specs).transpose()?.unwrap_or_default();
         let (towards, way) = match (&reverting, target.renew) {
             (Some(_), _) => (&old, Way::Back),
             (None, true) => (&new, Way::Renew),
             (None, false) => (&new, Way::Forward),
         };
+        let unreadable: BTreeMap<_, _> =
+            towards.iter().filter(|(_, spec)| spec.prepared.is_err()).map(|(name, spec)| (name, spec.routed)).collect();
         let wanted = self.wanted(towards, &target.release, way).await?;
         let instances: BTreeMap<_, _> = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
-        let current = self.deployer.driver.current().await;
-        let plan = plan::plan(&current, &wanted, id, way);
+        let (as_is, current): (Vec<_>, Vec<_>) =
+            self.deployer.driver.current().await.into_iter().partition(|c| unreadable.contains_key(&c.service));
+        let mut plan = plan::plan(&current, &wanted, id, way);
+        let Back { slots, kept, stand_ins } =
+            plan::back_without_starting(&as_is, |name| unreadable.get(name) == Some(&true), id);
+        plan.slots.extend(slots);
+        plan.kept.extend(kept);
+        let left = stand_ins.iter().map(|stand_in| {
+            format!(
+                "{stand_in} serves until an instance of the live release can be started, which a secret is absent for"
+            )
+        });
+        let left: Vec<String> = left.collect();
         let canary = self.canary(target, &plan, way).await?;
         match (plan.slots.is_empty(), way) {
             (true, Way::Back) => {}
@@ -123,6 +140,7 @@ impl Story<'_> {
             history,
             deployment: id,
             plan,
+            stand_ins,
             policy,
             instances: instances.clone(),
             new,
@@ -149,7 +167,7 @@ impl Story<'_> {
                 }
             }
         };
-        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven, instances })
+        Ok(Rolled { outcome: outcome.ok_or(Halt::AgentEnds)?, unchanged, proven, instances, left })
     }
 
     /// How requests are shared on the way, when they are: for a new version of what is routed, not for what a person asks
@@ -185,7 +203,11 @@ impl Story<'_> {
     ) -> Result<Vec<Wanted>, Halt> {
         let mut wanted = Vec::new();
         for (name, spec) in specs {
-            let prepared = spec.prepared.as_ref().map_err(|why| self.without_secret(why.clone()))?;
+            let prepared = match &spec.prepared {
+                Ok(prepared) => prepared,
+                Err(_) if way == Way::Back => continue,
+                Err(why) => return Err(self.without_secret(why.clone())),
+            };
             let configured = self.configured(name, spec.service.instances);
             let instances = match &self.deployment.request {
                 Request::Scale { service, instances } if service == name && way != Way::Back => *instances,

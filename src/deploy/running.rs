@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::Halt;
@@ -16,6 +17,7 @@ pub struct Running {
     pub id: DeploymentId,
     pub(super) stop: CancellationToken,
     cause: Arc<OnceLock<StopCause>>,
+    waits: Arc<Mutex<Option<(String, Timestamp)>>>,
 }
 
 /// Why a deployment is to end before its time.
@@ -29,12 +31,24 @@ enum StopCause {
 
 impl Running {
     pub(super) fn new(id: DeploymentId) -> Self {
-        Self { id, stop: CancellationToken::new(), cause: Arc::new(OnceLock::new()) }
+        Self { id, stop: CancellationToken::new(), cause: Arc::default(), waits: Arc::default() }
     }
 
     /// Asks for its end; the first reason counts.
     pub fn cancel(&self, why: String) {
         self.end_early(StopCause::Cancelled(why));
+    }
+
+    /// The secret that it waits for, and since when.
+    pub fn waits(&self) -> Option<(String, Timestamp)> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says that it waits for a secret, this one and why; or that it does no longer.
+    pub(super) fn waits_for(&self, secret: Option<&str>) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = waits.as_ref().map_or_else(Timestamp::now, |(_, since)| *since);
+        *waits = secret.map(|secret| (format!("{} waits for a secret: {secret}", self.id), since));
     }
 
     fn end_early(&self, cause: StopCause) {

@@ -9,10 +9,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::source::Want;
-use super::{Again, Deployer, Told, spec};
+use super::{Again, Deployer, Told};
 use crate::config::App;
 use crate::journal::DeployLog;
-use crate::model::Status;
 use crate::queue::{self, Ancestry, Choice, Waiting};
 use crate::store::{Deployment, Finish, StoreError};
 
@@ -52,23 +51,13 @@ impl Deployer {
                 continue;
             }
             let ran = match self.next().await {
-                Ok(Some(deployment)) => match self.absent_secret_of(&deployment).await {
-                    Ok(Some(why)) => {
-                        if again != Again::SecretBack {
-                            let (app, id) = (&self.app, deployment.id);
-                            tracing::warn!(%app, %id, "the deployment goes on when its secrets can be read: {why}");
-                        }
-                        Ok(Some(Told::Waits))
+                Ok(Some(deployment)) => {
+                    let ran = self.run(deployment, again).await;
+                    if ran.is_err() {
+                        again = Again::JournalBack;
                     }
-                    Ok(None) => {
-                        let ran = self.run(deployment, again).await;
-                        if ran.is_err() {
-                            again = Again::JournalBack;
-                        }
-                        ran.map(Some)
-                    }
-                    Err(err) => Err(err),
-                },
+                    ran.map(Some)
+                }
                 Ok(None) => Ok(None),
                 Err(err) => Err(err),
             };
@@ -118,27 +107,6 @@ impl Deployer {
                 Cleared::Tried
             }
         }
-    }
-
-    /// Which secret cannot be read now that a deployment needs which may have begun to act: it can neither go on nor be
-    /// undone without, so it is not told before.
-    async fn absent_secret_of(&self, deployment: &Deployment) -> Result<Option<String>, StoreError> {
-        Ok(match deployment.status {
-            Status::Releasing => {
-                let app = self.config.borrow().apps.get(&self.app).cloned();
-                app.as_ref().and_then(spec::absent_secret)
-            }
-            Status::RollingOut | Status::Watching => {
-                let live = self.store.live_release(&self.app).await?;
-                let target = match deployment.release {
-                    Some(number) => self.store.release(&self.app, number).await?,
-                    None => None,
-                };
-                let specs = |release| spec::service_specs(release, &self.settings_key, &self.static_files).err();
-                target.iter().chain(&live).find_map(specs)
-            }
-            _ => None,
-        })
     }
 
     async fn next(&self) -> Result<Option<Deployment>, StoreError> {

@@ -236,7 +236,7 @@ async fn what_a_receiver_missed_while_its_address_was_absent_is_told_when_it_is_
     let there = world.config.borrow().notify.clone();
     world.end().await;
     let problem = Problem { line: 1, column: 1, what: "notify[0].url: it is not there".into(), hint: None };
-    let url = Err(Absent { key: "notify[0].url".into(), problem });
+    let url = Err(Absent { key: "notify[0].url".into(), problem, in_use: false });
     let channel = Channel::Discord { url, allow_local: true };
     world.config.send_replace(config(vec![NotifyTarget { channel, events: NoticeKind::ALL.to_vec() }]));
     world.begin().await;

@@ -55,6 +55,8 @@ pub struct Assignment {
     pub deployment: DeploymentId,
     /// What changes.
     pub plan: Plan,
+    /// These serve on in places that nobody else can be started in now.
+    pub stand_ins: Vec<InstanceId>,
     /// How it is judged.
     pub policy: Policy,
     /// How many instances of each service there are to be.

@@ -127,6 +127,47 @@ pub fn plan(current: &[Current], wanted: &[Wanted], deployment: DeploymentId, wa
     plan
 }
 
+/// A way back on which nobody is started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Back {
+    /// They only remove.
+    pub slots: Vec<Slot>,
+    /// These stay as they are, or are started again in their own containers.
+    pub kept: Vec<InstanceId>,
+    /// Started by the deployment that is undone, in places where nobody else runs.
+    pub stand_ins: Vec<InstanceId>,
+}
+
+/// Plans the way back of `deployment` for services of which no instance can be started: an old one that is there stays, and
+/// a new one goes where an old one runs.
+pub fn back_without_starting(
+    current: &[Current],
+    routed: impl Fn(&ServiceName) -> bool,
+    deployment: DeploymentId,
+) -> Back {
+    let mut back = Back::default();
+    let is_new = |c: &Current| c.deployment == deployment && !is_restored(&c.id);
+    for c in current {
+        let here = current.iter().filter(|other| (&other.service, other.slot) == (&c.service, c.slot));
+        let old = here.filter(|other| !is_new(other)).max_by_key(|old| (old.running, old.deployment, &old.id));
+        if old.is_some_and(|old| old.id == c.id) {
+            back.kept.push(c.id.clone());
+        } else if is_new(c) && c.running && !old.is_some_and(|old| old.running) {
+            back.stand_ins.push(c.id.clone());
+        } else {
+            back.slots.push(Slot {
+                service: c.service.clone(),
+                number: c.slot,
+                routed: routed(&c.service),
+                order: Order::StartFirst,
+                incoming: None,
+                outgoing: Some(c.id.clone()),
+            });
+        }
+    }
+    back
+}
+
 /// Which of the instances that exist are meant to be there, and which were left behind.
 ///
 /// In each place the newest instance counts that a deployment started which succeeded (or is under way), or that was
@@ -291,5 +332,35 @@ mod tests {
         let names = |ids: &[InstanceId]| ids.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
         assert_eq!(names(&live), ["d1-web-1", "d3-web-2-r1", "d4-web-3"]);
         assert_eq!(names(&left), ["d3-web-1", "d2-web-3"]);
+    }
+
+    #[test]
+    fn a_way_back_without_a_start_keeps_what_runs_and_leaves_no_place_empty() {
+        let instance = |deployment: i64, slot, restored, running| Current {
+            id: InstanceId::new(DeploymentId(deployment), &web(), slot, restored),
+            service: web(),
+            slot,
+            settings: None,
+            deployment: DeploymentId(deployment),
+            running,
+        };
+        let current = [
+            instance(1, 1, 0, true), // the old one is still there
+            instance(2, 1, 0, true),
+            instance(2, 2, 0, true),  // was switched
+            instance(1, 3, 0, false), // the old one has ended
+            instance(2, 3, 0, true),
+            instance(1, 4, 0, true), // the new one has not been started
+            instance(2, 5, 0, true), // one was restored
+            instance(2, 5, 1, true),
+            instance(2, 6, 0, false), // the new one has ended, too
+        ];
+        let back = back_without_starting(&current, |_| true, DeploymentId(2));
+        let names = |ids: &[InstanceId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(names(&back.kept), "d1-web-1 d1-web-3 d1-web-4 d2-web-5-r1");
+        assert_eq!(names(&back.stand_ins), "d2-web-2 d2-web-3");
+        let gone: Vec<_> = back.slots.iter().filter_map(|slot| slot.outgoing.clone()).collect();
+        assert_eq!(names(&gone), "d2-web-1 d2-web-5 d2-web-6");
+        assert!(back.slots.iter().all(|slot| slot.incoming.is_none() && slot.routed));
     }
 }

@@ -15,9 +15,13 @@ use crate::queue::Request;
 // deployment that the app ever had.
 const OF_COMMIT_WAITING: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?2";
 const OF_COMMIT_TAKEN_UP: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND commit_sha = ?2
-     AND (started_at IS NOT NULL OR status = 'cancelled')";
+     AND (started_at IS NOT NULL OR status = 'cancelled')
+     AND NOT (status IN ('failed', 'rolled_back')
+         AND EXISTS (SELECT 1 FROM steps WHERE deployment = deployments.id AND name = 'without_secret'))";
 const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
 
+/// The step that says that a deployment failed, or was undone, for want of a secret; its outcome is which.
+const WITHOUT_SECRET: &str = "without_secret";
 /// The step that says by whom a deployment was cancelled.
 const CANCEL_STEP: &str = "cancel";
 
@@ -133,7 +137,7 @@ impl Store {
     }
 
     /// Whether a deployment of a commit waits, was started or was cancelled. One that gave way before it started does
-    /// not count: its commit never had its turn.
+    /// not count, nor does one that failed, or was undone, for want of a secret: its commit never had its turn.
     pub async fn knows_commit(&self, app: &AppName, commit: &CommitSha) -> Result<bool, StoreError> {
         let (app, commit) = (app.clone(), commit.clone());
         self.read(move |c| {
@@ -141,6 +145,12 @@ impl Store {
             c.query_row(&sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
         })
         .await
+    }
+
+    /// Notes that a deployment is about to fail, or to be undone, for want of a secret: its commit is to be tried again.
+    pub async fn lacks_secret(&self, id: DeploymentId, why: &str) -> Result<(), StoreError> {
+        let why = why.to_owned();
+        self.call(move |c| steps::record(c, id, WITHOUT_SECRET, &why)).await
     }
 
     /// Moves a deployment into a state that is not terminal. False when it has ended: while it was chosen to run, a

@@ -131,6 +131,25 @@ async fn what_was_replaced_before_it_began_does_not_begin() {
 }
 
 #[tokio::test]
+async fn a_commit_that_failed_for_want_of_a_secret_has_not_had_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let ends = [(1, false, Status::Failed), (2, true, Status::Failed), (3, true, Status::RolledBack)];
+    for (commit, lacks_secret, status) in ends {
+        let _ = store.admit(push(commit, None)).await.unwrap();
+        let id = DeploymentId(i64::try_from(commit).unwrap());
+        assert!(store.advance(id, Status::Preparing).await.unwrap());
+        assert!(store.knows_commit(&app(), &sha(commit)).await.unwrap());
+        if lacks_secret {
+            store.lacks_secret(id, "GREETING").await.unwrap();
+            assert!(store.knows_commit(&app(), &sha(commit)).await.unwrap(), "it has not ended");
+        }
+        assert!(store.finish(id, Finish { status, ..failed("why", false) }).await.unwrap());
+        assert_eq!(store.knows_commit(&app(), &sha(commit)).await.unwrap(), !lacks_secret);
+    }
+}
+
+#[tokio::test]
 async fn a_deployment_ends_once_and_tells_it_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
-use crate::support::engine;
+use crate::support::engine::{self, Container};
 use crate::support::github::Push;
 use crate::support::http::{self, Response};
 use crate::support::load::Load;
@@ -100,6 +100,49 @@ async fn deliver_to_blog(shop: &Shop, pushed: &Pushed, secret: &str) -> Response
     Push::of("main", pushed).delivery().send(shop.agent.listen, "blog", secret).await
 }
 
+/// Waits until the blog is at `version`, which nobody has asked for.
+async fn deploys_itself(shop: &Shop, version: &str) {
+    eventually("the branch's tip is live", LIMIT, async || {
+        let seen = shop.agent.visit(BLOG_HOST, "/").await?.text();
+        if seen.trim() == version { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    eventually("its deployment has ended", LIMIT, async || {
+        let newest = shop.agent.get(&format!("{BLOG}/deployments?limit=1")).await;
+        if newest.to_string().contains("succeeded") { Ok(()) } else { Err(newest.to_string()) }
+    })
+    .await;
+}
+
+/// For the next start.
+fn change_config(shop: &Shop, from: &str, to: &str) {
+    let file = shop.agent.config_file();
+    let text = std::fs::read_to_string(&file).expect("read");
+    assert!(text.contains(from), "{text}");
+    std::fs::write(&file, text.replace(from, to)).expect("written");
+}
+
+/// A deployment of `version` that is cut off when its log says `part`, and whose secret is gone when the agent is back.
+async fn cut_off(shop: &mut Shop, files: &Files, version: &Behaviour, parts: &[&str]) -> u64 {
+    let id = shop.push_without_waiting(version).await;
+    for part in parts {
+        shop.says(id, part).await;
+    }
+    shop.agent.kill().await;
+    files.remove("greeting");
+    shop.agent.spawn();
+    says_to_strangers(shop, "apps.shop.env.GREETING").await;
+    id
+}
+
+/// It says in its log and as what is waited for that it waits, and for what.
+async fn says_what_it_waits_for(shop: &Shop, id: u64) {
+    shop.says(id, "it waits for a secret, and goes on by itself when that can be read: GREETING of service web").await;
+    let waits = shop.app().await["waits"].to_string();
+    assert!(waits.contains(&format!("#{id} waits for a secret: GREETING of service web")), "{waits}");
+    assert!(status(shop, "shop").await.contains("waits for a secret: GREETING"));
+}
+
 #[tokio::test]
 async fn one_apps_absent_secrets_are_no_other_apps_fault_and_mend_themselves() {
     let Some(engine) = engine::or_skip("one_apps_absent_secrets").await else { return };
@@ -126,6 +169,8 @@ async fn one_apps_absent_secrets_are_no_other_apps_fault_and_mend_themselves() {
     shop.agent.kill().await;
     files.remove("hook");
     files.remove("greeting");
+    // The branches are compared at the start, and then not before it matters.
+    change_config(&shop, "reconcile = \"0s\"", "reconcile = \"1h\"");
     shop.agent.spawn();
 
     // It says so: to strangers without the place, to those who may see it with it.
@@ -136,6 +181,15 @@ async fn one_apps_absent_secrets_are_no_other_apps_fault_and_mend_themselves() {
     assert!(ready.contains("blog needs it for is refused") && ready.contains(&place), "{ready}");
     let shown = status(&shop, "blog").await;
     assert!(shown.contains(&place), "{shown}");
+
+    // Another reason is told as soon as it is one.
+    files.write("hook", "short");
+    eventually("the new reason is told", LIMIT, async || {
+        let ready = shop.agent.api("GET", "/readyz", None).await.text();
+        if ready.contains("hook holds 5 bytes") { Ok(()) } else { Err(ready) }
+    })
+    .await;
+    files.remove("hook");
 
     // The other app is what it was.
     assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);
@@ -187,16 +241,36 @@ async fn one_apps_absent_secrets_are_no_other_apps_fault_and_mend_themselves() {
     assert_ended(&shop.deployment(6).await, "failed", &["greeting cannot be read"]);
     assert_eq!(blog_containers(&shop).await, before);
 
+    // What was pushed meanwhile is deployed by itself.
     files.write("greeting", "hello from a file");
     mended(&shop).await;
     assert!(!status(&shop, "blog").await.contains("absent"));
-    assert_eq!(blog_containers(&shop).await, before, "nothing was replaced");
+    deploys_itself(&shop, "b2").await;
+    assert_eq!(shop.deployment(7).await["trigger"], "reconcile");
+
+    // One that goes later is told as well, and what was read of it stays in use.
+    files.remove("hook");
+    let ready = says_to_strangers(&shop, "apps.blog.webhook.secret").await.text();
+    assert!(ready.contains("stays in use"), "{ready}");
+    deliver_to_blog(&shop, &pushed, BLOG_SECRET).await.expect(202);
+    deliver_to_blog(&shop, &pushed, "").await.expect(401);
+    // Without it no delivery is taken; the comparison with the branch needs none.
+    shop.agent.kill().await;
     repo.write_site(&Behaviour::version("b3"));
     repo.commit("A third version");
+    let pushed = repo.push("main");
+    shop.agent.spawn();
+    deploys_itself(&shop, "b3").await;
+    deliver_to_blog(&shop, &pushed, BLOG_SECRET).await.expect(503);
+    files.write("hook", BLOG_SECRET);
+    mended(&shop).await;
+
+    repo.write_site(&Behaviour::version("b4"));
+    repo.commit("A fourth version");
     let queued = deliver_to_blog(&shop, &repo.push("main"), BLOG_SECRET).await.expect(202).json();
     let ended = shop.agent.deployment_ended(queued["deployment"].as_u64().unwrap(), LIMIT).await;
     assert_ended(&ended, "succeeded", &[]);
-    assert_eq!(shop.agent.visit(BLOG_HOST, "/").await.unwrap().expect(200).text().trim(), "b3");
+    assert_eq!(shop.agent.visit(BLOG_HOST, "/").await.unwrap().expect(200).text().trim(), "b4");
     let greeting = shop.agent.visit(BLOG_HOST, "/env?GREETING").await.unwrap().expect(200).text();
     assert_eq!(greeting.trim(), "hello from a file");
     load.stop().await.assert_flawless(100);
@@ -208,24 +282,65 @@ async fn what_cannot_go_on_without_a_secret_waits_for_it() {
     let Some(engine) = engine::or_skip("what_cannot_go_on_without_a_secret").await else { return };
     let files = Files::new();
     files.write("greeting", "hello from a file");
-    let table = format!("[apps.shop.env]\nGREETING = {{ file = {:?} }}\n", files.path("greeting"));
+    let table = format!(
+        "[apps.shop.release]\ncommand = [\"migrate\"]\n[apps.shop.env]\nGREETING = {{ file = {:?} }}\n",
+        files.path("greeting")
+    );
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().table(&table)).await;
     let load = shop.load();
 
+    // To be cancelled it needs none: neither in its release command nor in its rollout.
+    for (version, part, status) in [
+        (Behaviour::version("v2").migrate(0, 60_000, "for ever"), "for ever", "releasing"),
+        (Behaviour::version("v3").ready_after_ms(2000), "web-1: starting", "rolling_out"),
+    ] {
+        let id = cut_off(&mut shop, &files, &version, &[part]).await;
+        says_what_it_waits_for(&shop, id).await;
+        assert_eq!(shop.deployment(id).await["status"], status);
+        shop.cancel(id).await;
+        assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "cancelled", &[]);
+        assert!(shop.app().await["waits"].is_null());
+        let of_first = |c: &Container| c.label("longshore.deployment") == "1";
+        let all = shop.instances("web").await;
+        assert!(all.len() == 2 && all.iter().all(of_first), "{all:#?}");
+        files.write("greeting", "hello from a file");
+        mended(&shop).await;
+    }
+
     // A deployment that has begun to replace instances neither fails nor goes on.
-    let id = shop.push_without_waiting(&Behaviour::version("v2").ready_after_ms(2000)).await;
-    shop.says(id, "d2-web-1: starting").await;
-    shop.agent.kill().await;
-    files.remove("greeting");
-    shop.agent.spawn();
-    says_to_strangers(&shop, "apps.shop.env.GREETING").await;
+    let slow = Behaviour::version("v4").ready_after_ms(2000);
+    let id = cut_off(&mut shop, &files, &slow, &["d4-web-1: starting"]).await;
+    says_what_it_waits_for(&shop, id).await;
     logged(&shop, "the deployment goes on when its secrets can be read").await;
     assert_eq!(shop.deployment(id).await["status"], "rolling_out");
     files.write("greeting", "hello from a file");
     assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "succeeded", &[]);
     assert!(shop.log(id).await.contains("its secrets can be read again; going on from rolling_out"));
     mended(&shop).await;
-    shop.assert_live(2, &[("web", 2)]).await;
+    shop.assert_live(4, &[("web", 2)]).await;
+
+    // When its time is over, it is undone as far as that needs none: who is alone in a place stands in.
+    let bad = Behaviour::version("v5").never_ready().only_on("-2");
+    change_config(&shop, "[apps.shop]\n", "[apps.shop]\ndeadline = \"20s\"\n");
+    let id = cut_off(&mut shop, &files, &bad, &["d4-web-1: stopped", "d5-web-2: starting"]).await;
+    says_what_it_waits_for(&shop, id).await;
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&ended, "rolled_back", &["deadline of 20s, as it waited for a secret", "d5-web-1 serves until"]);
+    waits(&shop).await;
+    let mut names: Vec<_> =
+        shop.instances("web").await.iter().map(|c| c.label("longshore.instance").to_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["d4-web-2", "d5-web-1"]);
+    files.write("greeting", "hello from a file");
+    mended(&shop).await;
+    eventually("the live release is back", LIMIT, async || {
+        let all = shop.instances("web").await;
+        let is_back = all.len() == 2 && all.iter().all(|c| c.label("longshore.deployment") == "4");
+        if is_back { Ok(()) } else { Err(format!("{all:#?}")) }
+    })
+    .await;
+    shop.all_ready().await;
+    change_config(&shop, "deadline = \"20s\"\n", "");
 
     // Where a container is gone, a new one would be needed: it is not started without its environment.
     shop.agent.kill().await;
@@ -250,7 +365,7 @@ async fn what_cannot_go_on_without_a_secret_waits_for_it() {
     })
     .await;
     shop.all_ready().await;
-    shop.assert_live(2, &[("web", 2)]).await;
+    shop.assert_live(4, &[("web", 2)]).await;
     let greeting = shop.agent.visit(HOST, "/env?GREETING").await.unwrap().expect(200).text();
     assert_eq!(greeting.trim(), "hello from a file");
     load.stop().await.assert_flawless(100);

@@ -177,3 +177,45 @@ fn a_start_does_without_a_page_of_maintenance_and_a_check_refuses_it() {
     let secrets = dir.start(&EVERYWHERE.replace("\"hook\"", "\"none\"")).unwrap();
     assert!(!secrets.absent.iter().any(Absent::is_page));
 }
+
+#[test]
+fn what_was_read_stays_in_use_when_it_goes_and_what_is_read_later_does_not() {
+    let dir = Dir::with_every_file();
+    dir.write("deploy.toml", &EVERYWHERE.replace("{ env = \"S\" }", "{ file = \"hook\" }"));
+    let mut config = load(&dir.path("deploy.toml")).unwrap();
+    for (name, _) in FILES {
+        std::fs::remove_file(dir.path(name)).unwrap();
+    }
+    // Also at the second look.
+    for _ in 0..2 {
+        config = config.absent.look_again().unwrap();
+        let in_use = |key: &str| config.absent.iter().find(|absent| absent.key == key).map(|absent| absent.in_use);
+        for (name, key) in FILES {
+            assert_eq!(in_use(key), Some(["discord", "token", "hook"].contains(&name)), "{name}");
+        }
+        let shop = &config.apps[&"shop".parse().unwrap()];
+        assert!(matches!(shop.credential, Credential::Token { .. }));
+        assert!(shop.webhook.as_ref().unwrap().secret.is_ok());
+    }
+}
+
+#[test]
+fn only_what_a_deployment_needs_keeps_an_app_from_being_deployed() {
+    let dir = Dir::with_every_file();
+    let (shop, blog) = ("shop".parse().unwrap(), "blog".parse().unwrap());
+    for (name, shop_is, blog_is) in [
+        ("hook", false, false),
+        ("discord", false, false),
+        ("token", true, false),
+        ("database", true, false),
+        ("npm", true, false),
+        ("key", false, true),
+    ] {
+        let content = std::fs::read_to_string(dir.path(name)).unwrap();
+        std::fs::remove_file(dir.path(name)).unwrap();
+        let config = dir.start(EVERYWHERE).unwrap();
+        let kept = |app| config.absent.iter().any(|absent| absent.keeps_from_deploying(app));
+        assert_eq!((kept(&shop), kept(&blog)), (shop_is, blog_is), "{name}");
+        dir.write(name, &content);
+    }
+}

@@ -338,7 +338,7 @@ webhook = {}
     deploy.toml:16:30: apps.e.webhook.secret.env must be the name of an environment variable (what is written is not shown here)
         write { env = "NAME" } or { file = "PATH" }
     deploy.toml:19:13: apps.f.webhook.secret: the secret file /srv/longshore/none cannot be read: No such file or directory (os error 2)
-        the agent's user must be able to read it: chmod 600 /srv/longshore/none
+        put the secret there, or name the file where it is
     deploy.toml:22:13: apps.g.webhook.secret must name exactly one place for the secret
         write { env = "NAME" } or { file = "PATH" }
     deploy.toml:25:1: apps.h.webhook needs secret
@@ -355,7 +355,7 @@ fn a_secret_file_that_everybody_can_read() {
     let problems = parse_in(text, "deploy.toml", dir.path(), &environment).unwrap_err();
     insta::assert_snapshot!(problems.to_string().replace(&dir.path().display().to_string(), "DIR"), @"
     deploy.toml:3:13: apps.a.webhook.secret: the secret file DIR/hook has mode 0644: everybody on this machine can use it
-        the agent's user must be able to read it: chmod 600 DIR/hook
+        chmod 600 DIR/hook
     ");
 }
 

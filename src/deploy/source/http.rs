@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn without_the_token_that_is_configured_nothing_is_asked_for() {
         let problem = Problem { line: 1, column: 1, what: "apps.shop.credential.token: gone".into(), hint: None };
-        let absent = Absent { key: "apps.shop.credential.token".into(), problem };
+        let absent = Absent { key: "apps.shop.credential.token".into(), problem, in_use: false };
         let Err(Trouble::Failed(why)) = authorization(&Credential::Absent(absent)) else { panic!("asked anonymously") };
         assert_eq!(why, "apps.shop.credential.token: gone");
         assert!(authorization(&Credential::None).is_ok_and(|header| header.is_none()));

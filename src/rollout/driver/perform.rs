@@ -31,6 +31,13 @@ impl DriverTask {
         for kept in &assignment.plan.kept {
             self.keep(kept, &assignment);
         }
+        for id in &assignment.stand_ins {
+            match self.members.get_mut(id) {
+                Some(member) if member.duty == Duty::Serving => member.stands_in = true,
+                // It has never served.
+                _ => self.stop(id.clone()),
+            }
+        }
         self.push_routes();
         let (slots, policy) = (assignment.plan.slots.clone(), assignment.policy.clone());
         let machine = match (assignment.reverting.clone(), &assignment.canary) {

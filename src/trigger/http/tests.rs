@@ -196,7 +196,8 @@ async fn without_its_secret_an_app_takes_no_delivery_however_it_is_signed() {
     let what = "apps.shop.webhook.secret: the secret file /run/hook cannot be read".into();
     let problem = config::Problem { line: 1, column: 1, what, hint: None };
     let mut locked = shop();
-    locked.webhook.as_mut().unwrap().secret = Err(Absent { key: "apps.shop.webhook.secret".into(), problem });
+    locked.webhook.as_mut().unwrap().secret =
+        Err(Absent { key: "apps.shop.webhook.secret".into(), problem, in_use: false });
     let server = Server::start([locked]).await;
     let body = push_body('a', 'b');
     for (suffix, header) in [("", "x-hub-signature-256"), ("/post-receive", "x-longshore-signature-256")] {
