@@ -360,6 +360,15 @@ fn unavailable(err: StoreError) -> Response {
             "the agent's journal is not in its place, and nothing new is taken until it is (longshore status says more); \
              deliver again later"
         }
+        // So is this. Which file it is concerns the operator alone.
+        StoreError::NotWritable { .. } => {
+            "the agent's journal cannot be written on the server (it is read-only or immutable there), and nothing new is \
+             taken until it can (longshore status says more); deliver again later"
+        }
+        StoreError::Full => {
+            tracing::error!(%err, "a delivery could not be recorded");
+            "the disk is full, and the agent cannot write its journal now; deliver again later"
+        }
         err => {
             tracing::error!(%err, "a delivery could not be recorded");
             "the agent cannot write its journal now; deliver again later"
