@@ -47,6 +47,8 @@ impl DriverTask {
             (None, None) => Moves::Rolling(Rollout::new(slots, policy)),
         };
         self.rounds += 1;
+        // They may be others afterwards.
+        self.places = None;
         let (round, began) = (Round(self.rounds), Instant::now());
         let failure = assignment.reverting.clone();
         self.rollout = Some(Active {
@@ -263,6 +265,9 @@ impl DriverTask {
             (outcome, _) => outcome,
         };
         self.canary.send_replace(None);
+        if matches!(outcome, Outcome::Undone { .. }) {
+            self.leave_behind(active.assignment.deployment);
+        }
         // One that goes on later, forward or back, goes on from this share.
         if !matches!(outcome, Outcome::BrokenOff(_) | Outcome::TurnBack(_)) {
             self.share = None;
