@@ -290,8 +290,9 @@ impl Member {
         let mut member = Self::starting(spec, observed.slot, observed.deployment);
         member.duty = duty;
         member.pending = Pending::None;
-        member.trusted = duty == Duty::Serving && trusted;
         member.observe(observed);
+        // Of one that has ended another process is to come.
+        member.trusted = duty == Duty::Serving && trusted && member.running && !member.cut_off;
         member
     }
 

@@ -217,7 +217,7 @@ async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() 
         let options = RemoveContainerOptions { force: true, ..Default::default() };
         shop.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
     }
-    shop.is_told_of("d2-web-2", "starting it (attempt 2)").await;
+    shop.is_told_of("d2-web-2", "starting it (attempt 2); if that fails, again in 2s").await;
     shop.serve_again(&both).await;
     assert_eq!(shop.version().await, "v2");
     // Its part is over with the next release that serves.
@@ -226,6 +226,35 @@ async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() 
     assert_eq!(next["status"], "succeeded", "{next:#}");
     shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
     assert_eq!(shop.version().await, "v3");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn those_that_stand_in_and_end_while_no_agent_runs_come_back_with_it() {
+    let Some(engine) = engine::or_skip("those_that_stand_in_and_end_while_no_agent_runs").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
+    shop.leave_v2_alone().await;
+    let both = ["d2-web-1", "d2-web-2"];
+    // First all that the proxy's table has, then what it has forgotten: it had ended when the agent did.
+    for is_known_to_have_ended in [false, true] {
+        if !is_known_to_have_ended {
+            shop.agent.kill().await;
+        }
+        for container in shop.instances("web").await.iter().filter(|c| c.label("longshore.release") == "2") {
+            shop.engine.docker.kill_container(&container.id, None::<KillContainerOptions>).await.expect("killed");
+        }
+        if is_known_to_have_ended {
+            eventually("the agent knows of both ends", LIMIT, async || {
+                let log = shop.agent.log();
+                if log.matches("was ended by signal 9").count() >= 2 { Ok(()) } else { Err(log) }
+            })
+            .await;
+            shop.agent.kill().await;
+        }
+        shop.agent.start().await;
+        shop.serve_again(&both).await;
+        assert_eq!(shop.version().await, "v2");
+    }
     shop.finish().await;
 }
 

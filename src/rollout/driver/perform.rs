@@ -121,7 +121,7 @@ impl DriverTask {
             Action::Watch => self.begin_watch().await,
             Action::Revert(failure) => self.begin_revert(failure).await,
             Action::Say(line) => self.say(line),
-            Action::Finish(outcome) => self.finish(outcome),
+            Action::Finish(outcome) => self.finish(outcome).await,
         }
     }
 
@@ -257,7 +257,7 @@ impl DriverTask {
         }
     }
 
-    fn finish(&mut self, outcome: Outcome) {
+    async fn finish(&mut self, outcome: Outcome) {
         let Some(mut active) = self.rollout.take() else { return };
         let outcome = match (outcome, active.failure.take()) {
             (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
@@ -266,7 +266,7 @@ impl DriverTask {
         };
         self.canary.send_replace(None);
         if matches!(outcome, Outcome::Undone { .. }) {
-            self.leave_behind(active.assignment.deployment);
+            self.leave_behind(active.assignment.deployment).await;
         }
         // One that goes on later, forward or back, goes on from this share.
         if !matches!(outcome, Outcome::BrokenOff(_) | Outcome::TurnBack(_)) {

@@ -12,11 +12,18 @@ use crate::rollout::stand_ins::may_go;
 
 impl DriverTask {
     /// A deployment was undone: whatever it had started and serves still, nothing could take its place.
-    pub(super) fn leave_behind(&mut self, deployment: DeploymentId) {
+    pub(super) async fn leave_behind(&mut self, deployment: DeploymentId) {
+        let mut left = Vec::new();
         let serves_on = |m: &Member| m.deployment == deployment && m.duty == Duty::Serving;
         for (id, member) in self.members.iter_mut().filter(|(id, m)| serves_on(m) && !is_restored(id)) {
             tracing::warn!(app = %self.app, instance = %id, "left behind by a deployment; it serves until the live release does");
             member.stands_in = true;
+            left.push(id.clone());
+        }
+        if !left.is_empty()
+            && let Err(err) = self.parts.store.record_stand_ins(deployment, &left).await
+        {
+            tracing::error!(app = %self.app, %err, "what was left behind could not be recorded");
         }
     }
 
