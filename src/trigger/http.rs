@@ -395,9 +395,15 @@ fn plain_text(body: Body) -> Response {
 fn outcome(record: &Deployment) -> String {
     match (record.status, record.release, &record.reason) {
         (Status::Succeeded, Some(release), _) => format!("{} {release}", record.status),
-        (status, _, Some(reason)) => format!("{status}: {}", one_line(reason, 2000)),
+        (status, _, Some(reason)) => format!("{status}: {}", one_line(&joined(reason), 2000)),
         (status, _, None) => status.to_string(),
     }
+}
+
+/// The lines of a reason, told apart on one.
+fn joined(reason: &str) -> String {
+    let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

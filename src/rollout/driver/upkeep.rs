@@ -160,7 +160,8 @@ impl DriverTask {
             Care::Wait | Care::Recovered { .. } | Care::Reconnect => return,
             Care::Start => {
                 member.pending = Pending::Start;
-                format!("does not run: {why}; starting it (attempt {attempts})")
+                let pause = member.upkeep.pause_after_start();
+                format!("does not run: {why}; starting it (attempt {attempts}); if that fails, again in {pause:?}")
             }
             Care::Replace => {
                 member.pending = Pending::Replace;
