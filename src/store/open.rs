@@ -285,7 +285,8 @@ pub(super) fn refuse_unwritable(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// What keeps even a file that is open from being written, if anything does. A mode or an owner keeps only the next start from it.
+/// What keeps even a file that is open from being written, if anything does. A mode or an owner keeps only the next start
+/// from it.
 pub(super) fn takes_nothing(file: &Path) -> Option<String> {
     match access(file, AccessFlags::W_OK) {
         Err(errno @ (nix::errno::Errno::EPERM | nix::errno::Errno::EROFS)) => Some(why_not(file, errno)),
