@@ -403,7 +403,8 @@ fn outcome(record: &Deployment) -> String {
 /// The lines of a reason, told apart on one.
 fn joined(reason: &str) -> String {
     let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.collect::<Vec<_>>().join("; ")
+    // One that announces the next has its mark already.
+    lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 #[cfg(test)]
