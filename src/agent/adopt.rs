@@ -132,8 +132,8 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         let is_idle = under_way || replaced.contains(&instance.id);
         let duty = duty_of(&shared.routes, app, &instance, &spec, is_idle).await;
         // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
-        let trusted = !is_canary || shared.routes.holds(app, &instance.id).await;
         let stands_in = standing.contains(&instance.id);
+        let trusted = !(is_canary || stands_in) || shared.routes.holds(app, &instance.id).await;
         adopted.push(Adopted { observed: instance, spec, duty, trusted, stands_in });
     }
     if !adopted.is_empty() {
@@ -143,8 +143,8 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
     Ok(())
 }
 
-/// Those that were left behind and serve on, as nobody of the live release does in their places. What they were started
-/// with has to be on record.
+/// Those that were left behind and serve on, or are to again, as nobody of the live release does in their places. What they
+/// were started with has to be on record.
 async fn stand_ins(
     agent: &Agent,
     shared: &Shared,
@@ -156,10 +156,23 @@ async fn stand_ins(
     let current: Vec<Current> = observed.iter().map(current).collect();
     let all: Vec<InstanceId> = current.iter().map(|c| c.id.clone()).collect();
     let held = held(&shared.routes, app, &all).await;
-    let mut standing = rollout::stand_ins::stand_ins(&current, left, live, |id| held.contains(id));
+    let deployments: BTreeSet<DeploymentId> =
+        current.iter().filter(|c| left.contains(&c.id)).map(|c| c.deployment).collect();
+    let mut named = BTreeSet::new();
+    for deployment in deployments {
+        named.extend(agent.store.stand_ins(deployment).await?);
+    }
+    let holds = |id: &InstanceId| held.contains(id);
+    let mut standing = rollout::stand_ins::stand_ins(&current, left, live, holds, |id| named.contains(id));
     for instance in observed {
-        if standing.contains(&instance.id) && spec_of(agent, shared, app, instance).await?.is_none() {
-            standing.retain(|id| *id != instance.id);
+        if !standing.contains(&instance.id) {
+            continue;
+        }
+        match spec_of(agent, shared, app, instance).await? {
+            None => standing.retain(|id| *id != instance.id),
+            // The table forgets those that end while this agent lives.
+            Some(_) if named.contains(&instance.id) => {}
+            Some(_) => agent.store.record_stand_ins(instance.deployment, std::slice::from_ref(&instance.id)).await?,
         }
     }
     Ok(standing)

@@ -473,7 +473,7 @@ async fn an_app_shows_what_is_live_and_what_runs() {
     assert_eq!((&all[0]["name"], &all[0]["live"]), (&json!("shop"), &app["live"]));
     assert_eq!((&app["live"]["release"], &app["live"]["commit"]), (&json!(1), &json!(sha(1))));
     assert_eq!((&app["deployment"]["id"], &app["queued"]), (&json!(id), &json!(0)));
-    assert_eq!(app["services"][1]["instances"], json!({ "desired": 4, "ready": 0, "serving": 0 }));
+    assert_eq!(app["services"][1]["instances"], json!({ "desired": 4, "ready": 0, "serving": 0, "standing_in": 0 }));
     assert_eq!(app["services"][0]["image"], json!(format!("sha256:{:064x}", 1)));
 }
 

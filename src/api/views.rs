@@ -217,6 +217,10 @@ pub struct CountView {
     pub ready: usize,
     /// How many are chosen by the proxy or, for a worker, at work.
     pub serving: usize,
+    /// How many others, which a failed deployment left behind, serve until the live release does. The other numbers are
+    /// without them.
+    #[serde(default)]
+    pub standing_in: usize,
 }
 
 /// An instance.
@@ -232,6 +236,9 @@ pub struct InstanceView {
     pub health: Health,
     /// What it is for.
     pub duty: Duty,
+    /// A failed deployment left it behind, and it serves until the live release does.
+    #[serde(default)]
+    pub stands_in: bool,
     /// Its share of the traffic.
     pub weight: u32,
     /// Of which release.
@@ -456,7 +463,9 @@ impl LiveView {
 
 impl ServiceView {
     fn of(service: &Service, desired: u32, facts: &AppFacts<'_>) -> Self {
-        let own = || facts.instances.iter().filter(|instance| instance.service == service.name);
+        let all = || facts.instances.iter().filter(|instance| instance.service == service.name);
+        let own = || all().filter(|instance| !instance.stands_in);
+        let serves = |instance: &&InstanceState| instance.duty == Duty::Serving && instance.health == Health::Ready;
         let live = facts.live.as_ref().and_then(|release| release.body.service(&service.name));
         Self {
             name: service.name.to_string(),
@@ -464,9 +473,8 @@ impl ServiceView {
             instances: CountView {
                 desired,
                 ready: own().filter(|instance| instance.health == Health::Ready).count(),
-                serving: own()
-                    .filter(|instance| instance.duty == Duty::Serving && instance.health == Health::Ready)
-                    .count(),
+                serving: own().filter(serves).count(),
+                standing_in: all().filter(|instance| instance.stands_in).filter(serves).count(),
             },
             image: live.map(|live| live.image.to_string()),
             command: service.command.clone(),
@@ -484,6 +492,7 @@ impl InstanceView {
             slot: instance.slot,
             health: instance.health,
             duty: instance.duty,
+            stands_in: instance.stands_in,
             weight: instance.weight,
             release: instance.release.0,
             commit: instance.commit.clone(),

@@ -118,7 +118,7 @@ pub(super) fn services(app: &AppView, paint: Paint) -> Vec<String> {
             .collect();
         own.sort_by_key(|instance| (instance.slot, instance.release));
         let boxes: Vec<String> = own.iter().map(|instance| instance_box(instance, paint)).collect();
-        let serving = own.iter().filter(|instance| instance.serves()).count();
+        let serving = own.iter().filter(|instance| instance.serves() && !instance.stands_in).count();
         let serving = if is_known || !is_served { serving.to_string() } else { "?".to_owned() };
         let name = clean(name);
         format!("  {name:<width$}  {serving}/{desired}  {}", boxes.join(" ")).trim_end().to_owned()
@@ -131,6 +131,7 @@ fn instance_box(instance: &InstanceView, paint: Paint) -> String {
     let release = ReleaseNumber(instance.release);
     let (mark, look, word) = match (instance.duty, instance.health) {
         (Duty::Serving, _) if !instance.running => ("✗", Look::Bad, " not running"),
+        (Duty::Serving, Health::Ready) if instance.stands_in => ("■", Look::Busy, " stands in"),
         (Duty::Serving, Health::Ready) => ("■", Look::Good, ""),
         (Duty::Serving, Health::Starting) => ("■", Look::Busy, " unproven"),
         (Duty::Serving, Health::Unready) => ("■", Look::Bad, " unready"),

@@ -19,7 +19,7 @@ use super::watch::{PATIENCE, RETRY};
 use super::{Json, static_files, text, traffic};
 use crate::api::sse::SHUTDOWN;
 use crate::api::views::{AppView, DeploymentView, InstanceView, ProxyView, SharesView, WaitsView};
-use crate::model::{AppName, Duty, ReleaseNumber, shorten};
+use crate::model::{AppName, Duty, Health, ReleaseNumber, shorten};
 use crate::rollout::permanent::Standing;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -193,6 +193,7 @@ pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
     let row = |app: &AppView| {
         let live = app.live.as_ref();
         let serving: usize = app.services.iter().map(|service| service.instances.serving).sum();
+        let standing_in: usize = app.services.iter().map(|service| service.instances.standing_in).sum();
         let desired: u32 = app.services.iter().map(|service| service.instances.desired).sum();
         let going_on = match (&app.deployment, app.queued, &app.held) {
             (Some(running), _, _) if app.canary.is_some() => {
@@ -211,6 +212,7 @@ pub(super) fn overview(apps: &[AppView], now: Timestamp) -> String {
             live.and_then(|live| live.since).map_or("-".into(), |since| ago(since, now)),
             match (app.waits.is_some() && app.instances.is_empty()) || silent_proxy(app).is_some() {
                 true => format!("?/{desired}"),
+                false if standing_in > 0 => format!("{serving}/{desired}, {standing_in} stand in"),
                 false => format!("{serving}/{desired}"),
             },
             going_on,
@@ -278,6 +280,9 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     if app.maintenance {
         fact("closed", text::IN_MAINTENANCE.to_owned());
     }
+    if let Some(line) = stand_ins(app) {
+        fact("serves", line);
+    }
     if let Some(waits) = &app.waits {
         fact("waits", waiting(waits, now));
         if app.instances.is_empty() {
@@ -340,6 +345,22 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     lines
 }
 
+/// `v4 stands in, left behind by a deployment, until v2 does: d1-web-1 could not be started: …`
+fn stand_ins(app: &AppView) -> Option<String> {
+    let serving = || app.instances.iter().filter(|instance| instance.duty == Duty::Serving);
+    let mut releases: Vec<u32> = serving().filter(|i| i.stands_in).map(|i| i.release).collect();
+    releases.sort_unstable();
+    releases.dedup();
+    let releases: Vec<String> = releases.into_iter().map(|release| ReleaseNumber(release).to_string()).collect();
+    let live = ReleaseNumber(app.live.as_ref().filter(|_| !releases.is_empty())?.release);
+    let failing = serving().find(|i| !i.stands_in && (!i.running || i.health != Health::Ready));
+    let why = failing.map_or_else(String::new, |i| {
+        let last = i.last_check.as_deref().unwrap_or("no check has answered");
+        format!(": {} {}", clean(&i.id), shorten(&clean(last), 80))
+    });
+    Some(format!("{} stands in, left behind by a deployment, until {live} does{why}", releases.join(", ")))
+}
+
 /// `: none, down for 3 min; none of its instances is ready`
 fn stands(canary: &SharesView, now: Timestamp) -> String {
     let why = canary.why.as_ref().map(|why| format!("; {}", clean(why))).unwrap_or_default();
@@ -363,7 +384,10 @@ fn instances(instances: &[&InstanceView], now: Timestamp) -> String {
             instance.id.clone(),
             ReleaseNumber(instance.release).to_string(),
             if is_down { "not running".to_owned() } else { instance.health.to_string() },
-            instance.duty.to_string(),
+            match instance.duty {
+                Duty::Serving if instance.stands_in => "stands in".to_owned(),
+                duty => duty.to_string(),
+            },
         ];
         cells.extend(counted.then_some(in_flight));
         cells.extend([

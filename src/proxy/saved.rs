@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::table::Table;
 
 /// `routes.json` in the data directory.
@@ -45,7 +48,24 @@ impl Saved {
 
     /// Writes a table so that after a crash either the old or the new one is there, whole. Blocks.
     pub fn save(&self, table: &Table) -> io::Result<()> {
-        self.try_save(table).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display())))
+        self.try_save(table).map_err(|error| {
+            let helps = self.what_helps(&error);
+            io::Error::new(error.kind(), format!("{}: {error}{helps}", self.path.display()))
+        })
+    }
+
+    /// The system says of what is immutable that it is not permitted, and no more.
+    fn what_helps(&self, error: &io::Error) -> String {
+        if error.raw_os_error() != Some(Errno::EPERM as i32) {
+            return String::new();
+        }
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let is_immutable = |place: &&Path| access(*place, AccessFlags::W_OK) == Err(Errno::EPERM);
+        let place = [directory, self.path.as_path()].into_iter().find(is_immutable);
+        place.map_or_else(String::new, |place| {
+            let place = place.display();
+            format!("; {place} is marked as immutable; allow it to be changed with: chattr -i {place}")
+        })
     }
 
     fn try_save(&self, table: &Table) -> io::Result<()> {
@@ -78,5 +98,21 @@ mod tests {
         fs::write(dir.path().join("routes.json"), r#"{"generation": 8, "rou"#).unwrap();
         let why = saved.load().unwrap_err().to_string();
         assert!(why.contains("routes.json") && why.contains("line 1"), "{why}");
+    }
+
+    #[test]
+    fn an_immutable_directory_is_told_with_what_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        let chattr = |change: &str| {
+            let done = std::process::Command::new("chattr").arg(change).arg(dir.path()).output();
+            done.is_ok_and(|done| done.status.success())
+        };
+        if !chattr("+i") {
+            return eprintln!("skipped: chattr +i cannot be used here");
+        }
+        let saved = Saved::in_dir(dir.path()).save(&Table { generation: 7, routes: Vec::new() });
+        chattr("-i");
+        let (why, helps) = (saved.unwrap_err().to_string(), format!("chattr -i {}", dir.path().display()));
+        assert!(why.contains("is marked as immutable") && why.ends_with(&helps), "{why}");
     }
 }

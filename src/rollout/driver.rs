@@ -326,8 +326,8 @@ struct DriverTask {
     compared: Option<Duration>,
     /// The engine's last answer was none.
     engine_away: bool,
-    /// How many places the live release has in each service, once that is known.
-    places: Option<BTreeMap<ServiceName, u32>>,
+    /// The places of the live release, as long as that is known and no rollout changes it.
+    places: Option<Vec<LivePlace>>,
     /// Containers that no deployment on record has started and that were told of, once that has been read.
     strangers: Option<BTreeSet<String>>,
 }

@@ -40,6 +40,8 @@ pub struct InstanceState {
     pub health: Health,
     /// Written by the machine.
     pub duty: Duty,
+    /// A failed deployment left it behind; it serves until the live release does.
+    pub stands_in: bool,
     /// Its share; 0 unless serving.
     pub weight: u32,
     /// Whether its process runs. Of one that does not there may be no container either.
@@ -288,8 +290,9 @@ impl Member {
         let mut member = Self::starting(spec, observed.slot, observed.deployment);
         member.duty = duty;
         member.pending = Pending::None;
-        member.trusted = duty == Duty::Serving && trusted;
         member.observe(observed);
+        // Of one that has ended another process is to come.
+        member.trusted = duty == Duty::Serving && trusted && member.running && !member.cut_off;
         member
     }
 
@@ -347,6 +350,7 @@ impl Member {
             address: self.address,
             health: self.gate.health(),
             duty: self.duty,
+            stands_in: self.stands_in,
             weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
             running: self.running,
             started_at: self.started_at,

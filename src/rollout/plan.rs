@@ -217,7 +217,7 @@ pub fn replaced(current: &[Current], holds: impl Fn(&InstanceId) -> bool) -> Vec
 }
 
 /// Started to restore the old release (`…-r1`).
-fn is_restored(id: &InstanceId) -> bool {
+pub(super) fn is_restored(id: &InstanceId) -> bool {
     id.as_str()
         .rsplit_once("-r")
         .is_some_and(|(_, attempt)| !attempt.is_empty() && attempt.bytes().all(|b| b.is_ascii_digit()))

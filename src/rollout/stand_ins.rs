@@ -1,26 +1,35 @@
-//! What a failed deployment left behind and the proxy's table holds, where nobody of the live release serves: it stands in
-//! until somebody does. Pure.
+//! What a failed deployment left behind and has passed its gate, where nobody of the live release serves: it stands in until
+//! somebody does. Pure.
 //!
-//! It is none of the live instances: no plan knows it, and in the end it goes. Until then it is kept up as they are. What the
-//! table does not hold has not passed its gate, or was taken out, and never stands in.
+//! It is none of the live instances: no plan knows it, and in the end it goes. Until then it is kept up as they are, also when
+//! it has ended. What the proxy's table does not hold and the journal does not name has not passed its gate, or was taken
+//! out, and never stands in.
 
 use super::plan::Current;
 use crate::model::InstanceId;
 
-/// Those of `left` that serve on: routed, running, in a place where none of `live` is.
+/// Those of `left` that serve on, or are to again: proven, in a place where none of `live` is that runs and that the table
+/// `holds`. Of those that have ended it is the newest, where no other one is left that runs.
 pub fn stand_ins(
     current: &[Current],
     left: &[InstanceId],
     live: &[InstanceId],
     holds: impl Fn(&InstanceId) -> bool,
+    is_named: impl Fn(&InstanceId) -> bool,
 ) -> Vec<InstanceId> {
     let serves = |c: &Current| c.running && holds(&c.id);
     let is_taken = |place: &Current| {
         let here = |c: &&Current| (&c.service, c.slot) == (&place.service, place.slot);
         current.iter().filter(here).any(|c| live.contains(&c.id) && serves(c))
     };
-    let stands_in = |c: &&Current| left.contains(&c.id) && serves(c) && !is_taken(c);
-    current.iter().filter(stands_in).map(|c| c.id.clone()).collect()
+    let may = |c: &&Current| left.contains(&c.id) && (holds(&c.id) || is_named(&c.id)) && !is_taken(c);
+    let is_better = |c: &Current, other: &Current| {
+        (&c.service, c.slot) == (&other.service, other.slot)
+            && (c.running, c.deployment, &c.id) > (other.running, other.deployment, &other.id)
+    };
+    let candidates: Vec<&Current> = current.iter().filter(may).collect();
+    let is_needed = |c: &&&Current| c.running || !candidates.iter().any(|better| is_better(better, c));
+    candidates.iter().filter(is_needed).map(|c| c.id.clone()).collect()
 }
 
 /// Whether one in `place` may go: another one is ready and serves there, or there is no such place among the `wanted` and
@@ -50,15 +59,21 @@ mod tests {
             instance(2, 2, true),  // routed
             instance(2, 3, true),  // not routed
             instance(2, 4, false), // routed, and ended
+            instance(3, 4, false), // ended as well, and not routed, but on record
+            instance(3, 6, false), // the same
+            instance(2, 6, true),  // routed
+            instance(2, 7, false), // ended, and not routed
             instance(1, 5, true),  // live, and not routed
             instance(2, 5, true),  // routed
         ];
         let of = |deployment| -> Vec<InstanceId> {
             current.iter().filter(|c| c.deployment == DeploymentId(deployment)).map(|c| c.id.clone()).collect()
         };
-        let routed = ["d1-web-1", "d2-web-1", "d1-web-2", "d2-web-2", "d2-web-4", "d2-web-5"];
-        let standing = stand_ins(&current, &of(2), &of(1), |id| routed.contains(&id.as_str()));
-        assert_eq!(standing.iter().map(InstanceId::as_str).collect::<Vec<_>>(), ["d2-web-2", "d2-web-5"]);
+        let routed = ["d1-web-1", "d2-web-1", "d1-web-2", "d2-web-2", "d2-web-4", "d2-web-5", "d2-web-6"];
+        let is_routed = |id: &InstanceId| routed.contains(&id.as_str());
+        let standing = stand_ins(&current, &[of(2), of(3)].concat(), &of(1), is_routed, |id| of(3).contains(id));
+        let standing: Vec<_> = standing.iter().map(InstanceId::as_str).collect();
+        assert_eq!(standing, ["d2-web-2", "d3-web-4", "d2-web-6", "d2-web-5"]);
     }
 
     #[test]

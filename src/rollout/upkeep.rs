@@ -115,6 +115,11 @@ impl Upkeep {
         care
     }
 
+    /// How long after the last start the next one is due, when that does not help.
+    pub fn pause_after_start(&self) -> Duration {
+        pause(self.starts)
+    }
+
     /// How often it was reconnected, started or replaced since it was last well for a while.
     pub fn attempts(&self) -> u32 {
         self.starts.saturating_add(self.reconnections)

@@ -83,9 +83,9 @@ impl Store {
         let numbers = self.numbers.clone();
         let whereabouts = self.whereabouts.clone();
         // Within the group, whose thread has looked just before it.
-        self.call(move |c| match whereabouts.refuse_astray() {
+        self.call(move |c| match whereabouts.refuse_in_trouble() {
             Ok(()) => admit(c, &new, &numbers).map(Ok),
-            Err(astray) => Ok(Err(astray)),
+            Err(trouble) => Ok(Err(trouble)),
         })
         .await?
     }

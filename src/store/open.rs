@@ -285,6 +285,15 @@ pub(super) fn refuse_unwritable(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// What keeps even a file that is open from being written, if anything does. A mode or an owner keeps only the next start
+/// from it.
+pub(super) fn takes_nothing(file: &Path) -> Option<String> {
+    match access(file, AccessFlags::W_OK) {
+        Err(errno @ (nix::errno::Errno::EPERM | nix::errno::Errno::EROFS)) => Some(why_not(file, errno)),
+        _ => None,
+    }
+}
+
 fn why_not(place: &Path, errno: nix::errno::Errno) -> String {
     match (errno, owner_if_other(place)) {
         (nix::errno::Errno::EROFS, _) => "its file system is mounted read-only; mount it for writing".into(),

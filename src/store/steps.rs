@@ -9,6 +9,8 @@ use crate::model::{DeploymentId, InstanceId};
 
 /// Names the steps that stop instances: `stop d12-web-3`.
 const STOP: &str = "stop ";
+/// Names the steps that say which instances a deployment left behind to serve: `stand_in d12-web-3`.
+const STAND_IN: &str = "stand_in ";
 
 /// What the journal knows of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,23 +64,40 @@ impl Store {
     /// Writes the intent of stopping an instance. The engine goes on with a stop whose caller has died, so an instance
     /// that looks alive after a crash may be about to end.
     pub async fn begin_stop(&self, id: DeploymentId, instance: &InstanceId) -> Result<(), StoreError> {
-        let name = format!("{STOP}{instance}");
-        self.call(move |c| {
-            c.execute(
-                "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                params![id.0, name, now_ms()],
-            )?;
-            Ok(())
-        })
-        .await
+        self.name_instances(id, STOP, std::slice::from_ref(instance)).await
     }
 
     /// The instances that a deployment has begun to stop.
     pub async fn stops_begun(&self, id: DeploymentId) -> Result<Vec<InstanceId>, StoreError> {
+        self.instances_named(id, STOP).await
+    }
+
+    /// Writes that a deployment left these behind to serve, which have passed their gates: they may be what serves also
+    /// when they have ended by the next start.
+    pub async fn record_stand_ins(&self, id: DeploymentId, instances: &[InstanceId]) -> Result<(), StoreError> {
+        self.name_instances(id, STAND_IN, instances).await
+    }
+
+    /// The instances that a deployment left behind to serve.
+    pub async fn stand_ins(&self, id: DeploymentId) -> Result<Vec<InstanceId>, StoreError> {
+        self.instances_named(id, STAND_IN).await
+    }
+
+    async fn name_instances(&self, id: DeploymentId, what: &str, instances: &[InstanceId]) -> Result<(), StoreError> {
+        let names: Vec<String> = instances.iter().map(|instance| format!("{what}{instance}")).collect();
+        self.call(move |c| {
+            let sql = "INSERT INTO steps (deployment, name, intent_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+            let mut insert = c.prepare_cached(sql)?;
+            names.iter().try_for_each(|name| insert.execute(params![id.0, name, now_ms()]).map(drop))
+        })
+        .await
+    }
+
+    async fn instances_named(&self, id: DeploymentId, what: &'static str) -> Result<Vec<InstanceId>, StoreError> {
         self.read(move |c| {
             let sql = "SELECT substr(name, ?2) FROM steps WHERE deployment = ?1 AND name LIKE ?3";
             let mut statement = c.prepare_cached(sql)?;
-            let begun = params![id.0, STOP.len() as i64 + 1, format!("{STOP}%")];
+            let begun = params![id.0, what.len() as i64 + 1, format!("{what}%")];
             let names = statement.query_map(begun, |row| row.get::<_, String>(0))?;
             names.map(|name| InstanceId::parse(&name?).map_err(unreadable)).collect()
         })

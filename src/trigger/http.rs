@@ -360,6 +360,15 @@ fn unavailable(err: StoreError) -> Response {
             "the agent's journal is not in its place, and nothing new is taken until it is (longshore status says more); \
              deliver again later"
         }
+        // So is this. Which file it is concerns the operator alone.
+        StoreError::NotWritable { .. } => {
+            "the agent's journal cannot be written on the server (it is read-only or immutable there), and nothing new is \
+             taken until it can (longshore status says more); deliver again later"
+        }
+        StoreError::Full => {
+            tracing::error!(%err, "a delivery could not be recorded");
+            "the disk is full, and the agent cannot write its journal now; deliver again later"
+        }
         err => {
             tracing::error!(%err, "a delivery could not be recorded");
             "the agent cannot write its journal now; deliver again later"
@@ -386,9 +395,16 @@ fn plain_text(body: Body) -> Response {
 fn outcome(record: &Deployment) -> String {
     match (record.status, record.release, &record.reason) {
         (Status::Succeeded, Some(release), _) => format!("{} {release}", record.status),
-        (status, _, Some(reason)) => format!("{status}: {}", one_line(reason, 2000)),
+        (status, _, Some(reason)) => format!("{status}: {}", one_line(&joined(reason), 2000)),
         (status, _, None) => status.to_string(),
     }
+}
+
+/// The lines of a reason, told apart on one.
+fn joined(reason: &str) -> String {
+    let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
+    // One that announces the next has its mark already.
+    lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The disk of the data directory is full, or read-only: what serves goes on, the refusals are clear, and when there is
 //! room again all goes on by itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::shop::{HOST, LIMIT, Options, SECRET, Shop, assert_ended};
 use crate::support::agent::Setup;
@@ -184,6 +185,58 @@ fn incompressible(length: usize) -> Vec<u8> {
             state.to_le_bytes()[0]
         })
         .collect()
+}
+
+/// Files that not even root may change, until this is dropped.
+struct Immutable([PathBuf; 2]);
+
+impl Immutable {
+    fn journal(data_dir: &Path) -> Self {
+        let files = ["journal.db", "journal.db-wal"].map(|name| data_dir.join(name));
+        files.iter().for_each(|file| chattr("+i", file));
+        Self(files)
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|file| chattr("-i", file));
+    }
+}
+
+fn chattr(change: &str, file: &Path) {
+    let done = Command::new("chattr").arg(change).arg(file).status().expect("chattr can be run");
+    assert!(done.success(), "chattr {change} {}: {done}", file.display());
+}
+
+#[tokio::test]
+async fn a_journal_that_was_made_immutable_takes_nothing_new_and_says_so_until_it_can_be_written() {
+    let Some(engine) = engine::or_skip("a_journal_that_was_made_immutable").await else { return };
+    let Some(disk) = SmallDisk::or_skip("a_journal_that_was_made_immutable", 64) else { return };
+    let shop = shop_on(&disk, &engine, "0B").await;
+    says(&shop, "200 ").await;
+    let immutable = Immutable::journal(&shop.agent.data_dir());
+    says(&shop, "nothing new is taken").await;
+    let helps = "it is marked as immutable; allow it to be changed with: chattr -i";
+    let said = ready(&shop).await;
+    assert!(said.starts_with("503") && said.contains(helps), "{said}");
+    let status = shop.agent.cli(&["status"]).await;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("not ready: nothing new is taken") && status.contains(helps), "{status}");
+
+    let pushed = commit(&shop, "v2");
+    let delivery = github::Push::of("main", &pushed).delivery();
+    let refused = delivery.send(shop.agent.listen, "shop", SECRET).await.expect(503).text();
+    assert!(refused.contains("cannot be written on the server (it is read-only or immutable there)"), "{refused}");
+    assert!(!refused.contains("journal.db"), "{refused}");
+    assert_eq!(shop.version().await, "v1");
+
+    drop(immutable);
+    says(&shop, "200 ").await;
+    let id = shop.deliver(&pushed).await;
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "succeeded", &[]);
+    assert_eq!(shop.version().await, "v2");
+    shop.finish().await;
 }
 
 #[tokio::test]

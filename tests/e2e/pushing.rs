@@ -117,7 +117,8 @@ async fn a_push_that_deploys_nothing_says_so_in_one_line() {
     shop.agent.stop().await;
     let down = pushed(&shop, &format!("{main}:refs/heads/main")).await;
     let line = format!(
-        "longshore: nothing was deployed: nobody answers at http://{}: is the agent running?",
+        "longshore: nobody answers at http://{}: is the agent running? Nothing was deployed so far; unless `reconcile` is \
+         off, it finds the push at its start",
         shop.agent.listen
     );
     assert_eq!(remote(&down), [line]);

@@ -2,11 +2,14 @@
 //! serving until the live release does, and not a moment longer; what never served does not begin to.
 
 use bollard::query_parameters::{
-    KillContainerOptions, RemoveContainerOptions, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+    ImportImageOptionsBuilder, KillContainerOptions, RemoveContainerOptions, RemoveContainerOptionsBuilder,
+    RemoveImageOptionsBuilder,
 };
+use bytes::Bytes;
+use futures_util::TryStreamExt;
 use serde_json::Value;
 
-use crate::shop::{LIMIT, Options, Shop};
+use crate::shop::{LIMIT, Options, Shop, assert_ended};
 use crate::support::engine;
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
@@ -53,7 +56,7 @@ impl Shop {
         self.agent.start().await;
         self.is_told_of("d1-web-1", "is not on this machine").await;
         assert_eq!(self.version().await, "v2");
-        self.shows("  2/2  ✗v1 not running ■v2 ✗v1 not running ■v2").await;
+        self.shows("  0/2  ✗v1 not running ■v2 stands in ✗v1 not running ■v2 stands in").await;
     }
 
     /// Waits until `longshore status` has this of `web`.
@@ -136,6 +139,53 @@ async fn what_alone_serves_goes_when_the_live_release_serves_and_nobody_notices(
 }
 
 #[tokio::test]
+async fn the_live_release_is_started_again_and_again_while_what_could_not_be_replaced_stands_in() {
+    let Some(engine) = engine::or_skip("the_live_release_is_started_again").await else { return };
+    let shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
+    let v1 = shop.instances("web").await.swap_remove(0).id;
+    let v1 = shop.engine.docker.inspect_container(&v1, None).await.expect("a container").image.expect("an image");
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    shop.reaches(id, "watching").await;
+    shop.runs_alone(&["d2-web-1", "d2-web-2"]).await;
+
+    // Without its image the first version cannot be started.
+    let name = shop.engine.docker.inspect_image(&v1).await.expect("an image").repo_tags.expect("names").swap_remove(0);
+    let saved = shop.engine.docker.export_image(&name).try_collect::<Vec<Bytes>>().await.expect("saved").concat();
+    let options = RemoveImageOptionsBuilder::new().force(true).build();
+    shop.engine.docker.remove_image(&v1, Some(options), None).await.expect("removed");
+    let first = shop.instances("web").await.into_iter().find(|c| c.label("longshore.slot") == "1").expect("running");
+    shop.engine.docker.kill_container(&first.id, None::<KillContainerOptions>).await.expect("killed");
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(
+        &ended,
+        "rolled_back",
+        &["web-1 could not be restored after 3 attempts", "web-2 could not be restored"],
+    );
+    shop.is_told_of("d1-web-1", "is not on this machine").await;
+    shop.serve_again(&["d2-web-1", "d2-web-2"]).await;
+    shop.shows("  0/2  ✗v1 not running ■v2 stands in ✗v1 not running ■v2 stands in").await;
+    let shown = shop.agent.cli(&["status", "shop"]).await;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(
+        shown.contains("v2 stands in, left behind by a deployment, until v1 does: d1-web-1 could not be"),
+        "{shown}"
+    );
+    let app = shop.app().await;
+    assert_eq!(app["services"][0]["instances"]["serving"], 0, "{app:#}");
+    assert_eq!(app["services"][0]["instances"]["standing_in"], 2, "{app:#}");
+
+    let load = shop.load();
+    let body = bollard::body_full(saved.into());
+    let options = ImportImageOptionsBuilder::new().build();
+    shop.engine.docker.import_image(options, body, None).try_collect::<Vec<_>>().await.expect("loaded");
+    shop.serve_again(&["d1-web-1", "d1-web-2"]).await;
+    assert_eq!(shop.version().await, "v1");
+    shop.assert_live(1, &[("web", 2)]).await;
+    load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn one_that_stands_in_is_not_live_for_the_next_deployment() {
     let Some(engine) = engine::or_skip("one_that_stands_in_is_not_live").await else { return };
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
@@ -167,7 +217,7 @@ async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() 
         let options = RemoveContainerOptions { force: true, ..Default::default() };
         shop.engine.docker.remove_container(&container.id, Some(options)).await.expect("removed");
     }
-    shop.is_told_of("d2-web-2", "starting it (attempt 2)").await;
+    shop.is_told_of("d2-web-2", "starting it (attempt 2); if that fails, again in 2s").await;
     shop.serve_again(&both).await;
     assert_eq!(shop.version().await, "v2");
     // Its part is over with the next release that serves.
@@ -176,6 +226,35 @@ async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() 
     assert_eq!(next["status"], "succeeded", "{next:#}");
     shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
     assert_eq!(shop.version().await, "v3");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn those_that_stand_in_and_end_while_no_agent_runs_come_back_with_it() {
+    let Some(engine) = engine::or_skip("those_that_stand_in_and_end_while_no_agent_runs").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::default().watch("300s")).await;
+    shop.leave_v2_alone().await;
+    let both = ["d2-web-1", "d2-web-2"];
+    // First all that the proxy's table has, then what it has forgotten: it had ended when the agent did.
+    for is_known_to_have_ended in [false, true] {
+        if !is_known_to_have_ended {
+            shop.agent.kill().await;
+        }
+        for container in shop.instances("web").await.iter().filter(|c| c.label("longshore.release") == "2") {
+            shop.engine.docker.kill_container(&container.id, None::<KillContainerOptions>).await.expect("killed");
+        }
+        if is_known_to_have_ended {
+            eventually("the agent knows of both ends", LIMIT, async || {
+                let log = shop.agent.log();
+                if log.matches("was ended by signal 9").count() >= 2 { Ok(()) } else { Err(log) }
+            })
+            .await;
+            shop.agent.kill().await;
+        }
+        shop.agent.start().await;
+        shop.serve_again(&both).await;
+        assert_eq!(shop.version().await, "v2");
+    }
     shop.finish().await;
 }
 

@@ -265,7 +265,9 @@ async fn whatever_is_wrong_is_one_clear_line() {
     one_line(&hook(&moved()).await, "answered 404");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     git_in(repository, &["config", "longshore.url", &format!("http://{closed}")]).await;
-    one_line(&hook(&moved()).await, "is the agent running?");
+    let down = hook(&moved()).await;
+    assert!(down.starts_with("longshore: nobody answers at ") && down.lines().count() == 1, "{down}");
+    assert!(down.contains("is the agent running?") && down.contains("it finds the push at its start"), "{down}");
     git_in(repository, &["config", "longshore.url", "file:///etc/passwd"]).await;
     one_line(&hook(&moved()).await, "cannot be asked");
 }

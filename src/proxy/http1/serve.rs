@@ -168,7 +168,6 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// What comes while a client waits.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Waited {
     Answered(Reply<Sending>),
     Interim,

@@ -54,6 +54,8 @@ impl DriverTask {
             (None, None) => Moves::Rolling(Rollout::new(slots, policy)),
         };
         self.rounds += 1;
+        // They may be others afterwards.
+        self.places = None;
         let (round, began) = (Round(self.rounds), Instant::now());
         let failure = assignment.reverting.clone();
         self.rollout = Some(Active {
@@ -126,7 +128,7 @@ impl DriverTask {
             Action::Watch => self.begin_watch().await,
             Action::Revert(failure) => self.begin_revert(failure).await,
             Action::Say(line) => self.say(line),
-            Action::Finish(outcome) => self.finish(outcome),
+            Action::Finish(outcome) => self.finish(outcome).await,
         }
     }
 
@@ -262,7 +264,7 @@ impl DriverTask {
         }
     }
 
-    fn finish(&mut self, outcome: Outcome) {
+    async fn finish(&mut self, outcome: Outcome) {
         let Some(mut active) = self.rollout.take() else { return };
         let outcome = match (outcome, active.failure.take()) {
             (Outcome::Undone { left, .. }, Some(failure)) => Outcome::Undone { failure, left },
@@ -270,6 +272,9 @@ impl DriverTask {
             (outcome, _) => outcome,
         };
         self.canary.send_replace(None);
+        if matches!(outcome, Outcome::Undone { .. }) {
+            self.leave_behind(active.assignment.deployment).await;
+        }
         // One that goes on later, forward or back, goes on from this share.
         if !matches!(outcome, Outcome::BrokenOff(_) | Outcome::TurnBack(_)) {
             self.share = None;

@@ -1,14 +1,32 @@
-//! What a failed deployment left behind, and serves until the live release does: out of the routes, drained and stopped.
+//! What a failed deployment leaves behind, and serves until the live release does: then out of the routes, drained and
+//! stopped.
 
 use std::collections::BTreeMap;
 
 use super::{DriverTask, Signal};
-use crate::model::{Duty, Health, InstanceId, ServiceName};
+use crate::model::{DeploymentId, Duty, Health, InstanceId, ServiceName};
 use crate::proxy::table::DrainLimits;
 use crate::rollout::fleet::{Member, Pending};
+use crate::rollout::plan::is_restored;
 use crate::rollout::stand_ins::may_go;
 
 impl DriverTask {
+    /// A deployment was undone: whatever it had started and serves still, nothing could take its place.
+    pub(super) async fn leave_behind(&mut self, deployment: DeploymentId) {
+        let mut left = Vec::new();
+        let serves_on = |m: &Member| m.deployment == deployment && m.duty == Duty::Serving;
+        for (id, member) in self.members.iter_mut().filter(|(id, m)| serves_on(m) && !is_restored(id)) {
+            tracing::warn!(app = %self.app, instance = %id, "left behind by a deployment; it serves until the live release does");
+            member.stands_in = true;
+            left.push(id.clone());
+        }
+        if !left.is_empty()
+            && let Err(err) = self.parts.store.record_stand_ins(deployment, &left).await
+        {
+            tracing::error!(app = %self.app, %err, "what was left behind could not be recorded");
+        }
+    }
+
     /// Lets those go that are not needed any more.
     pub(super) fn relieve(&mut self) {
         let mut filled: BTreeMap<ServiceName, Vec<u32>> = BTreeMap::new();
@@ -16,7 +34,11 @@ impl DriverTask {
         for member in self.members.values().filter(serves) {
             filled.entry(member.spec.service.name.clone()).or_default().push(member.slot);
         }
-        let wanted = |service: &ServiceName| self.places.as_ref().map(|p| p.get(service).copied().unwrap_or(0));
+        let mut wanted: BTreeMap<&ServiceName, u32> = BTreeMap::new();
+        for place in self.places.iter().flatten() {
+            *wanted.entry(&place.spec.service.name).or_default() += 1;
+        }
+        let wanted = |service: &ServiceName| self.places.as_ref().map(|_| wanted.get(service).copied().unwrap_or(0));
         let goes = |m: &Member| {
             let service = &m.spec.service.name;
             may_go(m.slot, wanted(service), filled.get(service).map_or(&[], Vec::as_slice))

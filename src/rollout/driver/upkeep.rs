@@ -1,7 +1,7 @@
 //! Outside of what a rollout is changing: instances that are meant to serve are kept running, and what is on the engine
 //! is compared with what should be there. What differs is drift: told and recorded, and no deployment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,17 +50,19 @@ impl Found {
 }
 
 impl DriverTask {
-    /// Adds the instances that are missing in the places of the live release; upkeep starts them.
+    /// Takes where instances of the live release are meant to be, until the next rollout.
     pub(super) async fn expect(&mut self, places: Vec<LivePlace>) {
         if self.rollout.is_some() {
             return;
         }
-        let mut wanted = BTreeMap::new();
-        for place in &places {
-            *wanted.entry(place.spec.service.name.clone()).or_default() += 1;
-        }
-        self.places = Some(wanted);
-        for place in places {
+        self.places = Some(places);
+        self.fill_places();
+        self.look_after_all().await;
+    }
+
+    /// Adds the instances that are missing in the places of the live release; upkeep starts them.
+    fn fill_places(&mut self) {
+        for place in self.places.iter().flatten() {
             let service = &place.spec.service.name;
             let serves = |m: &Member| m.duty == Duty::Serving && !m.stands_in;
             let taken = |m: &Member| serves(m) && m.slot == place.slot && m.spec.service.name == *service;
@@ -68,9 +70,10 @@ impl DriverTask {
                 continue;
             }
             let id = InstanceId::new(place.deployment, service, place.slot, 0);
-            self.members.entry(id).or_insert_with(|| Member::missing(place.spec, place.slot, place.deployment));
+            // One of that name may be stopping still: then it has its turn when that has ended.
+            let missing = || Member::missing(place.spec.clone(), place.slot, place.deployment);
+            self.members.entry(id).or_insert_with(missing);
         }
-        self.look_after_all().await;
     }
 
     /// Looks how each instance that is meant to serve stands, and does what is due.
@@ -84,6 +87,7 @@ impl DriverTask {
         }
         // First, as those that go are not to be started again.
         self.relieve();
+        self.fill_places();
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
@@ -156,7 +160,8 @@ impl DriverTask {
             Care::Wait | Care::Recovered { .. } | Care::Reconnect => return,
             Care::Start => {
                 member.pending = Pending::Start;
-                format!("does not run: {why}; starting it (attempt {attempts})")
+                let pause = member.upkeep.pause_after_start();
+                format!("does not run: {why}; starting it (attempt {attempts}); if that fails, again in {pause:?}")
             }
             Care::Replace => {
                 member.pending = Pending::Replace;

@@ -275,6 +275,12 @@ async fn a_journal_that_cannot_be_written_asks_for_another_delivery() {
     assert!(json_of(&answer)["detail"].as_str().unwrap().contains("deliver again later"));
 }
 
+#[test]
+fn the_lines_of_a_reason_are_told_apart_in_the_pushers_last_line() {
+    let reason = "web-1 was ended by signal 9\n  web-1 could not be restored\n\n  web-2 could not be restored";
+    assert_eq!(joined(reason), "web-1 was ended by signal 9; web-1 could not be restored; web-2 could not be restored");
+}
+
 async fn post_receive(server: &Server, lines: &str) -> Response<hyper::body::Incoming> {
     let signature = sign(SECRET, lines.as_bytes());
     let headers = [("x-longshore-signature-256", signature.as_str())];
