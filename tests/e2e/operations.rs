@@ -74,7 +74,8 @@ async fn scaling_keeps_what_runs_and_survives_a_restart_of_the_agent() {
     shop.agent.restart().await;
     eventually("the instances are adopted", LIMIT, async || {
         let app = shop.app().await;
-        let ready = app["services"][0]["instances"] == json!({ "desired": 3, "ready": 3, "serving": 3 });
+        let ready =
+            app["services"][0]["instances"] == json!({ "desired": 3, "ready": 3, "serving": 3, "standing_in": 0 });
         if ready { Ok(()) } else { Err(format!("{app:#}")) }
     })
     .await;
