@@ -287,7 +287,6 @@ impl TestAgent {
     }
 
     /// The same, when it may be that nobody answers.
-    #[cfg(feature = "fail-points")]
     pub async fn try_get(&self, path: &str) -> Result<Value, String> {
         let request = http::request("GET", "localhost", path, &[], Bytes::new());
         let socket = self.data_dir().join("longshore.sock");

@@ -31,7 +31,6 @@ pub mod load;
 pub mod pebble;
 pub mod ports;
 pub mod private_engine;
-#[cfg(feature = "fail-points")]
 pub mod relay;
 pub mod repo;
 pub mod site;

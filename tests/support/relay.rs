@@ -22,6 +22,7 @@ type Body = BoxBody<Bytes, hyper::Error>;
 
 /// What happens to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "fail-points"), expect(dead_code, reason = "most are for what is built with fail points"))]
 pub enum Fault {
     /// The agent is killed before the engine hears of it.
     CrashBefore,
