@@ -126,8 +126,8 @@ enum Again {
     EngineBack,
     /// The journal failed in the middle of it.
     JournalBack,
-    /// A secret was absent in the middle of it.
-    SecretBack,
+    /// A secret that it needs could not be read.
+    SecretAbsent,
 }
 
 /// How far a deployment was told.
@@ -254,7 +254,7 @@ impl Story<'_> {
                 Again::AgentRestarted => "the agent was restarted",
                 Again::EngineBack => "the Docker engine answers again",
                 Again::JournalBack => "the journal can be written again",
-                Again::SecretBack => "its secrets can be read again",
+                Again::SecretAbsent => "a secret could not be read",
             };
             self.log.line(format!("{back}; going on from {}", self.deployment.status));
             self.until_secrets_are_there().await?;

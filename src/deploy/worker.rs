@@ -70,7 +70,7 @@ impl Deployer {
             }
             let rest = match ran {
                 Ok(Some(Told::Waits)) => {
-                    again = Again::SecretBack;
+                    again = Again::SecretAbsent;
                     Some(PAUSE)
                 }
                 Ok(Some(told)) => {

@@ -59,6 +59,15 @@ impl Shop {
         self.shows("  0/2  ✗v1 not running ■v2 stands in ✗v1 not running ■v2 stands in").await;
     }
 
+    /// The part of those that stand in is over with the next release that serves.
+    async fn gives_way_to_v3(&mut self) {
+        self.reconfigure(&Options::default()).await;
+        let next = self.push(&Behaviour::version("v3")).await;
+        assert_eq!(next["status"], "succeeded", "{next:#}");
+        self.runs_alone(&["d3-web-1", "d3-web-2"]).await;
+        assert_eq!(self.version().await, "v3");
+    }
+
     /// Waits until `longshore status` has this of `web`.
     async fn shows(&self, part: &str) {
         eventually(&format!("status shows {part:?}"), LIMIT, async || {
@@ -192,11 +201,7 @@ async fn one_that_stands_in_is_not_live_for_the_next_deployment() {
     let load = shop.load();
     shop.leave_v2_alone().await;
     assert_eq!(shop.version().await, "v2");
-    shop.reconfigure(&Options::default()).await;
-    let next = shop.push(&Behaviour::version("v3")).await;
-    assert_eq!(next["status"], "succeeded", "{next:#}");
-    shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
-    assert_eq!(shop.version().await, "v3");
+    shop.gives_way_to_v3().await;
     load.stop().await.assert_flawless(500);
     shop.finish().await;
 }
@@ -220,12 +225,7 @@ async fn one_that_stands_in_and_ends_comes_back_as_long_as_nobody_else_serves() 
     shop.is_told_of("d2-web-2", "starting it (attempt 2); if that fails, again in 2s").await;
     shop.serve_again(&both).await;
     assert_eq!(shop.version().await, "v2");
-    // Its part is over with the next release that serves.
-    shop.reconfigure(&Options::default()).await;
-    let next = shop.push(&Behaviour::version("v3")).await;
-    assert_eq!(next["status"], "succeeded", "{next:#}");
-    shop.runs_alone(&["d3-web-1", "d3-web-2"]).await;
-    assert_eq!(shop.version().await, "v3");
+    shop.gives_way_to_v3().await;
     shop.finish().await;
 }
 
