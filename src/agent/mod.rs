@@ -34,11 +34,13 @@ pub mod canaries;
 pub mod certificate_files;
 pub mod outage;
 mod reconcile;
+pub mod tip;
 pub mod unconfigured;
 
 use adopt::Adoption;
 use apps::AppHandle;
 use canaries::CanaryStanding;
+use tip::Tips;
 
 /// Why there are no parts yet, when nothing worse is known.
 const STARTING: &str = "the agent is still starting";
@@ -64,6 +66,8 @@ pub struct Agent {
     apps: RwLock<BTreeMap<AppName, Arc<AppHandle>>>,
     /// How the permanent canaries stand.
     canaries: watch::Sender<BTreeMap<AppName, CanaryStanding>>,
+    /// Where the apps' branches were last seen.
+    tips: Tips,
     parts: OnceLock<apps::Shared>,
     /// The data plane, which needs no engine.
     proxy: OnceLock<ProxyClient>,
@@ -118,6 +122,7 @@ impl Agent {
             config: watch::Sender::new(Arc::new(config)),
             apps: RwLock::new(BTreeMap::new()),
             canaries: watch::Sender::new(BTreeMap::new()),
+            tips: Tips::default(),
             parts: OnceLock::new(),
             proxy: OnceLock::new(),
             unconnected: RwLock::new(STARTING.to_owned()),
@@ -221,7 +226,10 @@ impl Agent {
     /// Puts a request on disk and wakes its app.
     pub async fn submit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
         let name = new.app.clone();
-        let admission = self.store.admit(new).await?;
+        let admission = self.store.admit(new.clone()).await?;
+        if !matches!(admission, Admission::Duplicate { .. }) {
+            self.saw_push(&new);
+        }
         if let Admission::Queued { id, replaced } = &admission {
             for old in replaced {
                 self.journal.publish_replaced(&name, *old, *id);

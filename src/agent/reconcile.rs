@@ -54,6 +54,7 @@ async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     let tip = parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
     // A branch that does not exist yet is waited for.
     let Some(tip) = tip else { return Ok(()) };
+    agent.tips.saw(app, tip.clone());
     if agent.store.knows_commit(name, &tip).await.map_err(|err| err.to_string())? {
         return Ok(());
     }

@@ -80,10 +80,13 @@ async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts
     let public_url = config.agent.public_url.as_deref();
     let canaries = || config.apps.values().filter_map(|app| Some((app, app.canary_of.as_ref()?)));
     let own = canaries().find(|(_, of)| of.app == app.name);
+    let live = store.live_release(&app.name).await?;
+    let tip = api.agent.tip_not_live(app, live.as_ref(), running.as_ref()).await?;
     Ok(AppView::of(AppFacts {
         app,
         services,
-        live: store.live_release(&app.name).await?,
+        live,
+        tip,
         held: store.held_tip(&app.name).await?,
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),

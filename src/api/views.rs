@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::static_files::StaticView;
 use super::traffic::{InstanceTrafficView, RequestsView, ServiceTrafficView, TrafficView};
 use crate::agent::canaries::CanaryStanding;
+use crate::agent::tip::NotLive;
 use crate::agent::{ProxyStanding, Waits};
 use crate::config::{App, Fraction, Service};
 use crate::model::{AppName, CommitSha, Duty, Health, Status, Trigger};
@@ -30,6 +31,9 @@ pub struct AppView {
     pub domains: Vec<String>,
     /// What is live; null before the first release.
     pub live: Option<LiveView>,
+    /// The branch's tip as it was last seen; null when it is live or on its way, and while it was not seen.
+    #[serde(default)]
+    pub tip: Option<TipView>,
     /// The commit that failed and is not tried again by itself.
     pub held: Option<HeldView>,
     /// Its process types.
@@ -176,6 +180,15 @@ pub struct LiveView {
     pub deployment: i64,
     /// Since when.
     pub since: Option<Timestamp>,
+}
+
+/// A branch's tip that is not live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TipView {
+    /// Which commit.
+    pub commit: CommitSha,
+    /// Why it is not live.
+    pub why: String,
 }
 
 /// A held commit.
@@ -394,6 +407,7 @@ pub(super) struct AppFacts<'a> {
     /// Services in the order of the configuration with how many instances are asked for.
     pub services: Vec<(&'a Service, u32)>,
     pub live: Option<Release>,
+    pub tip: Option<NotLive>,
     pub held: Option<(CommitSha, String)>,
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
@@ -431,6 +445,7 @@ impl AppView {
             branch: facts.app.branch.clone(),
             domains: facts.app.hosts().into_iter().map(str::to_owned).collect(),
             live: live.map(LiveView::of),
+            tip: facts.tip.map(|NotLive { commit, why }| TipView { commit, why }),
             held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
             services,
             instances,

@@ -277,6 +277,9 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
         }
         None => fact("live", format!("nothing yet; start with: longshore deploy {}", clean(&app.name))),
     }
+    if let Some(tip) = &app.tip {
+        fact("tip", clean(&format!("{} is not live: {}", tip.commit.short(), tip.why)));
+    }
     if app.maintenance {
         fact("closed", text::IN_MAINTENANCE.to_owned());
     }

@@ -165,6 +165,15 @@ fn a_canary_says_its_step_share_and_comparison() {
 }
 
 #[test]
+fn a_tip_that_is_not_live_is_told_with_the_reason() {
+    let mut app = app();
+    let tip = json!({ "commit": "1a2b3c4d5e6f708192a3b4c5d6e7f80912345678", "why": "#41 failed" });
+    app.tip = serde_json::from_value(tip).unwrap();
+    let lines = status::detail(&app, None, now(), Paint(false));
+    assert_eq!(lines[2], "  tip      1a2b3c4 is not live: #41 failed");
+}
+
+#[test]
 fn a_permanent_canary_is_told_by_both_apps() {
     let said = |key: &str, change: Value| {
         let mut shares = json!({

@@ -18,6 +18,10 @@ const OF_COMMIT_TAKEN_UP: &str = "SELECT 1 FROM deployments WHERE app = ?1 AND c
      AND (started_at IS NOT NULL OR status = 'cancelled')
      AND NOT (status IN ('failed', 'rolled_back')
          AND EXISTS (SELECT 1 FROM steps WHERE deployment = deployments.id AND name = 'without_secret'))";
+const LAST_OF_COMMIT_WAITING: &str =
+    "SELECT max(+id) FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?2";
+const LAST_OF_COMMIT_TAKEN_UP: &str = "SELECT max(+id) FROM deployments WHERE app = ?1 AND commit_sha = ?2
+     AND (started_at IS NOT NULL OR status = 'cancelled')";
 const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
 
 /// The step that says that a deployment failed, or was undone, for want of a secret; its outcome is which.
@@ -143,6 +147,19 @@ impl Store {
         self.read(move |c| {
             let sql = format!("SELECT EXISTS ({OF_COMMIT_WAITING}) OR EXISTS ({OF_COMMIT_TAKEN_UP})");
             c.query_row(&sql, params![app.as_str(), commit.as_str()], |row| row.get(0))
+        })
+        .await
+    }
+
+    /// The last deployment of a commit that waits, was started or was cancelled.
+    pub async fn last_of_commit(&self, app: &AppName, commit: &CommitSha) -> Result<Option<Deployment>, StoreError> {
+        let (app, commit) = (app.clone(), commit.clone());
+        self.read(move |c| {
+            let last = format!(
+                "WHERE id IN ({LAST_OF_COMMIT_WAITING} UNION ALL {LAST_OF_COMMIT_TAKEN_UP}) ORDER BY id DESC LIMIT 1"
+            );
+            let found = query(c, &last, params![app.as_str(), commit.as_str()])?;
+            Ok(found.into_iter().next())
         })
         .await
     }
@@ -403,6 +420,8 @@ mod tests {
     fn a_deployment_is_found_without_reading_the_history() {
         assert_read_by(OF_COMMIT_WAITING, "deployments_waiting");
         assert_read_by(OF_COMMIT_TAKEN_UP, "deployments_of_commit");
+        assert_read_by(LAST_OF_COMMIT_WAITING, "deployments_waiting");
+        assert_read_by(LAST_OF_COMMIT_TAKEN_UP, "deployments_of_commit");
         assert_read_by(&format!("SELECT id FROM deployments {UNDER_WAY}"), "deployments_under_way");
     }
 }

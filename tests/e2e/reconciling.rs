@@ -45,14 +45,20 @@ async fn a_push_without_a_delivery_is_only_late() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(shop.deployments().await.len(), 3);
     assert_eq!(shop.version().await, "v1");
+    let told = shop.app().await["tip"].take();
+    let why = "#2 succeeded, and another release was made live after it";
+    assert_eq!(told, json!({ "commit": second["commit"], "why": why }));
 
     // A version that fails is tried once, and the next commit again.
     shop.repo.push_site(&Behaviour::version("v3").exit_at_once(3));
     assert_eq!(appears(&shop, 4).await["status"], "rolled_back");
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(shop.deployments().await.len(), 4);
+    let told = shop.app().await["tip"]["why"].take();
+    assert_eq!(told, "#4 was rolled back; it is held, and not tried again by itself");
     shop.repo.push_site(&Behaviour::version("v4"));
     assert_eq!(appears(&shop, 5).await["status"], "succeeded");
+    assert_eq!(shop.app().await["tip"], Value::Null, "it is live");
     shop.finish().await;
 }
 
