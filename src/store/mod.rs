@@ -31,6 +31,7 @@ mod steps;
 mod thread;
 mod tokens;
 mod whereabouts;
+mod write_trouble;
 
 pub use admission::{Admission, Decision, NewDeployment};
 pub use agent::KEY as AGENT_ID_KEY;
@@ -53,6 +54,7 @@ use ballast::Ballast;
 use numbers::Numbers;
 use thread::{Awaited, Order, Posted};
 use whereabouts::Whereabouts;
+use write_trouble::WriteTrouble;
 
 /// A handle on the journal; cheap to clone.
 #[derive(Clone)]
@@ -61,6 +63,7 @@ pub struct Store {
     numbers: Arc<Numbers>,
     scarce: Arc<AtomicBool>,
     whereabouts: Arc<Whereabouts>,
+    write_trouble: Arc<WriteTrouble>,
 }
 
 /// Why a call failed.
@@ -69,6 +72,9 @@ pub enum StoreError {
     /// SQLite says so.
     #[error("the journal cannot be read or written: {0}")]
     Sqlite(String),
+    /// The same, and it is the fault of what the journal is on, and not of the call: the next one may meet it as well.
+    #[error("the journal cannot be read or written: {0}; the kernel's log (dmesg) may say more about its disk")]
+    Medium(String),
     /// There is no room on its disk. What is already accepted may still end, on what was set aside for that.
     #[error("the journal cannot be written: its disk is full")]
     Full,
@@ -115,9 +121,10 @@ impl Store {
         ballast.renew();
         let scarce = ballast.watch_scarcity();
         let whereabouts = Arc::new(Whereabouts::of(path));
-        let orders = thread::start(connection, ballast, whereabouts.clone())
+        let write_trouble = Arc::new(WriteTrouble::default());
+        let orders = thread::start(connection, ballast, whereabouts.clone(), write_trouble.clone())
             .map_err(|err| OpenError::Other { path: path.into(), why: err.to_string() })?;
-        Ok(Self { orders, numbers: Arc::new(numbers), scarce, whereabouts })
+        Ok(Self { orders, numbers: Arc::new(numbers), scarce, whereabouts, write_trouble })
     }
 
     /// Runs `work`, which writes, in a transaction and returns once it is on disk.
@@ -183,15 +190,17 @@ impl Store {
 }
 
 fn failure(connection: &Connection, err: rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly, SystemIoFailure};
     match err.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+        Some(DiskFull) => StoreError::Full,
         // SQLite does not say why: its files may have been made immutable, or read-only, since they were opened.
-        Some(rusqlite::ErrorCode::SystemIoFailure | rusqlite::ErrorCode::ReadOnly) => {
+        Some(SystemIoFailure | ReadOnly) => {
             match connection.path().map(|path| open::refuse_unwritable(Path::new(path))) {
                 Some(Err(OpenError::NotWritable { path, why })) => StoreError::NotWritable { path, why },
-                _ => StoreError::Sqlite(err.to_string()),
+                _ => StoreError::Medium(err.to_string()),
             }
         }
+        Some(CannotOpen | DatabaseCorrupt | NotADatabase) => StoreError::Medium(err.to_string()),
         _ => StoreError::Sqlite(err.to_string()),
     }
 }

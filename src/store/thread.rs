@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ballast::Ballast;
 use super::whereabouts::Whereabouts;
+use super::write_trouble::WriteTrouble;
 use super::{StoreError, failure};
 use crate::fail_point;
 
@@ -111,12 +112,13 @@ pub(super) fn start(
     connection: Connection,
     ballast: Ballast,
     whereabouts: Arc<Whereabouts>,
+    write_trouble: Arc<WriteTrouble>,
 ) -> io::Result<mpsc::UnboundedSender<Order>> {
     let (orders, queue) = mpsc::unbounded_channel();
     let callers = Handle::try_current().ok();
     thread::Builder::new()
         .name("journal".into())
-        .spawn(move || serve(&connection, ballast, &whereabouts, queue, callers.as_ref()))?;
+        .spawn(move || serve(&connection, ballast, &whereabouts, &write_trouble, queue, callers.as_ref()))?;
     Ok(orders)
 }
 
@@ -124,6 +126,7 @@ fn serve(
     connection: &Connection,
     mut ballast: Ballast,
     whereabouts: &Whereabouts,
+    write_trouble: &WriteTrouble,
     mut queue: mpsc::UnboundedReceiver<Order>,
     callers: Option<&Handle>,
 ) {
@@ -146,7 +149,16 @@ fn serve(
             let _ = whereabouts.look();
         }
         if !calls.is_empty() {
+            let before = connection.total_changes();
             let answers = run_group(connection, calls, ballast.is_scarce());
+            match answers.iter().find(|(_, outcome)| matches!(outcome, Err(StoreError::Medium(_)))) {
+                Some((_, failed)) => write_trouble.saw(failed.clone()),
+                // What was undone has been counted as well, but for none of its callers.
+                None if answers.iter().any(|(_, outcome)| outcome.is_ok()) && connection.total_changes() != before => {
+                    write_trouble.saw(Ok(()));
+                }
+                None => {}
+            }
             let full = answers.iter().any(|(_, outcome)| *outcome == Err(StoreError::Full));
             tell(answers, callers);
             if full && ballast.release() {

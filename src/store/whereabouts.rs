@@ -6,7 +6,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -79,20 +78,20 @@ impl Whereabouts {
 }
 
 impl Store {
-    /// Whether something can be written now that the next start would find: else [`StoreError::Astray`] or
-    /// [`StoreError::NotWritable`].
+    /// Whether something can be written now that the next start would find: else [`StoreError::Astray`],
+    /// [`StoreError::NotWritable`] or, as the last attempt has shown, [`StoreError::Medium`].
     pub fn look_for_files(&self) -> Result<(), StoreError> {
-        self.whereabouts.look()
+        self.whereabouts.look()?;
+        self.write_trouble.known()
     }
 
     /// Looks again and again until the agent ends, so that it is in the log also when nobody asks.
     pub async fn keep_looking_for_files(self, end: CancellationToken) {
-        let whereabouts = Arc::clone(&self.whereabouts);
-        drop(self);
         end.run_until_cancelled(async {
             loop {
                 // It is logged there, and told to whoever asks.
-                let _ = whereabouts.look();
+                let _ = self.whereabouts.look();
+                self.try_to_write().await;
                 tokio::time::sleep(PAUSE).await;
             }
         })
