@@ -8,7 +8,7 @@
 //!
 //! When a secret is absent that it needs to go on, `secrets` has it wait.
 //!
-//! `worker` takes the next deployment, `running` is the one under way and how it is stopped; `prepare` makes or finds its
+//! `worker` takes the next deployment, `running` is the one under way and how it is stopped, after its `deadline` at the latest; `prepare` makes or finds its
 //! release, `static_files` has
 //! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
 
@@ -28,6 +28,7 @@ use crate::runtime::presence::{Mark, Presence};
 use crate::store::{Deployment, Finish, Release, Store, StoreError};
 
 pub mod build;
+mod deadline;
 mod outage;
 pub mod plan_view;
 mod prepare;
@@ -155,7 +156,8 @@ impl Deployer {
         if asked {
             running.cancel(self.store.cancelled_by(id).await?);
         }
-        let deadline = tokio::spawn(running::enforce_deadline(app.deadline, running.clone()));
+        let deadline = self.deadline(id, app.deadline).await?;
+        let deadline = tokio::spawn(deadline.enforce(running.clone()));
         let redactor = Redactor::of_app(&app);
         let log = redactor.log(self.journal.log(&self.app, id).await?);
 

@@ -2,6 +2,8 @@
 //! broken off where it is, nothing is undone, and it is told again when the engine answers. An engine that goes away in
 //! the same deployment again and again may do so because of it: then it is not told again.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{Deployer, Halt, Story};
@@ -56,6 +58,8 @@ impl Deployer {
         }
         // Whoever looked last may have seen it still: it has to say that it is there before anything is told again.
         self.presence.broke();
+        // What it lost with the engine is not held against it. So it has its deadline anew, at most as often as this happens.
+        self.store.set_time_told(id, Duration::ZERO).await?;
         losses.0.push(status);
         self.store.begin_step::<Vec<Status>>(id, STEP).await?;
         self.store.end_step(id, STEP, &losses.0).await?;

@@ -51,6 +51,11 @@ impl Running {
         *waits = secret.map(|secret| (format!("{} waits for a secret: {secret}", self.id), since));
     }
 
+    /// Its time is over.
+    pub(super) fn end_by_deadline(&self, limit: Duration) {
+        self.end_early(StopCause::Deadline(format!("it took longer than its deadline of {limit:?}")));
+    }
+
     fn end_early(&self, cause: StopCause) {
         // A second cause changes nothing.
         let _ = self.cause.set(cause);
@@ -73,11 +78,6 @@ impl Running {
         let status = if self.by_deadline() { Status::Failed } else { Status::Cancelled };
         Halt::End(Finish { status, reason: Some(self.why()), superseded_by: None, hold: false })
     }
-}
-
-pub(super) async fn enforce_deadline(limit: Duration, running: Running) {
-    tokio::time::sleep(limit).await;
-    running.end_early(StopCause::Deadline(format!("it took longer than its deadline of {limit:?}")));
 }
 
 pub(super) fn lock(running: &Mutex<Option<Running>>) -> MutexGuard<'_, Option<Running>> {

@@ -1,5 +1,7 @@
 //! Durable steps: the intent on disk before the act, the outcome after it.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,6 +11,8 @@ use crate::model::{DeploymentId, InstanceId};
 
 /// Names the steps that stop instances: `stop d12-web-3`.
 const STOP: &str = "stop ";
+/// The step that says how long a deployment has been told, in milliseconds.
+const TIME_TOLD: &str = "time_told";
 /// Names the steps that say which instances a deployment left behind to serve: `stand_in d12-web-3`.
 const STAND_IN: &str = "stand_in ";
 
@@ -57,6 +61,25 @@ impl Store {
                 params![outcome, now_ms(), id.0, name],
             )?;
             Ok(())
+        })
+        .await
+    }
+
+    /// How long a deployment has been told, in all lives of the agent, as it was last written.
+    pub async fn time_told(&self, id: DeploymentId) -> Result<Duration, StoreError> {
+        Ok(match self.step(id, TIME_TOLD).await? {
+            Step::Done(ms) => Duration::from_millis(ms),
+            Step::New | Step::Begun => Duration::ZERO,
+        })
+    }
+
+    /// Writes how long a deployment has been told.
+    pub async fn set_time_told(&self, id: DeploymentId, told: Duration) -> Result<(), StoreError> {
+        let ms = u64::try_from(told.as_millis()).unwrap_or(u64::MAX);
+        self.call(move |c| {
+            let sql = "INSERT INTO steps (deployment, name, intent_at, outcome, outcome_at) VALUES (?1, ?2, ?3, ?4, ?3)
+                       ON CONFLICT DO UPDATE SET outcome = excluded.outcome, outcome_at = excluded.outcome_at";
+            c.execute(sql, params![id.0, TIME_TOLD, now_ms(), to_json(&ms)?]).map(drop)
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! The agent ends in the middle of things, in order or not: it finishes or undoes what was going on, and nobody notices.
 
+use std::time::Duration;
+
 use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
 use crate::support::agent::{Setup, TestAgent};
 use crate::support::engine;
@@ -206,6 +208,29 @@ async fn what_waits_in_the_queue_is_deployed_after_a_crash() {
     assert_ended(&shop.agent.deployment_ended(first, LIMIT).await, "succeeded", &[]);
     assert_ended(&shop.agent.deployment_ended(second, LIMIT).await, "succeeded", &[]);
     assert_eq!(shop.version().await, "v3");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_again_and_again_does_not_keep_a_deployment_going_for_ever() {
+    let Some(engine) = engine::or_skip("killed_again_and_again").await else { return };
+    // Longer than the agent ever lives, and shorter than the deadline: what is never ready does not fail by itself.
+    let options = Options::web(
+        "health = { path = \"/healthz\", start_deadline = \"9s\" }\nstop_grace = \"2s\"\ndeadline = \"10s\"",
+    );
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    let id = shop.push_without_waiting(&Behaviour::version("v2").never_ready()).await;
+    shop.reaches(id, "rolling_out").await;
+    let mut lives = 0;
+    while shop.deployment(id).await["finished_at"].is_null() && lives < 8 {
+        lives += 1;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        end_and_start(&mut shop.agent, Killed).await;
+    }
+    let ended = shop.deployment(id).await;
+    assert_ended(&ended, "rolled_back", &["it took longer than its deadline of 10s"]);
+    assert_eq!(shop.version().await, "v1");
+    shop.assert_live(1, &[("web", 1)]).await;
     shop.finish().await;
 }
 
