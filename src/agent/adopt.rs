@@ -134,7 +134,8 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
         let stands_in = standing.contains(&instance.id);
         let trusted = !(is_canary || stands_in) || shared.routes.holds(app, &instance.id).await;
-        adopted.push(Adopted { observed: instance, spec, duty, trusted, stands_in });
+        let last_end = agent.store.last_end(instance.deployment, &instance.id).await?;
+        adopted.push(Adopted { last_end, observed: instance, spec, duty, trusted, stands_in });
     }
     if !adopted.is_empty() {
         tracing::info!(%app, instances = adopted.len(), "adopted");

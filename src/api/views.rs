@@ -16,7 +16,7 @@ use crate::queue::Request;
 use crate::rollout::InstanceState;
 use crate::rollout::driver::canary::CanaryState;
 use crate::rollout::permanent::Standing;
-use crate::store::{Deployment, Drift, Release, Scope, Token};
+use crate::store::{Deployment, Drift, Ended, Release, Scope, Token};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,6 +270,9 @@ pub struct InstanceView {
     pub address: Option<String>,
     /// The last answer of its health check.
     pub last_check: Option<String>,
+    /// How its process last ended by itself; null when it never did while the agent looked. Earlier versions do not say it.
+    #[serde(default)]
+    pub last_end: Option<Ended>,
     /// Its requests.
     #[serde(flatten)]
     pub traffic: InstanceTrafficView,
@@ -516,6 +519,7 @@ impl InstanceView {
             restarts: instance.restarts,
             address: instance.address.map(|address| address.to_string()),
             last_check: instance.last_check.clone(),
+            last_end: instance.last_end.clone(),
             traffic: InstanceTrafficView::of(&instance.id, counts),
         }
     }

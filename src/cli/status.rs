@@ -344,6 +344,7 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     if !shown.is_empty() {
         lines.push(String::new());
         lines.extend(instances(&shown, now).lines().map(str::to_owned));
+        lines.extend(shown.iter().filter_map(|instance| last_end(instance, now)));
     }
     lines
 }
@@ -374,6 +375,18 @@ fn stands(canary: &SharesView, now: Timestamp) -> String {
         Standing::Down => format!(": none, down{lasting}{why}"),
         Standing::Suspended => format!(": none, suspended{lasting}{why}"),
     }
+}
+
+/// `d1-web-2: restarted 3 times; 2 min ago it ran out of its memory limit of 256 MiB after 40 s and was killed`
+fn last_end(instance: &InstanceView, now: Timestamp) -> Option<String> {
+    let end = instance.last_end.as_ref()?;
+    let times = match instance.restarts {
+        0 => String::new(),
+        1 => "restarted once; ".to_owned(),
+        times => format!("restarted {times} times; "),
+    };
+    let why = shorten(&clean(&end.why), 120);
+    Some(format!("{}: {times}{} it {why}", clean(&instance.id), ago(end.at, now)))
 }
 
 fn instances(instances: &[&InstanceView], now: Timestamp) -> String {

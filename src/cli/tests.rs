@@ -174,6 +174,16 @@ fn a_tip_that_is_not_live_is_told_with_the_reason() {
 }
 
 #[test]
+fn how_an_instance_last_ended_is_told_below_the_instances() {
+    let mut app = app();
+    app.instances[3].restarts = 3;
+    let end = json!({ "at": "2026-11-21T03:58:10Z", "why": "ran out of its memory limit of 256 MiB after 40 s and was killed" });
+    app.instances[3].last_end = serde_json::from_value(end).unwrap();
+    let lines = status::detail(&app, None, now(), Paint(false));
+    insta::assert_snapshot!(lines.last().unwrap(), @"d7-web-2: restarted 3 times; 2 min ago it ran out of its memory limit of 256 MiB after 40 s and was killed");
+}
+
+#[test]
 fn a_permanent_canary_is_told_by_both_apps() {
     let said = |key: &str, change: Value| {
         let mut shares = json!({

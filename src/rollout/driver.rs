@@ -24,7 +24,7 @@ use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
 use crate::proxy::table::Route;
 use crate::runtime::presence::{Mark, Presence};
 use crate::runtime::{Happened, Observed, Runtime, RuntimeError};
-use crate::store::{Store, StoreError};
+use crate::store::{Ended, Store, StoreError};
 
 mod analysis;
 pub mod canary;
@@ -83,6 +83,8 @@ pub struct Assignment {
 
 /// An instance of an earlier life of the agent.
 pub struct Adopted {
+    /// How it last ended by itself.
+    pub last_end: Option<Ended>,
     /// As the engine shows it.
     pub observed: Observed,
     /// What it was started with.

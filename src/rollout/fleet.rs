@@ -18,6 +18,7 @@ use crate::health::probe::Target;
 use crate::model::{AppName, CommitSha, DeploymentId, Duty, Health, ImageId, InstanceId, ReleaseNumber, ServiceName};
 use crate::proxy::table::{Maintenance, Member as RouteMember, Route, StaticFiles};
 use crate::runtime::{Exited, InstanceSpec, Observed, RunState, RuntimeError};
+use crate::store::Ended;
 
 /// One instance as others see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct InstanceState {
     pub restarts: u32,
     /// The last answer of its health check, in words.
     pub last_check: Option<String>,
+    /// How its process last ended by itself.
+    pub last_end: Option<Ended>,
 }
 
 /// Where an app's requests come in, as it is configured.
@@ -241,6 +244,8 @@ pub(super) struct Member {
     pub up_since: Instant,
     pub restarts: u32,
     pub last_check: Option<String>,
+    /// How its process last ended by itself, in this life of the agent or in an earlier one.
+    pub last_end: Option<Ended>,
     pub image_healthcheck: bool,
     pub probe: Option<Task>,
     pub upkeep: Upkeep,
@@ -274,6 +279,7 @@ impl Member {
             up_since: Instant::now(),
             restarts: 0,
             last_check: None,
+            last_end: None,
             image_healthcheck: false,
             probe: None,
             upkeep: Upkeep::default(),
@@ -356,6 +362,7 @@ impl Member {
             started_at: self.started_at,
             restarts: self.restarts,
             last_check: self.last_check.clone(),
+            last_end: self.last_end.clone(),
         }
     }
 }

@@ -2,19 +2,31 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, from_json, now_ms, to_json, unreadable};
 use crate::model::{DeploymentId, InstanceId};
 
 /// Names the steps that stop instances: `stop d12-web-3`.
 const STOP: &str = "stop ";
+/// Names the steps that say how an instance that a deployment had started last ended by itself: `end d12-web-3`.
+const END: &str = "end ";
 /// The step that says how long a deployment has been told, in milliseconds.
 const TIME_TOLD: &str = "time_told";
 /// Names the steps that say which instances a deployment left behind to serve: `stand_in d12-web-3`.
 const STAND_IN: &str = "stand_in ";
+
+/// How an instance's process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When.
+    pub at: Timestamp,
+    /// In words that go on after the instance's name.
+    pub why: String,
+}
 
 /// What the journal knows of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,10 +88,23 @@ impl Store {
     /// Writes how long a deployment has been told.
     pub async fn set_time_told(&self, id: DeploymentId, told: Duration) -> Result<(), StoreError> {
         let ms = u64::try_from(told.as_millis()).unwrap_or(u64::MAX);
-        self.call(move |c| {
-            let sql = "INSERT INTO steps (deployment, name, intent_at, outcome, outcome_at) VALUES (?1, ?2, ?3, ?4, ?3)
-                       ON CONFLICT DO UPDATE SET outcome = excluded.outcome, outcome_at = excluded.outcome_at";
-            c.execute(sql, params![id.0, TIME_TOLD, now_ms(), to_json(&ms)?]).map(drop)
+        self.call(move |c| set(c, id, TIME_TOLD, &ms)).await
+    }
+
+    /// Writes how an instance ended, soon and without waiting; what was written of an earlier end gives way.
+    pub fn record_end(&self, id: DeploymentId, instance: &InstanceId, ended: &Ended) {
+        let (name, ended) = (format!("{END}{instance}"), ended.clone());
+        self.post(move |c| set(c, id, &name, &ended));
+    }
+
+    /// How an instance that a deployment had started last ended.
+    pub async fn last_end(&self, id: DeploymentId, instance: &InstanceId) -> Result<Option<Ended>, StoreError> {
+        let name = format!("{END}{instance}");
+        self.read(move |c| {
+            Ok(match read(c, id, &name)? {
+                Step::Done(ended) => Some(ended),
+                Step::New | Step::Begun => None,
+            })
         })
         .await
     }
@@ -141,6 +166,13 @@ impl Store {
 pub(super) fn record<T: Serialize>(c: &Connection, id: DeploymentId, name: &str, outcome: &T) -> rusqlite::Result<()> {
     let sql = "INSERT INTO steps (deployment, name, intent_at, outcome, outcome_at) VALUES (?1, ?2, ?3, ?4, ?3)
                ON CONFLICT DO NOTHING";
+    c.execute(sql, params![id.0, name, now_ms(), to_json(outcome)?]).map(drop)
+}
+
+/// The same, and what is written already gives way.
+fn set<T: Serialize>(c: &Connection, id: DeploymentId, name: &str, outcome: &T) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO steps (deployment, name, intent_at, outcome, outcome_at) VALUES (?1, ?2, ?3, ?4, ?3)
+               ON CONFLICT DO UPDATE SET outcome = excluded.outcome, outcome_at = excluded.outcome_at";
     c.execute(sql, params![id.0, name, now_ms(), to_json(outcome)?]).map(drop)
 }
 

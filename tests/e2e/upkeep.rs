@@ -66,6 +66,39 @@ impl Shop {
 }
 
 #[tokio::test]
+async fn an_instance_that_outgrew_its_memory_says_so_also_after_a_restart_of_the_agent() {
+    let Some(engine) = engine::or_skip("an_instance_that_outgrew_its_memory").await else { return };
+    let options = Options::web(
+        "memory = \"32MiB\"\nhealth = { path = \"/healthz\", start_deadline = \"15s\" }\nstop_grace = \"2s\"",
+    );
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    assert_eq!(shop.app().await["instances"][0]["last_end"], Value::Null);
+    shop.tell_instance("d1-web-1", "/alloc?mb=100").await;
+    let why = "ran out of its memory limit of 32 MiB";
+    let told = async |shop: &Shop| {
+        eventually("how it ended is told", LIMIT, async || {
+            let instance = shop.app().await["instances"][0].take();
+            let says = instance["last_end"]["why"].as_str().is_some_and(|said| said.starts_with(why));
+            let is_back = instance["restarts"] == 1 && instance["health"] == "ready";
+            if says && is_back { Ok(()) } else { Err(format!("{instance:#}")) }
+        })
+        .await;
+    };
+    told(&shop).await;
+    shop.agent.kill().await;
+    shop.agent.start().await;
+    told(&shop).await;
+    let status = shop.agent.cli(&["status", "shop"]).await;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("d1-web-1: restarted once; "))
+        .unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains(&format!("it {why}")), "{line}");
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn what_is_removed_stopped_or_killed_by_hand_returns() {
     let Some(engine) = engine::or_skip("what_is_removed_stopped_or_killed_by_hand_returns").await else { return };
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options()).await;

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{Adopted, DriverTask, Signal};
 use crate::disk;
 use crate::health::probe;
@@ -11,12 +13,13 @@ use crate::rollout::fleet::{CUT_OFF, Member, Pending, REMOVED, Task};
 use crate::rollout::machine::{Cause, Event};
 use crate::rollout::plan::Current;
 use crate::runtime::{Exited, Happened, Observed, RunState, RuntimeError};
+use crate::store::Ended;
 
 impl DriverTask {
     pub(super) async fn adopt(&mut self, instances: Vec<Adopted>) {
         let mut reported = Vec::new();
-        for Adopted { observed, spec, duty, trusted, stands_in } in instances {
-            let member = Member { stands_in, ..Member::adopted(spec, &observed, duty, trusted) };
+        for Adopted { last_end, observed, spec, duty, trusted, stands_in } in instances {
+            let member = Member { last_end, stands_in, ..Member::adopted(spec, &observed, duty, trusted) };
             self.members.insert(observed.id.clone(), member);
             self.start_probe(&observed.id);
             reported.extend(observed.image_health.map(|passed| (observed.id, passed)));
@@ -253,8 +256,11 @@ impl DriverTask {
         if exited.removed {
             return self.taken_away(id).await;
         }
-        let Some(member) = self.members.get(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let why = describe_exit(&exited, member.spec.service.memory, member.up_since.elapsed());
+        let ended = Ended { at: Timestamp::now(), why: why.clone() };
+        self.parts.store.record_end(member.deployment, &id, &ended);
+        member.last_end = Some(ended);
         self.runs_no_longer(&id, &why);
         self.feed(Event::Exited(id, why)).await;
     }
