@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::access_log::PassedBytes;
 use super::counts::Tally;
 use super::files::FileBody;
-use super::http1::LinkError;
+use super::http1::{LinkError, Pipe};
 use super::instance::Claim;
 use super::pool::Link;
 use super::wait::Cut;
@@ -323,12 +323,32 @@ impl Relay {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        match self.source.poll_frame(self.link.as_mut(), cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+        let polled = self.source.poll_frame(self.link.as_mut(), cx);
+        self.note(cx, polled)
+    }
+
+    fn is_worth_a_pipe(&self) -> bool {
+        matches!((&self.source, &self.link), (Source::Link, Some(Carrier::Here(link))) if link.is_worth_a_pipe())
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
+        let Some(Carrier::Here(link)) = &mut self.link else { return Poll::Ready(None) };
+        let polled = link.poll_pipe(cx, pipe);
+        self.note(cx, polled)
+    }
+
+    /// What has come, or not, of its body.
+    fn note<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<Option<Result<T, LinkError>>>,
+    ) -> Poll<Option<Result<T, BrokenAnswer>>> {
+        match polled {
+            Poll::Ready(Some(Ok(piece))) => {
                 if self.source.is_at_end(self.link.as_ref()) {
                     self.complete();
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(piece)))
             }
             Poll::Ready(None) => {
                 self.complete();
@@ -371,6 +391,21 @@ pub enum BrokenAnswer {
     /// A static file could not be read to its end.
     #[error("the file cannot be read: {0}")]
     File(std::io::Error),
+}
+
+impl Answer {
+    /// Whether what comes next is better moved through a pipe than read.
+    pub fn is_worth_a_pipe(&self) -> bool {
+        matches!(self, Self::Relayed(relay) if relay.is_worth_a_pipe())
+    }
+
+    /// Moves it there, as [`Body::poll_frame`] would hand it over; how many bytes that were, 0 when it is to be read after all.
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
+        match self {
+            Self::Relayed(relay) => relay.poll_pipe(cx, pipe),
+            Self::Own(_) | Self::File(_) => Poll::Ready(None),
+        }
+    }
 }
 
 impl Body for Answer {

@@ -19,7 +19,7 @@ use tokio_io_timeout::TimeoutWriter;
 use super::clients::Refused;
 use super::forward;
 use super::headers::Origin;
-use super::http1::{self, Served};
+use super::http1::{self, ClientSocket, Served};
 use super::server::Proxy;
 use super::stream::ClientStream;
 use super::streams::{Idleness, StreamAnswer, Streams};
@@ -45,6 +45,12 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A client that takes nothing for too long ends it.
 type Patient = Pin<Box<TimeoutWriter<ClientStream>>>;
+
+impl ClientSocket for Patient {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.as_ref().get_ref().get_ref().socket()
+    }
+}
 
 /// Serves a connection that was accepted, until it ends or everything is closed.
 pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr, secure: bool) {

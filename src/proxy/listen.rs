@@ -9,6 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::http1::MOST_PIPES;
+
 /// Connections the kernel holds while all are busy.
 const BACKLOG: u32 = 4096;
 /// A silent connection is asked for a sign of life after this; after nine unanswered ones 75 s apart it is gone.
@@ -150,7 +152,7 @@ fn listening_inode(line: &str, port: u16) -> Option<u64> {
 /// Raises the number of open files to what is allowed and answers how many clients fit: each may need a connection
 /// to an instance as well.
 pub fn client_capacity() -> usize {
-    const OWN_FILES: u64 = 64;
+    const OWN_FILES: u64 = 64 + 2 * MOST_PIPES as u64;
     const MOST: u64 = 50_000;
     let allowed = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) => {

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Outgoing, Source};
-use super::http1::{Exchange, Interims, LinkError, Unanswered};
+use super::http1::{Exchange, Interims, LinkError, Pipe, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
@@ -267,6 +267,19 @@ impl Link {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
         match &mut self.wire {
             Wire::Plain(exchange) => exchange.poll_frame(cx),
+            Wire::Any(_) | Wire::Http2(_) => Poll::Ready(None),
+        }
+    }
+
+    /// Whether such a piece is better moved through a pipe.
+    pub fn is_worth_a_pipe(&self) -> bool {
+        matches!(&self.wire, Wire::Plain(exchange) if exchange.is_worth_a_pipe())
+    }
+
+    /// Moves it there; how many bytes that were, 0 when it is to be read after all.
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, LinkError>>> {
+        match &mut self.wire {
+            Wire::Plain(exchange) => exchange.poll_pipe(cx, pipe),
             Wire::Any(_) | Wire::Http2(_) => Poll::Ready(None),
         }
     }

@@ -65,6 +65,14 @@ impl ClientStream {
         Ok(is_http2)
     }
 
+    /// Its socket, where nothing stands between that and the client.
+    pub fn socket(&self) -> Option<&TcpStream> {
+        match &self.socket {
+            Socket::Plain(socket) => Some(socket),
+            Socket::Tls(_) => None,
+        }
+    }
+
     /// What was read last is read again.
     pub fn put_back(&mut self, bytes: &[u8]) {
         self.ahead.splice(..0, bytes.iter().copied());

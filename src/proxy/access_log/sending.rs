@@ -8,6 +8,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Method, StatusCode};
 
 use super::super::body::{Answer, BrokenAnswer};
+use super::super::http1::Pipe;
 use super::{End, Visit};
 
 /// An answer's body with the visit that it belongs to. Of the answer itself it changes nothing.
@@ -28,23 +29,26 @@ impl Sending {
         }
         sending
     }
-}
 
-impl Body for Sending {
-    type Data = Bytes;
-    type Error = BrokenAnswer;
+    /// Whether what comes next is better moved through a pipe than read.
+    pub fn is_worth_a_pipe(&self) -> bool {
+        self.answer.is_worth_a_pipe()
+    }
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        let Self { answer, visit } = self.get_mut();
-        let polled = Pin::new(&mut *answer).poll_frame(cx);
-        if visit.0.is_none() {
-            return polled;
-        }
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(data), Some(open)) = (frame.data_ref(), &visit.0) {
-                    open.bytes.add_sent(data.len());
-                }
+    /// Moves it there: see [`Answer::poll_pipe`].
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
+        let polled = self.answer.poll_pipe(cx, pipe);
+        self.note(&polled, |&bytes| bytes);
+        polled
+    }
+
+    /// What has come, or not, of the answer's body.
+    fn note<T>(&mut self, polled: &Poll<Option<Result<T, BrokenAnswer>>>, bytes: impl Fn(&T) -> usize) {
+        let Self { answer, visit } = self;
+        let Some(open) = &visit.0 else { return };
+        match polled {
+            Poll::Ready(Some(Ok(piece))) => {
+                open.bytes.add_sent(bytes(piece));
                 if answer.is_end_stream() {
                     visit.ends(End::Complete);
                 }
@@ -56,6 +60,17 @@ impl Body for Sending {
             // The client is the one who left.
             Poll::Ready(Some(Err(BrokenAnswer::NotTaken))) | Poll::Pending => {}
         }
+    }
+}
+
+impl Body for Sending {
+    type Data = Bytes;
+    type Error = BrokenAnswer;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.answer).poll_frame(cx);
+        this.note(&polled, |frame| frame.data_ref().map_or(0, Bytes::len));
         polled
     }
 

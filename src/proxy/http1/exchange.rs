@@ -14,6 +14,7 @@ use tokio_util::io::poll_read_buf;
 use super::super::message::{AnswerHead, RequestHead};
 use super::chunked::{Chunked, Piece};
 use super::interims::Interims;
+use super::pipe::{self, Filled, Pipe};
 use super::request;
 use super::response::{self, Head, Length};
 use super::spare::Spare;
@@ -216,6 +217,38 @@ impl Exchange {
         }
     }
 
+    /// Whether what comes next of the answer's body is so much that it is better moved through a pipe.
+    pub fn is_worth_a_pipe(&self) -> bool {
+        matches!(self.rest, Rest::Exact(left) if left >= pipe::WORTH) && self.input.is_empty()
+    }
+
+    /// Moves the next bytes of such a body into an empty pipe, unless that is refused: then they are to be read.
+    pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, LinkError>>> {
+        let Rest::Exact(left) = self.rest else { return Poll::Ready(None) };
+        let filled = loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            match pipe.fill(&self.socket, left) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                filled => break filled.map_err(LinkError::from),
+            }
+        };
+        let moved = match filled {
+            Ok(Filled::Refused) => return Poll::Ready(Some(Ok(0))),
+            Ok(Filled::With(0)) => Err(LinkError::Closed),
+            Ok(Filled::With(bytes)) => Ok(bytes),
+            Err(error) => Err(error),
+        };
+        self.rest = match moved {
+            Ok(bytes) if (bytes as u64) < left => Rest::Exact(left - bytes as u64),
+            Ok(_) => Rest::Done,
+            Err(_) => {
+                self.keeps = false;
+                Rest::Done
+            }
+        };
+        Poll::Ready(Some(moved))
+    }
+
     /// Whether it can take a request: the answer before is whole, nothing came behind it, and the instance did not close.
     pub fn is_ready(&self) -> bool {
         let is_quiet =
@@ -332,6 +365,47 @@ mod tests {
             let why = answered(Method::GET, packets).await.unwrap_err();
             assert!(why.contains(expected), "{packets:?} {why}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_large_answer_goes_through_a_pipe() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut instance, _) = listener.accept().await.unwrap();
+        let mut exchange = Exchange::new(socket);
+        let page: Vec<u8> = (0..100_000u32).map(|number| (number % 251) as u8).collect();
+        let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", &page[..]].concat();
+        let request = request(Method::GET);
+        let (answered, written) = tokio::join!(exchange.send(&request, None), instance.write_all(&answer));
+        answered.unwrap();
+        written.unwrap();
+        let (into, mut from) = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let into = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            (into, listener.accept().await.unwrap().0)
+        };
+        let mut got = Vec::new();
+        let mut piped = 0;
+        while exchange.left() != Some(0) {
+            if !exchange.is_worth_a_pipe() {
+                let frame = std::future::poll_fn(|cx| exchange.poll_frame(cx)).await.unwrap().unwrap();
+                got.extend_from_slice(frame.data_ref().unwrap());
+                continue;
+            }
+            let mut pipe = Pipe::take().unwrap();
+            let moved = std::future::poll_fn(|cx| exchange.poll_pipe(cx, &mut pipe)).await.unwrap().unwrap();
+            while !pipe.is_empty() {
+                into.writable().await.unwrap();
+                pipe.drain(&into).unwrap();
+            }
+            let at = got.len();
+            got.resize(at + moved, 0);
+            from.read_exact(&mut got[at..]).await.unwrap();
+            piped += moved;
+        }
+        assert!(got == page);
+        assert!(piped >= 60_000, "{piped}");
+        assert!(exchange.is_ready());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ mod exchange;
 pub mod fuzzing;
 mod head;
 mod interims;
+mod pipe;
 mod request;
 mod response;
 mod serve;
@@ -19,5 +20,6 @@ mod spare;
 
 pub use exchange::{Exchange, LinkError, Unanswered};
 pub use interims::Interims;
+pub use pipe::{MOST as MOST_PIPES, Pipe};
 pub use request::first_line;
-pub use serve::{HALF_CLOSE, Served, serve};
+pub use serve::{ClientSocket, HALF_CLOSE, Served, serve};

@@ -13,10 +13,12 @@ use hyper::Method;
 use hyper::body::{Body, Frame};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::super::access_log::Sending;
 use super::super::answer::Own;
+use super::super::body::BrokenAnswer;
 use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
 use super::super::message::{Reply, RequestHead};
@@ -24,6 +26,7 @@ use super::super::server::Proxy;
 use super::super::wait::Timer;
 use super::head;
 use super::interims::Interims;
+use super::pipe::{self, Pipe};
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
 use super::spare::Spare;
@@ -39,6 +42,12 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Behind the last chunk of a body (RFC 9112 §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
+/// A client's connection.
+pub trait ClientSocket: AsyncRead + AsyncWrite + Unpin {
+    /// Where bytes may be written past it, when all that was written to it has left.
+    fn socket(&self) -> Option<&TcpStream>;
+}
+
 /// How a connection left here.
 #[derive(Debug)]
 pub enum Served {
@@ -49,10 +58,7 @@ pub enum Served {
 }
 
 /// Answers requests of a client until the connection ends or one of them is not plain.
-pub async fn serve<S>(proxy: &Arc<Proxy>, stream: &mut S, origin: &Arc<Origin>) -> io::Result<Served>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: &Arc<Origin>) -> io::Result<Served> {
     let mut input = BytesMut::new();
     let patience = origin.limits.header_timeout;
     let mut timer = Timer::default();
@@ -98,7 +104,7 @@ where
             reply.head.fields.insert(&CONNECTION, HeaderValue::from_static("close"));
         }
         let closes = reply.head.fields.get(&CONNECTION) == Some(b"close");
-        if !send(&mut client, reply, to_head).await? {
+        if !send(&mut client, reply, to_head, origin.limits.send_timeout).await? {
             return Ok(Served::Ended);
         }
         if closes || client.has_ended {
@@ -175,18 +181,15 @@ enum Waited {
 }
 
 /// Says why what has come is no request, and ends the connection.
-async fn refuse<S>(
+async fn refuse<S: ClientSocket>(
     proxy: &Proxy,
     stream: &mut S,
     origin: &Origin,
     input: &mut BytesMut,
     why: &Own,
-) -> io::Result<Served>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> io::Result<Served> {
     let reply = forward::refuse(proxy, origin, input, why);
-    send(&mut Client::new(stream, input), reply, false).await?;
+    send(&mut Client::new(stream, input), reply, false, origin.limits.send_timeout).await?;
     stream.shutdown().await?;
     // Closed while the client still sends, the connection would be reset under the answer.
     let forgetting = async {
@@ -198,17 +201,20 @@ where
     timeout(LINGER, forgetting).await.unwrap_or(Ok(Served::Ended))
 }
 
-/// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end.
-async fn send<S>(client: &mut Client<'_, S>, mut reply: Reply<Sending>, to_head: bool) -> io::Result<bool>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+/// Sends an answer; `false` when the client leaves, or the answer breaks off, before its end. A client that takes nothing for
+/// longer than its patience is an error.
+async fn send<S: ClientSocket>(
+    client: &mut Client<'_, S>,
+    mut reply: Reply<Sending>,
+    to_head: bool,
+    patience: Duration,
+) -> io::Result<bool> {
     let length = reply.body.size_hint().exact();
     let output = &mut Spare::take();
     // A small one goes with the head.
     output.reserve(head::ROOM + length.filter(|&length| length <= JOINED as u64).unwrap_or_default() as usize);
     let coding = response::write(&mut reply.head, length, to_head, output);
-    let mut body = pin!(reply.body);
+    let mut body = reply.body;
     if coding == Coding::None {
         write(client.stream, output, Bytes::new(), b"").await?;
         return Ok(true);
@@ -218,8 +224,9 @@ where
         output.extend_from_slice(LAST_CHUNK);
     }
     while !is_over {
-        let next = std::future::poll_fn(|cx| match body.as_mut().poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame)),
+        let can_pipe = coding == Coding::Plain && client.stream.socket().is_some();
+        let next = std::future::poll_fn(|cx| match poll_next(&mut body, cx, can_pipe) {
+            Poll::Ready(Some(Ok(next))) => Poll::Ready(next),
             Poll::Ready(Some(Err(_))) => Poll::Ready(Next::Broken),
             Poll::Ready(None) => Poll::Ready(Next::End),
             // The head need not wait for the first bytes of a slow body.
@@ -228,6 +235,13 @@ where
         });
         let frame = match next.await {
             Next::Frame(frame) => frame,
+            Next::Piped(pipe) => {
+                is_over = body.is_end_stream();
+                if let Some(socket) = client.stream.socket() {
+                    write_piped(socket, output, pipe, patience).await?;
+                }
+                continue;
+            }
             Next::End => Frame::data(Bytes::new()),
             Next::Later => {
                 write(client.stream, output, Bytes::new(), b"").await?;
@@ -243,6 +257,11 @@ where
         is_over = body.is_end_stream();
         // Its client did not say that it reads trailers (`TE`), so they may go (RFC 9110 §6.5.1).
         let data = frame.into_data().unwrap_or_default();
+        if can_pipe && body.is_worth_a_pipe() && output.len() + data.len() <= JOINED {
+            // It goes with what is next to come, if that is there.
+            output.extend_from_slice(&data);
+            continue;
+        }
         let mut tail = &b""[..];
         if coding == Coding::Chunked {
             if !data.is_empty() {
@@ -264,12 +283,49 @@ where
 /// What comes next of a body.
 enum Next {
     Frame(Frame<Bytes>),
+    /// Moved into a pipe.
+    Piped(Pipe),
     End,
     /// Not now.
     Later,
     Broken,
     /// The client leaves, or its connection breaks.
     Left(io::Result<()>),
+}
+
+fn poll_next(body: &mut Sending, cx: &mut Context<'_>, can_pipe: bool) -> Poll<Option<Result<Next, BrokenAnswer>>> {
+    if can_pipe
+        && body.is_worth_a_pipe()
+        && let Some(mut pipe) = Pipe::take()
+    {
+        return body.poll_pipe(cx, &mut pipe).map(|moved| moved.map(|moved| moved.map(|_| Next::Piped(pipe))));
+    }
+    Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map(Next::Frame)))
+}
+
+/// Writes what is in `output`, which is empty then, and what is in the pipe.
+async fn write_piped(socket: &TcpStream, output: &mut Vec<u8>, mut pipe: Pipe, patience: Duration) -> io::Result<()> {
+    let mut timer = Timer::default();
+    let mut written = 0;
+    while written < output.len() || !pipe.is_empty() {
+        let deadline = Instant::now() + patience;
+        std::future::poll_fn(|cx| match socket.poll_write_ready(cx) {
+            Poll::Ready(ready) => Poll::Ready(ready),
+            Poll::Pending => timer.poll(cx, deadline).map(|()| Err(io::ErrorKind::TimedOut.into())),
+        })
+        .await?;
+        let wrote = match written < output.len() {
+            true if pipe.is_empty() => socket.try_write(&output[written..]).map(|bytes| written += bytes),
+            true => pipe::write_ahead(socket, &output[written..]).map(|bytes| written += bytes),
+            false => pipe.drain(socket),
+        };
+        match wrote {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            wrote => wrote?,
+        }
+    }
+    output.clear();
+    Ok(())
 }
 
 /// Writes what is in `output`, which is empty then, the data and what belongs behind it.

@@ -8,6 +8,7 @@ mod h2c;
 mod handover;
 mod http2;
 mod http2_frames;
+mod large;
 mod limits;
 mod messages;
 mod queueing;

@@ -1,0 +1,147 @@
+//! Answers so large that they do not come through the proxy's memory.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+
+use super::support::*;
+use crate::config::ProxyLimits;
+
+/// No two places in it look alike.
+fn page(length: usize) -> Vec<u8> {
+    (0..length as u64 / 8 + 1).flat_map(|number| (number * 2_654_435_761).to_be_bytes()).take(length).collect()
+}
+
+/// An instance that answers each request on each connection with that, in pieces of so many bytes with rests between.
+async fn plays(listener: TcpListener, page: Vec<u8>, piece: usize, rest: Duration) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut wire = Wire { stream, rest: Vec::new() };
+        let page = page.clone();
+        tokio::spawn(async move {
+            while wire.until(b"\r\n\r\n").await.is_some() {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", page.len());
+                for part in [head.as_bytes(), &page].concat().chunks(piece) {
+                    if wire.stream.write_all(part).await.is_err() {
+                        return;
+                    }
+                    if !rest.is_zero() {
+                        sleep(rest).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Asks, and reads it in pieces of so many bytes.
+async fn ask(client: &mut Wire, length: usize, piece: usize) -> Vec<u8> {
+    client.send("GET /page HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    let head = client.until(b"\r\n\r\n").await.unwrap();
+    assert!(head.to_lowercase().contains(&format!("content-length: {length}\r\n")), "{head}");
+    let mut body = std::mem::take(&mut client.rest);
+    let mut buffer = vec![0; piece];
+    while body.len() < length {
+        let wanted = piece.min(length - body.len());
+        let read = client.stream.read(&mut buffer[..wanted]).await.unwrap();
+        assert_ne!(read, 0, "it broke off after {} of {length}", body.len());
+        body.extend_from_slice(&buffer[..read]);
+        if piece < 1000 {
+            tokio::task::yield_now().await;
+        }
+    }
+    body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn they_come_whole_however_they_come_and_are_read() {
+    let short = Duration::from_millis(1);
+    for (length, pieces, rest, reads) in [
+        (40 << 10, usize::MAX, Duration::ZERO, 64 << 10),
+        (64 << 10, usize::MAX, Duration::ZERO, 64 << 10),
+        (100_001, 7_001, short, 64 << 10),
+        (3_000_017, usize::MAX, Duration::ZERO, 999),
+        (8 << 20, usize::MAX, Duration::ZERO, 1 << 20),
+    ] {
+        let (proxy, listener) = played_instance().await;
+        let page = page(length);
+        let playing = tokio::spawn(plays(listener, page.clone(), pieces, rest));
+        let mut client = proxy.wire().await;
+        for _ in 0..3 {
+            let body = timeout(Duration::from_secs(20), ask(&mut client, length, reads)).await.unwrap();
+            assert!(body == page, "{length} bytes in pieces of {pieces}");
+        }
+        let counts = proxy.counts().await;
+        assert_eq!((counts.served, counts.failed), (3, 0));
+        playing.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_breaks_off_ends_its_connection_after_what_there_was() {
+    let (proxy, listener) = played_instance().await;
+    let page = page(200_000);
+    let mut client = proxy.wire().await;
+    client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    let mut instance = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
+    instance.until(b"\r\n\r\n").await.unwrap();
+    instance.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
+    instance.stream.write_all(&page).await.unwrap();
+    instance.stream.shutdown().await.unwrap();
+    client.until(b"\r\n\r\n").await.unwrap();
+    while client.more().await {}
+    assert!(client.rest == page, "{} bytes", client.rest.len());
+    let counts = proxy.counts().await;
+    assert_eq!((counts.served, counts.failed), (0, 1));
+}
+
+/// What is there of it is not held back for the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_come_goes_out_at_once() {
+    let (proxy, listener) = played_instance().await;
+    let mut client = proxy.wire().await;
+    client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    let mut instance = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
+    instance.until(b"\r\n\r\n").await.unwrap();
+    instance.send("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").await;
+    for part in ["first", "second", "third"] {
+        instance.send(part).await;
+        timeout(Duration::from_millis(150), client.until(part.as_bytes())).await.expect(part).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let limits = ProxyLimits { send_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
+    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut route = route("shop", "shop.test", &[]);
+    let address = listener.local_addr().unwrap();
+    let instance = crate::model::InstanceId::parse("d1-web-1").unwrap();
+    route.members.push(crate::proxy::table::Member { instance, address, weight: 1, group: 0 });
+    proxy.client.apply(vec![route]).await.unwrap();
+    let playing = tokio::spawn(plays(listener, page(64 << 20), usize::MAX, Duration::ZERO));
+    for leaves in [false, true] {
+        let mut client = proxy.wire().await;
+        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        client.until(b"\r\n\r\n").await.unwrap();
+        let client = (!leaves).then_some(client);
+        eventually("its request is over", || async { proxy.client.counts().await.unwrap().in_flight.is_empty() }).await;
+        drop(client);
+    }
+    assert_eq!(proxy.counts().await.client_aborted, 2);
+    // One that takes a little all the time is waited for, far longer than that.
+    let mut slow = proxy.wire().await;
+    slow.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    slow.until(b"\r\n\r\n").await.unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    for _ in 0..10 {
+        sleep(Duration::from_millis(100)).await;
+        assert_ne!(slow.stream.read(&mut buffer).await.unwrap(), 0);
+    }
+    playing.abort();
+}
