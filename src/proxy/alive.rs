@@ -17,10 +17,10 @@ use super::routing::Routing;
 
 /// Who has not taken a connection by then is passed over: the start waits no longer.
 const FIRST_LIMIT: Duration = Duration::from_millis(250);
-/// No more are asked after this time. It is enough for some hundreds that are alive.
-const ASKING: Duration = Duration::from_millis(20);
+/// No more are asked after this time. It is enough for two or three hundred that are alive.
+const ASKING: Duration = Duration::from_millis(8);
 /// Asked at a time.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 128;
 /// Later attempts have time, and pauses between them.
 const LIMIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(250);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -40,7 +40,8 @@ pub struct Instance {
     latency: Latencies,
     /// To end open streams one by one; requests have one end for all.
     open_streams: Mutex<OpenStreams>,
-    cut_requests: CancellationToken,
+    /// Made when first asked for, as [`Pool`]'s shared connection is: tables are large.
+    cut_requests: OnceLock<CancellationToken>,
     /// Its requests were cut because it cannot answer any more.
     lost: AtomicBool,
     /// Someone waits on `changed`.
@@ -72,7 +73,7 @@ impl Instance {
             server_errors: AtomicU64::new(0),
             latency: Latencies::default(),
             open_streams: Mutex::default(),
-            cut_requests: CancellationToken::new(),
+            cut_requests: OnceLock::new(),
             lost: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             changed: Notify::new(),
@@ -144,13 +145,13 @@ impl Instance {
 
     /// Fires when the requests under way are to end.
     pub fn requests_cut(&self) -> &CancellationToken {
-        &self.cut_requests
+        self.cut_requests.get_or_init(CancellationToken::new)
     }
 
     /// Ends every request under way; answers how many there were.
     pub fn cut_requests(&self) -> u64 {
         let under_way = self.requests();
-        self.cut_requests.cancel();
+        self.requests_cut().cancel();
         under_way
     }
 

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ pub enum Speech {
 #[derive(Debug)]
 pub struct Pool {
     address: SocketAddr,
-    http2: Arc<Multiplexed>,
+    http2: OnceLock<Arc<Multiplexed>>,
     idle: Mutex<Idle>,
 }
 
@@ -71,7 +71,7 @@ struct Idle {
 impl Pool {
     /// Of the instance at `address`.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, http2: Arc::default(), idle: Mutex::new(Idle { open: true, links: Vec::new() }) }
+        Self { address, http2: OnceLock::new(), idle: Mutex::new(Idle { open: true, links: Vec::new() }) }
     }
 
     /// Where the instance is.
@@ -82,7 +82,7 @@ impl Pool {
     /// An idle connection that is not known to be closed; the one used last, so that the others may age.
     pub fn take(&self, speech: Speech) -> Option<Box<Link>> {
         if speech == Speech::Http2 {
-            return self.http2.share().map(|stream| Link::new(Wire::Http2(stream), true));
+            return self.http2.get()?.share().map(|stream| Link::new(Wire::Http2(stream), true));
         }
         loop {
             let mut link = lock(&self.idle).links.pop()?;
@@ -105,7 +105,7 @@ impl Pool {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
                 Wire::Any(Any { sender, connection: Some(connection), closed: None })
             }
-            Speech::Http2 => Wire::Http2(self.http2.begin(self.address, stream).await?),
+            Speech::Http2 => Wire::Http2(self.http2.get_or_init(Arc::default).begin(self.address, stream).await?),
         };
         Ok(Link::new(wire, false))
     }
@@ -137,7 +137,9 @@ impl Pool {
         let links = std::mem::take(&mut idle.links);
         drop(idle);
         drop(links);
-        self.http2.forget();
+        if let Some(http2) = self.http2.get() {
+            http2.forget();
+        }
     }
 
     /// Takes connections back again.
