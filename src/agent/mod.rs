@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::Standing;
-use crate::config::{self, Config, Problems};
+use crate::config::{self, App, Config, Problems};
 use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
 use crate::disk;
@@ -32,6 +32,7 @@ mod adopt;
 pub mod apps;
 pub mod canaries;
 pub mod certificate_files;
+pub mod comparison;
 pub mod outage;
 mod reconcile;
 pub mod tip;
@@ -68,6 +69,8 @@ pub struct Agent {
     canaries: watch::Sender<BTreeMap<AppName, CanaryStanding>>,
     /// Where the apps' branches were last seen.
     tips: Tips,
+    /// What keeps them from being compared with the journal.
+    comparisons: comparison::Troubles,
     parts: OnceLock<apps::Shared>,
     /// The data plane, which needs no engine.
     proxy: OnceLock<ProxyClient>,
@@ -123,6 +126,7 @@ impl Agent {
             apps: RwLock::new(BTreeMap::new()),
             canaries: watch::Sender::new(BTreeMap::new()),
             tips: Tips::default(),
+            comparisons: comparison::Troubles::default(),
             parts: OnceLock::new(),
             proxy: OnceLock::new(),
             unconnected: RwLock::new(STARTING.to_owned()),
@@ -346,6 +350,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Why the tip of an app's branch is not known, when the last comparison did not find it.
+    pub fn tip_unknown(&self, app: &App) -> Option<comparison::Trouble> {
+        self.comparisons.of(app)
+    }
+
     /// Whether the images of a release are still on the engine; else a rollback to it cannot work.
     pub async fn images_present(&self, release: &Release) -> Result<bool, RuntimeError> {
         for released in &release.body.services {
@@ -492,7 +501,9 @@ impl Agent {
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
         let files = self.certificate_files.warnings(caller_is_local);
         let gone = self.unconfigured.warnings(&self.id, caller_is_local);
-        Readiness { problems, warnings: absent.chain(files).chain(self.certificates.warnings()).chain(gone).collect() }
+        let uncompared = self.comparisons.warnings(&config, caller_is_local);
+        let warnings = absent.chain(files).chain(self.certificates.warnings()).chain(gone).chain(uncompared);
+        Readiness { problems, warnings: warnings.collect() }
     }
 }
 

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
-use crate::config::{Absent, Config};
+use super::comparison::Kind;
+use crate::config::{Absent, App, Config};
 use crate::deploy;
 use crate::model::{AppName, GitRef, Trigger};
 use crate::queue::Request;
@@ -21,10 +23,9 @@ pub(super) async fn run(agent: Arc<Agent>, app: AppName, end: CancellationToken)
     loop {
         let before = absences(&agent.config(), &app);
         let every = agent.config().agent.reconcile;
-        if every.is_some()
-            && let Err(why) = once(&agent, &app).await
-        {
-            tracing::warn!(%app, %why, "the branch's tip could not be compared with the journal");
+        match every {
+            Some(_) => once(&agent, &app).await,
+            None => agent.comparisons.forget(&app),
         }
         tokio::select! {
             () = end.cancelled() => return,
@@ -40,23 +41,37 @@ fn absences(config: &Config, app: &AppName) -> Vec<Absent> {
     config.absent.iter().filter(|absent| absent.app().as_ref() == Some(app)).cloned().collect()
 }
 
-/// Deploys the tip when no deployment of it is on record. A commit that was deployed before, failed before or was
-/// rolled back from by hand has its record and is left alone; one that failed for want of a secret is not.
-async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
+/// Compares once, and keeps what was in the way.
+async fn once(agent: &Agent, name: &AppName) {
     let config = agent.config();
-    let Some(app) = config.apps.get(name) else { return Ok(()) };
-    // It would fail, at each comparison.
-    if let Some(absent) = config.absent.iter().find(|absent| absent.keeps_from_deploying(name)) {
-        return Err(absent.to_string());
+    let Some(app) = config.apps.get(name) else { return };
+    // It would fail, at each comparison. That it is absent is told already.
+    let absent = config.absent.iter().find(|absent| absent.keeps_from_deploying(name)).map(|absent| absent.to_string());
+    if let Some(why) = absent.or_else(|| deploy::spec::absent_secret(app)) {
+        tracing::warn!(app = %name, %why, "the branch's tip could not be compared with the journal");
+        return;
     }
-    deploy::spec::absent_secret(app).map_or(Ok(()), Err)?;
+    match compare(agent, app).await {
+        Ok(None) => agent.comparisons.over(name),
+        Ok(Some(kind)) => agent.comparisons.met(app, kind, Timestamp::now()),
+        Err(why) => agent.comparisons.met(app, Kind::Failed(why), Timestamp::now()),
+    }
+}
+
+/// Deploys the tip when no deployment of it is on record, or says that there is none. A commit that was deployed before,
+/// failed before or was rolled back from by hand has its record and is left alone; one that failed for want of a secret
+/// is not.
+async fn compare(agent: &Agent, app: &App) -> Result<Option<Kind>, String> {
+    let name = &app.name;
     let parts = agent.parts().map_err(|err| err.to_string())?;
-    let tip = parts.mirrors.tip(app).await.map_err(|err| err.to_string())?;
-    // A branch that does not exist yet is waited for.
-    let Some(tip) = tip else { return Ok(()) };
+    let Some(tip) = parts.mirrors.tip(app).await.map_err(|err| err.to_string())? else {
+        let live = agent.store.live_release(name).await.map_err(|err| err.to_string())?;
+        let is_missed = live.is_some() || agent.tips.was_seen(app);
+        return Ok(Some(if is_missed { Kind::Gone } else { Kind::NotYet }));
+    };
     agent.tips.saw(app, tip.clone());
     if agent.store.knows_commit(name, &tip).await.map_err(|err| err.to_string())? {
-        return Ok(());
+        return Ok(None);
     }
     let new = NewDeployment {
         app: name.clone(),
@@ -72,5 +87,5 @@ async fn once(agent: &Agent, name: &AppName) -> Result<(), String> {
     if let Admission::Queued { id, .. } = admission {
         tracing::info!(app = %name, commit = tip.short(), deployment = %id, "the branch has a commit that no delivery told of");
     }
-    Ok(())
+    Ok(None)
 }

@@ -38,6 +38,11 @@ impl Tips {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(app.name.clone(), seen);
     }
 
+    /// Whether the branch that an app follows has been there in this life of the agent.
+    pub fn was_seen(&self, app: &App) -> bool {
+        self.of(app).is_some()
+    }
+
     fn of(&self, app: &App) -> Option<CommitSha> {
         let tips = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = tips.get(&app.name)?;
@@ -53,6 +58,7 @@ impl Agent {
             && let Some(app) = self.config().apps.get(&new.app).filter(|_| follows)
         {
             self.tips.saw(app, commit.clone());
+            self.comparisons.pushed(&app.name);
         }
     }
 

@@ -87,6 +87,7 @@ async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts
         services,
         live,
         tip,
+        tip_unknown: api.agent.tip_unknown(app),
         held: store.held_tip(&app.name).await?,
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::static_files::StaticView;
 use super::traffic::{InstanceTrafficView, RequestsView, ServiceTrafficView, TrafficView};
 use crate::agent::canaries::CanaryStanding;
+use crate::agent::comparison::{Kind, Trouble};
 use crate::agent::tip::NotLive;
 use crate::agent::{ProxyStanding, Waits};
 use crate::config::{App, Fraction, Service};
@@ -34,6 +35,9 @@ pub struct AppView {
     /// The branch's tip as it was last seen; null when it is live or on its way, and while it was not seen.
     #[serde(default)]
     pub tip: Option<TipView>,
+    /// Why the last comparison did not find the tip; null when it did, and while nothing was compared.
+    #[serde(default)]
+    pub tip_unknown: Option<TipUnknownView>,
     /// The commit that failed and is not tried again by itself.
     pub held: Option<HeldView>,
     /// Its process types.
@@ -189,6 +193,17 @@ pub struct TipView {
     pub commit: CommitSha,
     /// Why it is not live.
     pub why: String,
+}
+
+/// A branch's tip that the last comparison did not find.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TipUnknownView {
+    /// Why, and what to do.
+    pub why: String,
+    /// Whether that is nothing to worry about: a branch that never was is waited for.
+    pub awaited: bool,
+    /// Since the first comparison in a row that did not find it.
+    pub since: Timestamp,
 }
 
 /// A held commit.
@@ -411,6 +426,7 @@ pub(super) struct AppFacts<'a> {
     pub services: Vec<(&'a Service, u32)>,
     pub live: Option<Release>,
     pub tip: Option<NotLive>,
+    pub tip_unknown: Option<Trouble>,
     pub held: Option<(CommitSha, String)>,
     pub instances: Vec<InstanceState>,
     pub deployment: Option<DeploymentView>,
@@ -449,6 +465,11 @@ impl AppView {
             domains: facts.app.hosts().into_iter().map(str::to_owned).collect(),
             live: live.map(LiveView::of),
             tip: facts.tip.map(|NotLive { commit, why }| TipView { commit, why }),
+            tip_unknown: facts.tip_unknown.map(|trouble| TipUnknownView {
+                why: trouble.why(facts.app),
+                awaited: trouble.kind == Kind::NotYet,
+                since: trouble.since,
+            }),
             held: facts.held.map(|(commit, reason)| HeldView { commit, reason }),
             services,
             instances,

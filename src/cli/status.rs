@@ -280,6 +280,11 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     if let Some(tip) = &app.tip {
         fact("tip", clean(&format!("{} is not live: {}", tip.commit.short(), tip.why)));
     }
+    match &app.tip_unknown {
+        Some(unknown) if unknown.awaited => fact("tip", clean(&unknown.why)),
+        Some(unknown) => fact("tip", clean(&format!("not known (since {}): {}", ago(unknown.since, now), unknown.why))),
+        None => {}
+    }
     if app.maintenance {
         fact("closed", text::IN_MAINTENANCE.to_owned());
     }

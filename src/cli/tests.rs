@@ -184,6 +184,21 @@ fn how_an_instance_last_ended_is_told_below_the_instances() {
 }
 
 #[test]
+fn a_tip_that_was_not_found_is_told_with_what_to_do() {
+    let said = |why: &str, awaited: bool| {
+        let mut app = app();
+        let unknown = json!({ "why": why, "awaited": awaited, "since": now() - jiff::SignedDuration::from_mins(3) });
+        app.tip_unknown = serde_json::from_value(unknown).unwrap();
+        status::detail(&app, None, now(), Paint(false))[2].clone()
+    };
+    assert_eq!(said("branch main is not there yet", true), "  tip      branch main is not there yet");
+    assert_eq!(
+        said("cannot reach h: refused", false),
+        "  tip      not known (since 3 min ago): cannot reach h: refused"
+    );
+}
+
+#[test]
 fn a_permanent_canary_is_told_by_both_apps() {
     let said = |key: &str, change: Value| {
         let mut shares = json!({

@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::shop::{LIMIT, Options, Shop};
-use crate::support::engine;
 use crate::support::repo::Repo;
 use crate::support::site::Behaviour;
 use crate::support::wait::eventually;
+use crate::support::{engine, http};
 
 /// Waits until the newest deployment is number `id`, and for its end.
 async fn appears(shop: &Shop, id: u64) -> Value {
@@ -30,6 +30,9 @@ async fn a_push_without_a_delivery_is_only_late() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(shop.deployments().await.len(), 0);
     assert!(!shop.agent.log().contains("could not be compared"), "{}", shop.agent.log());
+    let unknown = shop.app().await["tip_unknown"].take();
+    assert_eq!((&unknown["why"], &unknown["awaited"]), (&"branch main is not there yet".into(), &true.into()));
+    assert_eq!(shop.agent.get("/readyz").await["warnings"], json!([]));
 
     shop.repo.push_site(&Behaviour::version("v1"));
     let first = appears(&shop, 1).await;
@@ -59,6 +62,64 @@ async fn a_push_without_a_delivery_is_only_late() {
     shop.repo.push_site(&Behaviour::version("v4"));
     assert_eq!(appears(&shop, 5).await["status"], "succeeded");
     assert_eq!(shop.app().await["tip"], Value::Null, "it is live");
+    shop.finish().await;
+}
+
+/// Waits until `/readyz`, as the agent's machine sees it, warns of one thing, in which `part` is; the warning.
+async fn warns(shop: &Shop, part: &str) -> String {
+    eventually(&format!("a warning with {part:?}"), Duration::from_secs(20), async || {
+        let ready = shop.agent.try_get("/readyz").await?;
+        assert_eq!(ready["status"], "ready", "{ready:#}");
+        match ready["warnings"].as_array().map(Vec::as_slice) {
+            Some([Value::String(warning)]) if warning.contains(part) => Ok(warning.clone()),
+            _ => Err(ready.to_string()),
+        }
+    })
+    .await
+}
+
+/// Waits until the tip is known again, and nothing is warned of.
+async fn compares(shop: &Shop) {
+    eventually("the tip is compared again", Duration::from_secs(20), async || {
+        let (app, ready) = (shop.app().await, shop.agent.try_get("/readyz").await?);
+        let is_known = app["tip_unknown"].is_null() && ready["warnings"] == json!([]);
+        if is_known { Ok(()) } else { Err(format!("{app} {ready}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_branch_or_a_repository_that_is_gone_is_told_until_it_is_there_again() {
+    let Some(engine) = engine::or_skip("a_branch_or_a_repository_gone").await else { return };
+    let (repo, _) = Repo::with_site(&Behaviour::version("v1"));
+    let shop = Shop::start_on(&engine, repo, Options::quick(), "1s").await;
+    assert_eq!(appears(&shop, 1).await["status"], "succeeded");
+    compares(&shop).await;
+
+    shop.repo.set_origin_config("receive.denyDeleteCurrent", "ignore");
+    shop.repo.delete_branch("main");
+    let gone = "branch main is not in the repository any more; push it again, or name the one to follow";
+    let warning = warns(&shop, gone).await;
+    assert!(warning.starts_with("shop: since ") && warning.contains("a push whose delivery is lost"), "{warning}");
+    let status = String::from_utf8(shop.agent.cli(&["status", "shop"]).await.stdout).unwrap();
+    assert!(status.contains("  tip      not known (since ") && status.contains(gone), "{status}");
+    let log = shop.agent.log();
+    assert_eq!(log.matches(gone).count(), 1, "once, not at each comparison: {log}");
+    shop.repo.push("main");
+    compares(&shop).await;
+
+    // The whole repository: what the agent's machine is told of the path, strangers are not.
+    let (there, away) = (shop.repo.origin(), shop.repo.origin().with_extension("away"));
+    std::fs::rename(&there, &away).unwrap();
+    let warning = warns(&shop, "origin.git").await;
+    let stranger = http::get(shop.agent.listen, "localhost", "/readyz").await.unwrap().json();
+    let told = stranger["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with(told) && !told.contains("origin.git"), "{told}");
+    let app = shop.app().await;
+    assert_eq!(app["tip_unknown"]["awaited"], false, "{app:#}");
+    std::fs::rename(&away, &there).unwrap();
+    compares(&shop).await;
+    assert_eq!(shop.deployments().await.len(), 1);
     shop.finish().await;
 }
 
