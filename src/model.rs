@@ -95,6 +95,21 @@ text_type!(
     }
 );
 
+text_type!(
+    /// The beginning of a commit id, or all of it.
+    CommitPrefix,
+    |text| {
+        let hex = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if hex && (7..=64).contains(&text.len()) {
+            return Ok(());
+        }
+        Err(ParseError(format!(
+            "{:?} is not a commit id (lower-case hexadecimal digits, at least the first 7)",
+            shorten(text, 80)
+        )))
+    }
+);
+
 impl CommitSha {
     /// The first seven digits, for people.
     pub fn short(&self) -> &str {
@@ -431,6 +446,14 @@ mod tests {
         assert!("0".repeat(64).parse::<CommitSha>().unwrap().is_zero());
         for bad in ["abc1234", &"A".repeat(40), &"g".repeat(40), &"a".repeat(39)] {
             assert!(bad.parse::<CommitSha>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_commit_may_be_named_by_its_beginning() {
+        assert!("0427011".parse::<CommitPrefix>().is_ok() && "a".repeat(40).parse::<CommitPrefix>().is_ok());
+        for bad in ["042701", "0427O11", "ABCDEF0", "HEAD~12", &"a".repeat(65)] {
+            assert!(bad.parse::<CommitPrefix>().is_err(), "{bad}");
         }
     }
 

@@ -18,13 +18,13 @@ use crate::deploy::Running;
 use crate::deploy::plan_view::{self, PlanView};
 use crate::disk;
 use crate::journal::Journal;
-use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, Status};
+use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, ServiceName, Status};
 use crate::proxy::{Counts, ProxyClient};
 use crate::rollout::canary::Wish;
 use crate::rollout::driver::canary::{CanaryState, WishRefused};
 use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::presence::{Away, Presence};
-use crate::runtime::{Happened, Runtime, RuntimeError};
+use crate::runtime::{Happened, ImageGone, Runtime, RuntimeError};
 use crate::store::{Admission, CancelAsked, NewDeployment, Release, Store, StoreError};
 
 pub mod absent;
@@ -355,15 +355,24 @@ impl Agent {
         self.comparisons.of(app)
     }
 
-    /// Whether the images of a release are still on the engine; else a rollback to it cannot work.
-    pub async fn images_present(&self, release: &Release) -> Result<bool, RuntimeError> {
-        for released in &release.body.services {
+    /// Whether a deployment of an app runs or waits.
+    pub async fn has_work(&self, app: &AppName) -> Result<bool, StoreError> {
+        Ok(self.store.unfinished(app).await?.is_some() || !self.store.waiting(app).await?.is_empty())
+    }
+
+    /// Whether the images of a release, or that of one of its services, are still on the engine; without them nothing of
+    /// it can be started.
+    pub async fn needs_images(&self, release: &Release, of: Option<&ServiceName>) -> Result<(), RuntimeError> {
+        for released in release.body.services.iter().filter(|released| of.is_none_or(|of| released.service.name == *of))
+        {
             let there = self.parts()?.builder.exists(&released.image).await;
             if !there.map_err(|err| RuntimeError::Unavailable(err.to_string()))? {
-                return Ok(false);
+                let built_from = Some((release.app.clone(), release.commit.clone()));
+                let what = format!("the image of {}", release.number);
+                return Err(RuntimeError::ImageGone(ImageGone { what, built_from }));
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Reads the configuration file again. On problems the old one stays in force.

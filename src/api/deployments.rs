@@ -17,7 +17,7 @@ use super::serve::Closing;
 use super::views::DeploymentView;
 use super::{ApiState, apps, sse};
 use crate::journal::Followed;
-use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ParseError, Status, shorten};
+use crate::model::{AppName, CommitPrefix, CommitSha, DeploymentId, GitRef, ParseError, Status, shorten};
 use crate::queue::Request;
 use crate::store::{Admission, CancelAsked, Deployment, NewDeployment, Store, StoreError};
 
@@ -49,11 +49,15 @@ pub(super) async fn create(
     let config = api.agent.config();
     let app = apps::find(&config, &name)?;
     let fields = fields.only(&["commit", "ref", "dry_run"])?;
-    let commit: Option<CommitSha> = fields.text("commit")?;
+    let commit: Option<CommitPrefix> = fields.text("commit")?;
     let git_ref = fields.text::<BranchOrRef>("ref")?.map(|BranchOrRef(git_ref)| git_ref);
     if commit.is_some() && git_ref.is_some() {
         return Err(wrong("ref", "give either commit or ref"));
     }
+    let commit = match commit {
+        Some(prefix) => Some(whole(&api.agent.store, &app.name, &prefix).await?),
+        None => None,
+    };
     if fields.flag("dry_run")? {
         let want = commit.map(String::from).or(git_ref.map(String::from));
         let plan = api.agent.plan(&app.name, want).await.map_err(|why| Problem::new(StatusCode::CONFLICT, why))?;
@@ -61,6 +65,23 @@ pub(super) async fn create(
     }
     let request = Request::Deploy { forced: commit.is_some(), commit, before: None };
     submit(&api, &app.name, caller.trigger, request, git_ref, caller.name).await
+}
+
+/// A commit by its whole id, or one that was deployed before by the beginning of it.
+async fn whole(store: &Store, app: &AppName, prefix: &CommitPrefix) -> Result<CommitSha, Problem> {
+    if let Ok(commit) = prefix.as_str().parse() {
+        return Ok(commit);
+    }
+    match store.commits_beginning(app, prefix).await?.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(wrong(
+            "commit",
+            format!("{app} has had no deployment of a commit that begins with {prefix}; give the full id (40 digits)"),
+        )),
+        _ => {
+            Err(wrong("commit", format!("more than one commit of {app} begins with {prefix}; give more of its digits")))
+        }
+    }
 }
 
 /// `main`, `refs/heads/main` or `refs/tags/v1`.

@@ -45,7 +45,7 @@ pub(super) async fn rollback(
         Some(number) => store.release(&app.name, number).await?,
         None => None,
     };
-    let under_way = store.unfinished(&app.name).await?.is_some() || !store.waiting(&app.name).await?.is_empty();
+    let under_way = api.agent.has_work(&app.name).await?;
     let target = match (to, asked) {
         (Some(number), _) if live == Some(number) => {
             return Err(Problem::new(StatusCode::CONFLICT, format!("{number} is live already")).field("to"));
@@ -59,11 +59,9 @@ pub(super) async fn rollback(
         },
     };
     if let Some(release) = &target
-        && !api.agent.images_present(release).await?
+        && let Err(err) = api.agent.needs_images(release, None).await
     {
-        let detail =
-            format!("the image of {} is not on this machine any more; deploy its commit again", release.number);
-        return Err(Problem::new(StatusCode::GONE, detail).field("to"));
+        return Err(Problem::from(err).field("to"));
     }
     deployments::submit(&api, &app.name, Trigger::Rollback, Request::Rollback { to }, None, caller.name).await
 }

@@ -1,18 +1,25 @@
 //! Scaling a service, restarting an app.
 
+use std::time::Duration;
+
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use tokio::time::timeout;
 
 use super::auth::Caller;
 use super::body::{Fields, wrong};
 use super::problem::Problem;
 use super::{ApiState, apps, deployments};
-use crate::model::{AppName, shorten};
+use crate::model::{AppName, ServiceName, shorten};
 use crate::queue::Request;
+use crate::runtime::RuntimeError;
+use crate::store::Release;
 
 /// The configuration's own bound.
 const MOST: u64 = 64;
+/// The engine has so long to say which images it has.
+const IMAGES: Duration = Duration::from_secs(2);
 
 pub(super) async fn scale(
     State(api): State<ApiState>,
@@ -37,7 +44,11 @@ pub(super) async fn scale(
         .ok_or_else(|| {
             wrong("instances", format!("must be a whole number from 0 to 64; got {}", shorten(&asked.to_string(), 40)))
         })?;
-    needs_live(&api, &app.name).await?;
+    let live = live(&api, &app.name).await?;
+    let before = app.services.get(&service).map_or(1, |service| service.instances);
+    if instances > api.agent.store.scale(&app.name, &service, before).await? {
+        refuse_without_images(&api, &live, Some(&service)).await?;
+    }
     let request = Request::Scale { service, instances };
     deployments::submit(&api, &app.name, caller.trigger, request, None, caller.name).await
 }
@@ -51,14 +62,24 @@ pub(super) async fn restart(
     let config = api.agent.config();
     let app = apps::find(&config, &name)?;
     fields.only(&[])?;
-    needs_live(&api, &app.name).await?;
+    refuse_without_images(&api, &live(&api, &app.name).await?, None).await?;
     deployments::submit(&api, &app.name, caller.trigger, Request::Restart, None, caller.name).await
 }
 
 /// Both act on the live release.
-async fn needs_live(api: &ApiState, app: &AppName) -> Result<(), Problem> {
-    match api.agent.store.live_release(app).await? {
-        Some(_) => Ok(()),
-        None => Err(Problem::new(StatusCode::CONFLICT, format!("nothing of {app} is live yet; deploy it first"))),
+async fn live(api: &ApiState, app: &AppName) -> Result<Release, Problem> {
+    let nothing = || Problem::new(StatusCode::CONFLICT, format!("nothing of {app} is live yet; deploy it first"));
+    api.agent.store.live_release(app).await?.ok_or_else(nothing)
+}
+
+/// It would be tried three times, and undone. What is under way may make another release live, and what an engine has that
+/// does not answer is known when it does.
+async fn refuse_without_images(api: &ApiState, live: &Release, of: Option<&ServiceName>) -> Result<(), Problem> {
+    if api.agent.has_work(&live.app).await? {
+        return Ok(());
+    }
+    match timeout(IMAGES, api.agent.needs_images(live, of)).await {
+        Ok(Err(gone @ RuntimeError::ImageGone(_))) => Err(gone.into()),
+        _ => Ok(()),
     }
 }

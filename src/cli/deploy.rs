@@ -13,7 +13,7 @@ use super::term::Term;
 use super::watch::{Show, follow};
 use super::{Json, text};
 use crate::api::views::DeploymentView;
-use crate::model::{AppName, CommitSha};
+use crate::model::{AppName, CommitPrefix};
 
 pub(super) const EXAMPLES: &str = "Examples:
   longshore deploy shop
@@ -25,9 +25,9 @@ Ctrl-C stops watching; the deployment belongs to the agent and goes on.";
 /// Which commit.
 #[derive(Debug, Args)]
 pub(super) struct Want {
-    /// A full commit id.
+    /// A full commit id; of a commit that was deployed before, its first 7 digits or more.
     #[arg(long, value_name = "SHA", conflicts_with = "git_ref")]
-    commit: Option<CommitSha>,
+    commit: Option<CommitPrefix>,
     /// A branch (main) or a full ref (refs/tags/v1).
     #[arg(long = "ref", value_name = "REF")]
     git_ref: Option<String>,

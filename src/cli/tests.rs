@@ -49,7 +49,7 @@ fn examples_in_help_can_be_typed() {
 fn mistakes_on_the_command_line_say_what_is_allowed() {
     for line in [
         "longshore rollback shop --to ;rm",
-        "longshore deploy shop --commit abc1234",
+        "longshore deploy shop --commit abc123",
         "longshore deploy shop --commit 0 --ref main",
         "longshore scale shop web",
         "longshore scale shop web=65",

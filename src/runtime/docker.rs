@@ -14,7 +14,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio::sync::{Mutex, mpsc};
 
-use super::{Exited, Happened, InstanceSpec, Observed, Runtime, RuntimeError, Unknown, labels};
+use super::{Exited, Happened, ImageGone, InstanceSpec, Observed, Runtime, RuntimeError, Unknown, labels};
 use crate::config::MountSource;
 use crate::fail_point::hurried;
 use crate::model::{AppName, ImageId, InstanceId};
@@ -142,7 +142,11 @@ impl Docker {
             match explain::status(&error) {
                 Some(409) => {}
                 Some(404) if error.to_string().contains("No such image") => {
-                    return Err(RuntimeError::ImageGone(spec.image.clone()));
+                    let built_from = Some((spec.app.clone(), spec.commit.clone()));
+                    return Err(RuntimeError::ImageGone(ImageGone {
+                        what: format!("image {}", spec.image),
+                        built_from,
+                    }));
                 }
                 _ => return Err(explain::runtime_error(error)),
             }

@@ -220,6 +220,20 @@ pub enum Happened {
     Reconnected,
 }
 
+/// An image that was removed from the machine by hand, and what builds it again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is not on this machine any more{}", .built_from.as_ref().map(rebuild).unwrap_or_default())]
+pub struct ImageGone {
+    /// The image, or whose it was.
+    pub what: String,
+    /// Of which app and from which commit it was built, where that is known.
+    pub built_from: Option<(AppName, CommitSha)>,
+}
+
+fn rebuild((app, commit): &(AppName, CommitSha)) -> String {
+    format!("; to build it again: longshore deploy {app} --commit {commit}")
+}
+
 /// Why a call to the runtime failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RuntimeError {
@@ -227,8 +241,8 @@ pub enum RuntimeError {
     #[error("the Docker engine does not answer: {0}")]
     Unavailable(String),
     /// The image is not there any more.
-    #[error("image {0} is not on this machine any more")]
-    ImageGone(ImageId),
+    #[error("{0}")]
+    ImageGone(ImageGone),
     /// The engine refused.
     #[error("{0}")]
     Refused(String),

@@ -8,7 +8,7 @@ use super::requests::{self, Requests};
 use super::steps::{self, Step};
 use super::{Store, StoreError, from_json, now_ms, timestamp, unreadable};
 use crate::config::NoticeKind;
-use crate::model::{AppName, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
+use crate::model::{AppName, CommitPrefix, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
 
 // Each of these repeats the condition of a partial index word for word, without which SQLite would read every
@@ -22,6 +22,9 @@ const LAST_OF_COMMIT_WAITING: &str =
     "SELECT max(+id) FROM deployments WHERE app = ?1 AND status = 'queued' AND commit_sha = ?2";
 const LAST_OF_COMMIT_TAKEN_UP: &str = "SELECT max(+id) FROM deployments WHERE app = ?1 AND commit_sha = ?2
      AND (started_at IS NOT NULL OR status = 'cancelled')";
+const BEGINNING: &str =
+    "SELECT DISTINCT commit_sha FROM deployments WHERE app = ?1 AND commit_sha >= ?2 AND commit_sha < ?3
+     AND (started_at IS NOT NULL OR status = 'cancelled') LIMIT 2";
 const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_at IS NULL ORDER BY id";
 
 /// The step that says that a deployment failed, or was undone, for want of a secret; its outcome is which.
@@ -160,6 +163,19 @@ impl Store {
             );
             let found = query(c, &last, params![app.as_str(), commit.as_str()])?;
             Ok(found.into_iter().next())
+        })
+        .await
+    }
+
+    /// The commits that begin so of which a deployment was started or cancelled; two at most, which says that they are several.
+    pub async fn commits_beginning(&self, app: &AppName, prefix: &CommitPrefix) -> Result<Vec<CommitSha>, StoreError> {
+        let (app, first) = (app.clone(), prefix.clone());
+        // Beyond every digit.
+        let beyond = format!("{prefix}g");
+        self.read(move |c| {
+            let mut found = c.prepare_cached(BEGINNING)?;
+            let ids = found.query_map(params![app.as_str(), first.as_str(), beyond], |row| row.get::<_, String>(0))?;
+            ids.map(|id| id?.parse().map_err(unreadable)).collect()
         })
         .await
     }
@@ -422,6 +438,7 @@ mod tests {
         assert_read_by(OF_COMMIT_TAKEN_UP, "deployments_of_commit");
         assert_read_by(LAST_OF_COMMIT_WAITING, "deployments_waiting");
         assert_read_by(LAST_OF_COMMIT_TAKEN_UP, "deployments_of_commit");
+        assert_read_by(BEGINNING, "deployments_of_commit");
         assert_read_by(&format!("SELECT id FROM deployments {UNDER_WAY}"), "deployments_under_way");
     }
 }

@@ -65,7 +65,7 @@ async fn a_deployment_is_watched_line_by_line() {
     let json = shop.agent.command(&["deploy", "shop", "--json"]);
     let json = Spawned::start(json);
     shop.reaches(3, "rolling_out").await;
-    fails(&shop, "deploy shop --commit 123", 2, &["not a full commit id"]).await;
+    fails(&shop, "deploy shop --commit 123", 2, &["not a commit id", "at least the first 7"]).await;
     // When it is confirmed, it is so.
     let cancelled = ok(&shop, "cancel #3").await;
     assert!(cancelled.contains("deployment #3 of shop is being cancelled\n"), "{cancelled}");

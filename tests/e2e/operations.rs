@@ -51,7 +51,57 @@ async fn a_rollback_brings_back_a_release_with_its_settings() {
     let image = first["services"][0]["image"].as_str().unwrap();
     let force = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
     engine.docker.remove_image(image, Some(force), None).await.unwrap();
-    shop.rollback(json!({ "to": 1 })).await.expect(410);
+    let gone = shop.rollback(json!({ "to": 1 })).await.expect(410).json();
+    let commit = first["commit"].as_str().unwrap();
+    let detail = format!(
+        "the image of v1 is not on this machine any more; to build it again: longshore deploy shop --commit {commit}"
+    );
+    assert_eq!((&gone["detail"], &gone["field"]), (&detail.into(), &"to".into()));
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_gone_is_told_with_the_command_that_builds_it_again() {
+    let Some(engine) = engine::or_skip("an_image_that_is_gone").await else { return };
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), Options::quick()).await;
+    let releases = shop.agent.get("/api/v1/apps/shop/releases").await;
+    let image = releases[0]["services"][0]["image"].as_str().unwrap();
+    let commit = releases[0]["commit"].as_str().unwrap();
+    // By hand, and nobody was there to see it.
+    shop.agent.stop().await;
+    for container in shop.instances("web").await {
+        let force = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
+        engine.docker.remove_container(&container.id, Some(force)).await.unwrap();
+    }
+    let force = bollard::query_parameters::RemoveImageOptionsBuilder::new().force(true).build();
+    engine.docker.remove_image(image, Some(force), None).await.unwrap();
+    shop.agent.start().await;
+
+    let remedy = format!(" not on this machine any more; to build it again: longshore deploy shop --commit {commit}");
+    let said = async |arguments: &[&str]| {
+        let output = shop.agent.cli(arguments).await;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), text)
+    };
+    eventually("status tells what to do", LIMIT, async || {
+        let (_, shown) = said(&["status", "shop"]).await;
+        if shown.contains(&format!("could not be started: image {image} is{remedy}")) { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    for line in [&["restart", "shop"][..], &["scale", "shop", "web=3"]] {
+        let (code, text) = said(line).await;
+        assert!(code == Some(1) && text.contains(&format!("the image of v1 is{remedy}")), "{line:?}: {text}");
+    }
+    assert_eq!(shop.deployments().await.len(), 1, "nothing was tried");
+
+    // As status has it, the commit is short.
+    let (code, text) = said(&["deploy", "shop", "--commit", "0000000"]).await;
+    assert!(code == Some(1) && text.contains("no deployment of a commit that begins with 0000000"), "{text}");
+    let (code, text) = said(&["deploy", "shop", "--commit", &commit[..7]]).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(shop.deployments().await[0]["commit"], commit);
+    shop.all_ready().await;
+    assert_eq!(shop.version().await, "v1");
     shop.finish().await;
 }
 

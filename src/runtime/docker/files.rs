@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{CALL, Docker, START, explain, spec, within};
 use crate::model::{AppName, ImageId};
-use crate::runtime::{RuntimeError, labels};
+use crate::runtime::{ImageGone, RuntimeError, labels};
 
 /// For copying a directory.
 const COPY: Duration = Duration::from_secs(600);
@@ -45,7 +45,9 @@ async fn create(docker: &Docker, app: &AppName, image: &ImageId) -> Result<Strin
     };
     match docker.client.create_container(None::<CreateContainerOptions>, container).await {
         Ok(created) => Ok(created.id),
-        Err(error) if explain::status(&error) == Some(404) => Err(RuntimeError::ImageGone(image.clone())),
+        Err(error) if explain::status(&error) == Some(404) => {
+            Err(RuntimeError::ImageGone(ImageGone { what: format!("image {image}"), built_from: None }))
+        }
         Err(error) => Err(explain::runtime_error(error)),
     }
 }
