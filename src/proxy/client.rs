@@ -35,8 +35,9 @@ const HELLO_LIMIT: Duration = Duration::from_secs(2);
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// How often a proxy that says nothing is asked for a sign of life.
 const PING: Duration = Duration::from_secs(1);
-/// Without one for so long it does not answer. Longer than a hand-over may hold up its answers.
-const SILENCE: Duration = Duration::from_secs(4);
+/// When so many of these times went by without one it does not answer: longer than a hand-over may hold up its answers.
+/// They are counted, each from the end of the one before: an agent that was itself stopped meanwhile has missed but one.
+const SILENCE: u32 = 4;
 /// Between attempts to connect: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
@@ -455,19 +456,18 @@ impl Keeper {
     ) -> Ended {
         self.asked_counts = 0;
         self.counts.retain(|reply| !reply.is_closed());
-        let mut heard = Instant::now();
+        let (mut next, mut unheard) = (Instant::now() + PING, 0);
         loop {
             match timeout(WRITE_LIMIT, self.flush(&mut write)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Ended::Lost(error),
                 Err(_) => return Ended::Lost(io::ErrorKind::TimedOut.into()),
             }
-            let next = if self.counts.is_empty() { heard + PING } else { heard + SILENCE };
             tokio::select! {
                 biased;
                 report = read_message(&mut read, &mut line) => match report {
                     Ok(Some(report)) => {
-                        heard = Instant::now();
+                        (next, unheard) = (Instant::now() + PING, 0);
                         // Nobody waits for it: it is looked at when the proxy does not answer.
                         self.status.send_if_modified(|status| {
                             status.heard = Some(Timestamp::now());
@@ -482,10 +482,15 @@ impl Keeper {
                     Some(ask) => self.note(ask),
                     None => return Ended::NobodyAsks,
                 },
-                () = sleep_until(next) => match self.counts.is_empty() {
-                    true => self.counts.push_back(oneshot::channel().0),
-                    false => return Ended::Lost(io::ErrorKind::TimedOut.into()),
-                },
+                () = sleep_until(next) => {
+                    (next, unheard) = (Instant::now() + PING, unheard + 1);
+                    if unheard == SILENCE {
+                        return Ended::Lost(io::ErrorKind::TimedOut.into());
+                    }
+                    if self.counts.is_empty() {
+                        self.counts.push_back(oneshot::channel().0);
+                    }
+                }
             }
         }
     }

@@ -210,6 +210,13 @@ async fn an_agent_that_is_stopped_holds_nobody_up() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(shop.version().await, "v1");
     shop.agent.signal(Signal::SIGCONT);
+    // The silence was its own.
+    for _ in 0..20 {
+        let (status, text) = readiness(&shop).await.unwrap();
+        assert!(status == 200 && !text.contains("does not answer"), "{text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!shop.agent.log().contains("lost the proxy"), "{}", shop.agent.log());
     assert_ended(&shop.push(&Behaviour::version("v2")).await, "succeeded", &[]);
     load.stop().await.assert_flawless(100);
     shop.finish().await;
