@@ -97,10 +97,6 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let id = store.kept_random(AGENT_ID_KEY, 6).await?;
     data_dir::write_whole(&data_dir.join(data_dir::AGENT_ID), id.as_bytes()).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
-    let engine = reach_engine(&config.runtime.docker_host, &id).await;
-    if let Err(err @ RuntimeError::Refused(_)) = engine {
-        return Err(err.into());
-    }
     let listener = match inherited {
         Some(listener) => {
             listener.set_nonblocking(true)?;
@@ -112,6 +108,11 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     };
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
+    // Whoever asks from here on is not refused, but waits: for an engine that does not answer too, though not for long.
+    let engine = reach_engine(&config.runtime.docker_host, &id).await;
+    if let Err(err @ RuntimeError::Refused(_)) = engine {
+        return Err(err.into());
+    }
     let proxy = ProxyClient::start(&data_dir);
     let listens = [Some(config.proxy.http), config.proxy.https].into_iter().flatten().collect();
     let mut supervisor = Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), listens)?;

@@ -4,10 +4,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -105,6 +106,31 @@ async fn says_in_the_way(shop: &Shop, part: &str) {
         if problems.contains(part) { Ok(()) } else { Err(format!("{problems}\n{}", shop.agent.log())) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_beside_a_stopped_engine_refuses_nobody() {
+    let Some(engine) = engine::or_skip("an_agent_that_starts_beside_a_stopped_engine").await else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let socket: PathBuf = directory.path().join("docker.sock");
+    std::os::unix::fs::symlink(ENGINE, &socket).unwrap();
+    let options = Options::quick().table(&format!("[runtime]\ndocker_host = \"unix://{}\"", socket.display()));
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+    shop.agent.kill().await;
+    std::fs::remove_file(&socket).unwrap();
+    // The kernel takes connections to a process that is stopped.
+    let stopped = UnixListener::bind(&socket).unwrap();
+    shop.agent.spawn();
+    let listens = async || TcpStream::connect(shop.agent.listen).await.map(drop).map_err(|err| err.to_string());
+    eventually("the agent listens, engine or not", Duration::from_secs(2), listens).await;
+    let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
+    assert_eq!(shop.deployment(id).await["status"], "queued");
+    says_in_the_way(&shop, "no answer from unix://").await;
+    std::fs::remove_file(&socket).unwrap();
+    std::os::unix::fs::symlink(ENGINE, &socket).unwrap();
+    drop(stopped);
+    assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "succeeded", &[]);
+    shop.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
