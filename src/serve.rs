@@ -108,15 +108,16 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     };
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
-    // Whoever asks from here on is not refused, but waits: for an engine that does not answer too, though not for long.
-    let engine = reach_engine(&config.runtime.docker_host, &id).await;
-    if let Err(err @ RuntimeError::Refused(_)) = engine {
-        return Err(err.into());
-    }
+    // Whoever asks from here on is not refused, but waits: for an engine that does not answer too, though not for long. An
+    // app's clients do not: the proxy serves from its file.
     let proxy = ProxyClient::start(&data_dir);
     let listens = [Some(config.proxy.http), config.proxy.https].into_iter().flatten().collect();
     let mut supervisor = Supervisor::new(proxy.clone(), config_path.clone(), data_dir.join("proxy.log"), listens)?;
     supervisor.begin().await?;
+    let engine = reach_engine(&config.runtime.docker_host, &id).await;
+    if let Err(err @ RuntimeError::Refused(_)) = engine {
+        return Err(err.into());
+    }
     let kept = Routes::read_kept(&data_dir.join("routes.json"));
     let mirrors =
         Mirrors::new(data_dir.join("mirrors"), Timeouts::default()).context("cannot create the mirrors' directory")?;

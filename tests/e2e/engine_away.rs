@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::shop::{LIMIT, Options, Shop, assert_ended};
+use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
 use crate::support::engine;
 use crate::support::http;
 use crate::support::site::Behaviour;
@@ -117,12 +117,18 @@ async fn an_agent_that_starts_beside_a_stopped_engine_refuses_nobody() {
     let options = Options::quick().table(&format!("[runtime]\ndocker_host = \"unix://{}\"", socket.display()));
     let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
     shop.agent.kill().await;
+    shop.agent.stop_proxy();
     std::fs::remove_file(&socket).unwrap();
     // The kernel takes connections to a process that is stopped.
     let stopped = UnixListener::bind(&socket).unwrap();
     shop.agent.spawn();
     let listens = async || TcpStream::connect(shop.agent.listen).await.map(drop).map_err(|err| err.to_string());
     eventually("the agent listens, engine or not", Duration::from_secs(2), listens).await;
+    let serves = async || match shop.agent.visit(HOST, "/").await {
+        Ok(answer) if answer.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually("the app is served, engine or not", Duration::from_secs(2), serves).await;
     let id = shop.push_without_waiting(&Behaviour::version("v2")).await;
     assert_eq!(shop.deployment(id).await["status"], "queued");
     says_in_the_way(&shop, "no answer from unix://").await;
