@@ -13,8 +13,10 @@ pub struct Sockets {
     pub open: usize,
     /// Ends of connections that the kernel remembers for a minute after their end: they belong to no process.
     pub waiting: usize,
-    /// Descriptors of the proxy's process.
+    /// Descriptors of the proxy's process, but for its pipes.
     pub files: usize,
+    /// Ends of pipes that it holds.
+    pub pipes: usize,
     /// Proxies that were replaced and have not ended.
     pub retired: usize,
 }
@@ -24,8 +26,10 @@ impl Sockets {
         let states = states_at(port);
         let waiting = states.iter().filter(|state| *state == TIME_WAIT).count();
         let open = states.iter().filter(|state| *state != TIME_WAIT && *state != LISTEN).count();
-        let files = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-        Self { open, waiting, files, retired }
+        let held = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let held = held.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let (pipes, files): (Vec<_>, Vec<_>) = held.partition(|file| file.to_string_lossy().starts_with("pipe:"));
+        Self { open, waiting, files: files.len(), pipes: pipes.len(), retired }
     }
 }
 

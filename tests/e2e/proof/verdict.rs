@@ -9,6 +9,9 @@ use super::STREAMS_MS;
 use super::sockets::Sockets;
 use crate::clients::{Kind, Report};
 
+/// How many pipes a thread of the proxy keeps (`proxy/http1/pipe`).
+const PIPES_KEPT: usize = 4;
+
 /// What is not as it must be.
 #[derive(Default)]
 pub struct Wrong {
@@ -151,6 +154,11 @@ impl Proof {
         wrong.unless(after.files <= before.files, || {
             format!("the proxy holds more: {before:?} before, {after:?} after")
         });
+        // Each of its threads keeps a few for the next large answer.
+        let kept = 2 * PIPES_KEPT * std::thread::available_parallelism().map_or(1, usize::from);
+        wrong.unless(after.pipes <= before.pipes + kept, || {
+            format!("the proxy holds more than {kept} ends of pipes: {before:?} before, {after:?} after")
+        });
         wrong.unless(after.retired == 0, || format!("{} proxies that were replaced have not ended", after.retired));
     }
 
@@ -223,8 +231,11 @@ impl Proof {
             "by the deployments' own records: served / retried / streams cut",
             format!("{} / {} / {}", recorded.served, recorded.retried, recorded.cut_streams),
         );
-        let told = |sockets: &Sockets| format!("{} / {} / {}", sockets.open, sockets.files, sockets.waiting);
-        row("connections at the proxy's port / its descriptors / TIME_WAIT: before", told(&self.before));
+        let told = |at: &Sockets| format!("{} / {} / {} / {}", at.open, at.files, at.pipes, at.waiting);
+        row(
+            "connections at the proxy's port / its descriptors / ends of its pipes / TIME_WAIT: before",
+            told(&self.before),
+        );
         row("the same: after", told(&self.after));
         row("**requests answered / failed**", format!("**{} / {}**\n", self.answered(), self.load.failures.len()));
     }
