@@ -207,6 +207,8 @@ fn current(observed: &Observed) -> Current {
         settings: Some(observed.settings.clone()),
         deployment: observed.deployment,
         running: observed.state == RunState::Running,
+        // Nobody has looked yet.
+        proven: false,
     }
 }
 

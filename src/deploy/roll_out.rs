@@ -16,7 +16,7 @@ use crate::rollout::canary::{Canary, Course};
 use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::driver::canary::{self, CanaryPlan};
 use crate::rollout::machine::{Cause, Failure, Outcome, Policy, ServicePolicy};
-use crate::rollout::plan::{self, Back, Plan, Wanted, Way};
+use crate::rollout::plan::{self, Back, Empty, Plan, Unstartable, Wanted, Way};
 use crate::rollout::watch::History;
 use crate::rollout::{Assignment, ServiceSpec};
 use crate::store::{Finish, Release, Step};
@@ -91,23 +91,23 @@ impl Story<'_> {
             (None, true) => (&new, Way::Renew),
             (None, false) => (&new, Way::Forward),
         };
-        let unreadable: BTreeMap<_, _> =
-            towards.iter().filter(|(_, spec)| spec.prepared.is_err()).map(|(name, spec)| (name, spec.routed)).collect();
+        let unreadable = self.unreadable(towards).await?;
         let wanted = self.wanted(towards, &target.release, way).await?;
         let instances: BTreeMap<_, _> = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
         let (as_is, current): (Vec<_>, Vec<_>) =
             self.deployer.driver.current().await.into_iter().partition(|c| unreadable.contains_key(&c.service));
         let mut plan = plan::plan(&current, &wanted, id, way);
-        let Back { slots, kept, stand_ins } =
-            plan::back_without_starting(&as_is, |name| unreadable.get(name) == Some(&true), id);
+        let Back { slots, kept, stand_ins, empty } = plan::back_without_starting(&as_is, &unreadable, id);
         plan.slots.extend(slots);
         plan.kept.extend(kept);
-        let left = stand_ins.iter().map(|stand_in| {
+        let serving = stand_ins.iter().map(|stand_in| {
             format!(
                 "{stand_in} serves until an instance of the live release can be started, which a secret is absent for"
             )
         });
-        let left: Vec<String> = left.collect();
+        let why = |service| towards.get(service).and_then(|spec| spec.prepared.as_ref().err());
+        let left: Vec<String> =
+            serving.chain(empty.iter().map(|place| nobody_serves(place, why(&place.service)))).collect();
         let canary = self.canary(target, &plan, way).await?;
         match (plan.slots.is_empty(), way) {
             (true, Way::Back) => {}
@@ -224,6 +224,20 @@ impl Story<'_> {
         Ok(wanted)
     }
 
+    /// The services of which no instance can be started, as a secret is absent.
+    async fn unreadable(
+        &self,
+        specs: &BTreeMap<ServiceName, Arc<ServiceSpec>>,
+    ) -> Result<BTreeMap<ServiceName, Unstartable>, Halt> {
+        let mut unreadable = BTreeMap::new();
+        for (name, spec) in specs.iter().filter(|(_, spec)| spec.prepared.is_err()) {
+            let configured = self.configured(name, spec.service.instances);
+            let instances = self.deployer.store.scale(&self.app.name, name, configured).await?;
+            unreadable.insert(name.clone(), Unstartable { instances, routed: spec.routed });
+        }
+        Ok(unreadable)
+    }
+
     /// How many instances the configuration asks for; a service that is no longer in it keeps its release's number.
     fn configured(&self, service: &ServiceName, released: u32) -> u32 {
         self.app.services.get(service).map_or(released, |service| service.instances)
@@ -236,6 +250,17 @@ impl Story<'_> {
         let configured = self.configured(service, released);
         Ok(self.deployer.store.set_scale(&self.app.name, service, configured, *instances).await?)
     }
+}
+
+/// `web-1: nobody serves in its place. d27-web-1 had not passed its health check and was removed; …`
+fn nobody_serves(Empty { service, number, unproven }: &Empty, secret: Option<&String>) -> String {
+    let gone = unproven.as_ref().map(|id| format!("{id} had not passed its health check and was removed; "));
+    let secret = secret.map_or("a secret is absent", String::as_str);
+    format!(
+        "{service}-{number}: nobody serves in this place: {}one of the live release cannot be started: {secret}; put the \
+         secret there, and it is started within a minute",
+        gone.unwrap_or_default()
+    )
 }
 
 fn policy_of(spec: &ServiceSpec) -> ServicePolicy {

@@ -23,6 +23,9 @@ impl Story<'_> {
         let (app, id) = (&self.app.name, self.deployment.id);
         tracing::warn!(%app, %id, "the deployment goes on when its secrets can be read: {why}");
         self.log.line(format!("it waits for a secret, and goes on by itself when that can be read: {why}"));
+        if self.in_rollout() {
+            self.deployer.driver.wait(id, self.log.clone());
+        }
         let command = self.command_begun().await?;
         let late = Instant::now() + command.as_ref().map_or(Duration::ZERO, |command| command.timeout);
         let mut is_late = command.is_none();

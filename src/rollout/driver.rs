@@ -55,7 +55,7 @@ pub struct Assignment {
     pub deployment: DeploymentId,
     /// What changes.
     pub plan: Plan,
-    /// These serve on in places that nobody else can be started in now.
+    /// These have passed their gates and serve in places that nobody else can be started in now.
     pub stand_ins: Vec<InstanceId>,
     /// How it is judged.
     pub policy: Policy,
@@ -105,6 +105,7 @@ enum Signal {
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
+    Wait(DeploymentId, DeployLog),
     Refresh(oneshot::Sender<Result<(), RuntimeError>>),
     Refreshed(Result<Found, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
     Listed(u64, Result<Found, RuntimeError>),
@@ -184,6 +185,7 @@ impl Driver {
             compared: None,
             engine_away: false,
             places: None,
+            waiting: None,
             strangers: None,
         };
         tokio::spawn(task.run(inbox));
@@ -224,6 +226,12 @@ impl Driver {
     /// Says in which places of the app an instance is meant to serve now; those that are missing are started.
     pub fn expect(&self, places: Vec<LivePlace>) {
         self.send(Signal::Expect(places));
+    }
+
+    /// A deployment that was cut off in its rollout waits. Meanwhile, until it is rolled out further or back, those of its
+    /// instances that pass their gates serve where nobody else is.
+    pub fn wait(&self, deployment: DeploymentId, log: DeployLog) {
+        self.send(Signal::Wait(deployment, log));
     }
 
     /// Has the engine say what there is, as instances may have ended or begun while it was away.
@@ -330,6 +338,8 @@ struct DriverTask {
     engine_away: bool,
     /// The places of the live release, as long as that is known and no rollout changes it.
     places: Option<Vec<LivePlace>>,
+    /// The deployment that waits in the middle of its rollout, and its log.
+    waiting: Option<(DeploymentId, DeployLog)>,
     /// Containers that no deployment on record has started and that were told of, once that has been read.
     strangers: Option<BTreeSet<String>>,
 }
@@ -372,6 +382,10 @@ impl DriverTask {
                 let _ = answer.send(self.current());
             }
             Signal::Expect(places) => self.expect(places).await,
+            Signal::Wait(deployment, log) => {
+                self.waiting = Some((deployment, log));
+                self.serve_alone();
+            }
             Signal::Refresh(answer) => self.refresh(answer),
             Signal::Refreshed(listed, answer) => self.refreshed(listed, answer).await,
             Signal::Listed(rounds, listed) => self.listed(rounds, listed).await,

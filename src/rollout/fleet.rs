@@ -332,6 +332,11 @@ impl Member {
         }
     }
 
+    /// Whether it has passed its gate: it serves, or is ready now.
+    pub fn is_proven(&self) -> bool {
+        self.duty == Duty::Serving || (self.gate.health() == Health::Ready && !self.cut_off)
+    }
+
     /// What its probe needs to know.
     pub fn target(&self, id: &InstanceId, entrance: Option<&Entrance>) -> Target {
         let entrance = entrance.filter(|_| self.spec.routed);

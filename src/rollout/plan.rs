@@ -21,6 +21,8 @@ pub struct Current {
     pub deployment: DeploymentId,
     /// Its process runs.
     pub running: bool,
+    /// It has passed its gate: it serves, or is ready now.
+    pub proven: bool,
 }
 
 /// A service as it should be.
@@ -134,15 +136,38 @@ pub struct Back {
     pub slots: Vec<Slot>,
     /// These stay as they are, or are started again in their own containers.
     pub kept: Vec<InstanceId>,
-    /// Started by the deployment that is undone, in places where nobody else runs.
+    /// Started by the deployment that is undone and proven, in places where nobody else runs.
     pub stand_ins: Vec<InstanceId>,
+    /// Places of the live release that stay empty.
+    pub empty: Vec<Empty>,
+}
+
+/// A place in which nobody serves until an instance can be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Empty {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Which place, from 1.
+    pub number: u32,
+    /// The new one that runs in it and goes, as it has not passed its gate.
+    pub unproven: Option<InstanceId>,
+}
+
+/// A service of which no instance can be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unstartable {
+    /// How many instances of the live release there are to be.
+    pub instances: u32,
+    /// Requests are routed to it.
+    pub routed: bool,
 }
 
 /// Plans the way back of `deployment` for services of which no instance can be started: an old one that is there stays, and
-/// a new one goes where an old one runs.
+/// a new one goes where an old one runs. Where none does, a new one stands in that has passed its gate; one that has not
+/// goes, as it must not answer a request.
 pub fn back_without_starting(
     current: &[Current],
-    routed: impl Fn(&ServiceName) -> bool,
+    services: &BTreeMap<ServiceName, Unstartable>,
     deployment: DeploymentId,
 ) -> Back {
     let mut back = Back::default();
@@ -152,17 +177,28 @@ pub fn back_without_starting(
         let old = here.filter(|other| !is_new(other)).max_by_key(|old| (old.running, old.deployment, &old.id));
         if old.is_some_and(|old| old.id == c.id) {
             back.kept.push(c.id.clone());
-        } else if is_new(c) && c.running && !old.is_some_and(|old| old.running) {
+        } else if is_new(c) && c.running && c.proven && !old.is_some_and(|old| old.running) {
             back.stand_ins.push(c.id.clone());
         } else {
             back.slots.push(Slot {
                 service: c.service.clone(),
                 number: c.slot,
-                routed: routed(&c.service),
+                routed: services.get(&c.service).is_some_and(|service| service.routed),
                 order: Order::StartFirst,
                 incoming: None,
                 outgoing: Some(c.id.clone()),
             });
+        }
+    }
+    for (service, unstartable) in services {
+        for number in 1..=unstartable.instances {
+            let here = || current.iter().filter(|c| c.service == *service && c.slot == number);
+            let stays = |c: &Current| back.kept.contains(&c.id) || back.stand_ins.contains(&c.id);
+            if here().any(stays) {
+                continue;
+            }
+            let unproven = here().find(|c| c.running).map(|c| c.id.clone());
+            back.empty.push(Empty { service: service.clone(), number, unproven });
         }
     }
     back
@@ -252,6 +288,7 @@ mod tests {
             settings: Some(settings.into()),
             deployment,
             running: true,
+            proven: true,
         }
     }
 
@@ -335,32 +372,38 @@ mod tests {
     }
 
     #[test]
-    fn a_way_back_without_a_start_keeps_what_runs_and_leaves_no_place_empty() {
+    fn a_way_back_without_a_start_keeps_what_runs_and_leaves_to_the_unproven_no_place() {
         let instance = |deployment: i64, slot, restored, running| Current {
             id: InstanceId::new(DeploymentId(deployment), &web(), slot, restored),
-            service: web(),
-            slot,
-            settings: None,
-            deployment: DeploymentId(deployment),
             running,
+            ..current(deployment, slot, "any")
         };
+        let unproven = |slot| Current { proven: false, ..instance(2, slot, 0, true) };
         let current = [
             instance(1, 1, 0, true), // the old one is still there
             instance(2, 1, 0, true),
-            instance(2, 2, 0, true),  // was switched
+            instance(2, 2, 0, true),  // was switched, or is ready to be
             instance(1, 3, 0, false), // the old one has ended
             instance(2, 3, 0, true),
             instance(1, 4, 0, true), // the new one has not been started
             instance(2, 5, 0, true), // one was restored
             instance(2, 5, 1, true),
             instance(2, 6, 0, false), // the new one has ended, too
+            unproven(7),              // the old one is gone
+            instance(1, 8, 0, false), // the old one has ended
+            unproven(8),
         ];
-        let back = back_without_starting(&current, |_| true, DeploymentId(2));
+        // In the ninth place there is nobody at all.
+        let services = BTreeMap::from([(web(), Unstartable { instances: 9, routed: true })]);
+        let back = back_without_starting(&current, &services, DeploymentId(2));
         let names = |ids: &[InstanceId]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(names(&back.kept), "d1-web-1 d1-web-3 d1-web-4 d2-web-5-r1");
+        assert_eq!(names(&back.kept), "d1-web-1 d1-web-3 d1-web-4 d2-web-5-r1 d1-web-8");
         assert_eq!(names(&back.stand_ins), "d2-web-2 d2-web-3");
         let gone: Vec<_> = back.slots.iter().filter_map(|slot| slot.outgoing.clone()).collect();
-        assert_eq!(names(&gone), "d2-web-1 d2-web-5 d2-web-6");
+        assert_eq!(names(&gone), "d2-web-1 d2-web-5 d2-web-6 d2-web-7 d2-web-8");
         assert!(back.slots.iter().all(|slot| slot.incoming.is_none() && slot.routed));
+        let empty: Vec<_> =
+            back.empty.iter().map(|e| (e.number, e.unproven.as_ref().map(InstanceId::as_str))).collect();
+        assert_eq!(empty, [(6, None), (7, Some("d2-web-7")), (9, None)]);
     }
 }

@@ -47,7 +47,7 @@ mod tests {
     fn instance(deployment: i64, slot: u32, running: bool) -> Current {
         let (deployment, service) = (DeploymentId(deployment), "web".parse().unwrap());
         let id = InstanceId::new(deployment, &service, slot, 0);
-        Current { id, service, slot, settings: None, deployment, running }
+        Current { id, service, slot, settings: None, deployment, running, proven: running }
     }
 
     #[test]

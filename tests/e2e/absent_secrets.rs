@@ -128,6 +128,11 @@ async fn cut_off(shop: &mut Shop, files: &Files, version: &Behaviour, parts: &[&
     for part in parts {
         shop.says(id, part).await;
     }
+    eventually("what is started runs", LIMIT, async || {
+        let all = shop.instances("web").await;
+        if !all.is_empty() && all.iter().all(|c| c.state == "running") { Ok(()) } else { Err(format!("{all:#?}")) }
+    })
+    .await;
     shop.agent.kill().await;
     files.remove("greeting");
     shop.agent.spawn();
@@ -274,6 +279,80 @@ async fn one_apps_absent_secrets_are_no_other_apps_fault_and_mend_themselves() {
     let greeting = shop.agent.visit(BLOG_HOST, "/env?GREETING").await.unwrap().expect(200).text();
     assert_eq!(greeting.trim(), "hello from a file");
     load.stop().await.assert_flawless(100);
+    shop.finish().await;
+}
+
+/// What visitors get now.
+async fn answer(shop: &Shop) -> (u16, String) {
+    let answer = shop.agent.visit(HOST, "/").await.expect("an answer");
+    (answer.status.as_u16(), answer.text().trim().to_owned())
+}
+
+async fn v1_is_back(shop: &Shop) {
+    mended(shop).await;
+    eventually("the live release is back", LIMIT, async || {
+        let all = shop.instances("web").await;
+        let is_back = all.len() == 1 && all.iter().all(|c| c.label("longshore.release") == "1");
+        if is_back { Ok(()) } else { Err(format!("{all:#?}")) }
+    })
+    .await;
+    shop.all_ready().await;
+    assert_eq!(answer(shop).await, (200, "v1".to_owned()));
+}
+
+#[tokio::test]
+async fn only_what_was_ready_stands_in_for_an_old_instance_that_had_to_stop_first() {
+    let Some(engine) = engine::or_skip("only_what_was_ready_stands_in").await else { return };
+    let files = Files::new();
+    files.write("greeting", "hello from a file");
+    let table = format!("[apps.shop.env]\nGREETING = {{ file = {:?} }}\n", files.path("greeting"));
+    let options = Options { watch: "0s\"\norder = \"stop_first", ..Options::quick() }.table(&table);
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options).await;
+
+    // It becomes ready while its deployment waits: nobody else is there, so it serves.
+    let good = Behaviour::version("v2").ready_after_ms(3000);
+    let id = cut_off(&mut shop, &files, &good, &["d1-web-1: stopped", "d2-web-1: starting"]).await;
+    says_what_it_waits_for(&shop, id).await;
+    shop.says(id, "d2-web-1: ready, and nobody else is in its place; it serves while the deployment waits").await;
+    eventually("the new one serves", LIMIT, async || match answer(&shop).await {
+        (200, version) if version == "v2" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let load = shop.load();
+    // So it does for an agent that starts again, and when the deployment is undone.
+    shop.agent.kill().await;
+    shop.agent.spawn();
+    eventually("it waits again", LIMIT, async || {
+        let shown = status(&shop, "shop").await;
+        if shown.contains("waits for a secret: GREETING") { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    shop.cancel(id).await;
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&ended, "cancelled", &["d2-web-1 serves until an instance of the live release can be started"]);
+    waits(&shop).await;
+    assert!(status(&shop, "shop").await.contains("v2 stands in"));
+    assert_eq!(answer(&shop).await, (200, "v2".to_owned()));
+    files.write("greeting", "hello from a file");
+    v1_is_back(&shop).await;
+    load.stop().await.assert_flawless(50);
+
+    // One that never was ready answers nobody, goes, and is not said to serve.
+    let bad = Behaviour::version("v3").never_ready();
+    let id = cut_off(&mut shop, &files, &bad, &["d1-web-1: stopped", "d3-web-1: starting"]).await;
+    says_what_it_waits_for(&shop, id).await;
+    assert_eq!(answer(&shop).await.0, 503);
+    shop.cancel(id).await;
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    let nobody = "web-1: nobody serves in this place: d3-web-1 had not passed its health check and was removed; one of \
+                  the live release cannot be started: GREETING of service web: the secret file";
+    assert_ended(&ended, "cancelled", &[nobody, "put the secret there, and it is started within a minute"]);
+    assert!(!ended["reason"].to_string().contains("serves until"), "{ended:#}");
+    assert_eq!(answer(&shop).await.0, 503);
+    assert_eq!(shop.instances("web").await.len(), 0);
+    files.write("greeting", "hello from a file");
+    v1_is_back(&shop).await;
     shop.finish().await;
 }
 

@@ -40,6 +40,7 @@ impl DriverTask {
             settings: m.settings.clone(),
             deployment: m.deployment,
             running: m.running,
+            proven: m.is_proven(),
         };
         self.members.iter().filter(|(_, m)| m.duty != Duty::Retired && !m.stands_in).map(current).collect()
     }
@@ -146,6 +147,7 @@ impl DriverTask {
                         false => format!("{id}: ready again"),
                     });
                 }
+                self.serve_alone();
                 self.push_routes();
                 self.feed(Event::Ready(id)).await;
             }

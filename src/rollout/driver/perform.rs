@@ -31,12 +31,10 @@ impl DriverTask {
         for kept in &assignment.plan.kept {
             self.keep(kept, &assignment);
         }
+        self.waiting = None;
+        // One that was ready when its deployment was cut off gets requests now. It stands in when all is undone.
         for id in &assignment.stand_ins {
-            match self.members.get_mut(id) {
-                Some(member) if member.duty == Duty::Serving => member.stands_in = true,
-                // It has never served.
-                _ => self.stop(id.clone()),
-            }
+            self.set_duty(id, Duty::Serving);
         }
         self.push_routes();
         let (slots, policy) = (assignment.plan.slots.clone(), assignment.policy.clone());

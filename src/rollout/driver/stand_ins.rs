@@ -1,5 +1,5 @@
-//! What a failed deployment leaves behind, and serves until the live release does: then out of the routes, drained and
-//! stopped.
+//! What serves where the live release does not: what a failed deployment leaves behind, until the live release does (then out
+//! of the routes, drained and stopped), and what is alone in its place while its deployment waits.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,26 @@ use crate::rollout::plan::is_restored;
 use crate::rollout::stand_ins::may_go;
 
 impl DriverTask {
+    /// Of the deployment that waits: has those serve that have passed their gates and are alone in their places. So its
+    /// rollout would have done, had nothing cut it off.
+    pub(super) fn serve_alone(&mut self) {
+        let Some((deployment, log)) = self.waiting.clone() else { return };
+        let is_taken = |id: &InstanceId, place: &Member| {
+            let here = |m: &Member| (&m.spec.service.name, m.slot) == (&place.spec.service.name, place.slot);
+            let is_there = |m: &Member| m.duty == Duty::Serving || (m.running && m.duty != Duty::Retired);
+            self.members.iter().any(|(other, m)| other != id && here(m) && is_there(m))
+        };
+        let may = |m: &Member| m.deployment == deployment && m.duty == Duty::Idle && m.running && m.is_proven();
+        let alone = self.members.iter().filter(|(id, m)| may(m) && !is_taken(id, m)).map(|(id, _)| id.clone());
+        for id in alone.collect::<Vec<_>>() {
+            log.line(format!("{id}: ready, and nobody else is in its place; it serves while the deployment waits"));
+            if let Some(member) = self.members.get_mut(&id) {
+                member.duty = Duty::Serving;
+            }
+            self.push_routes();
+        }
+    }
+
     /// A deployment was undone: whatever it had started and serves still, nothing could take its place.
     pub(super) async fn leave_behind(&mut self, deployment: DeploymentId) {
         let mut left = Vec::new();

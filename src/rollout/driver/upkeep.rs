@@ -88,6 +88,7 @@ impl DriverTask {
         // First, as those that go are not to be started again.
         self.relieve();
         self.fill_places();
+        self.serve_alone();
         let mut disturbed: BTreeSet<ServiceName> = self
             .members
             .values()
