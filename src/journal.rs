@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::CanaryOf;
 use crate::model::{AppName, DeploymentId, Duty, Health, InstanceId, ReleaseNumber, ServiceName, Status};
-use crate::store::{CertificateTrouble, Deployment, Finish, LogLine, Raised, Store, StoreError};
+use crate::store::{CertificateTrouble, Deployment, Finish, LogLine, Raised, Served, Store, StoreError};
 
 /// Events that a slow reader may lag behind before it has to read the record again.
 const BACKLOG: usize = 1024;
@@ -183,7 +183,18 @@ impl Journal {
 
     /// Ends a deployment. False when it had ended before.
     pub async fn finish(&self, app: &AppName, id: DeploymentId, finish: Finish) -> Result<bool, StoreError> {
-        let ended = self.store.finish(id, finish).await?;
+        self.finish_with(app, id, finish, None).await
+    }
+
+    /// The same, with how much of the live release serves now.
+    pub async fn finish_with(
+        &self,
+        app: &AppName,
+        id: DeploymentId,
+        finish: Finish,
+        served: Option<Served>,
+    ) -> Result<bool, StoreError> {
+        let ended = self.store.finish_with(id, finish, served).await?;
         if ended {
             self.publish_end(app, id).await?;
         }

@@ -38,6 +38,16 @@ pub fn one_line(text: &str) -> String {
     harmless(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// `no instance of web serves`, `1 of 2 instances of web serves`; `None` when as many serve as should.
+pub fn shortfall(service: &str, serving: u32, wanted: u32) -> Option<String> {
+    match serving {
+        _ if serving >= wanted => None,
+        0 => Some(format!("no instance of {service} serves")),
+        1 => Some(format!("1 of {wanted} instances of {service} serves")),
+        _ => Some(format!("{serving} of {wanted} instances of {service} serve")),
+    }
+}
+
 /// ECMA-48: parameters and intermediates, then one final character.
 fn skip_parameters(chars: &mut Peekable<Chars<'_>>) {
     while let Some(c) = chars.next_if(|c| ('\u{20}'..='\u{7e}').contains(c)) {

@@ -8,6 +8,7 @@ use super::term::{Look, Paint};
 use super::text::{clean, count, lines, took};
 use crate::api::views::{AppView, DeploymentView, InstanceView, ProxyView, seconds_between};
 use crate::model::{Duty, Health, ReleaseNumber, Status, shorten};
+use crate::text::shortfall;
 
 /// The newest log lines stay in view.
 const LINES: usize = 5;
@@ -118,13 +119,32 @@ pub(super) fn services(app: &AppView, paint: Paint) -> Vec<String> {
             .collect();
         own.sort_by_key(|instance| (instance.slot, instance.release));
         let boxes: Vec<String> = own.iter().map(|instance| instance_box(instance, paint)).collect();
-        let serving = own.iter().filter(|instance| instance.serves() && !instance.stands_in).count();
+        let serving = serving(app, name);
         let serving = if is_known || !is_served { serving.to_string() } else { "?".to_owned() };
         let name = clean(name);
         format!("  {name:<width$}  {serving}/{desired}  {}", boxes.join(" ")).trim_end().to_owned()
     };
     let lines = app.services.iter();
     lines.map(|service| line(&service.name, service.instances.desired, service.port.is_some())).collect()
+}
+
+/// In how many places of a service an instance of what is live serves.
+fn serving(app: &AppView, service: &str) -> usize {
+    let of_service = app.instances.iter().filter(|instance| instance.service == service);
+    of_service.filter(|instance| instance.serves() && !instance.stands_in).count()
+}
+
+/// `v4 is live`, and what of it does not serve.
+fn standing(release: u32, app: &AppView) -> String {
+    let live = ReleaseNumber(release);
+    let missing = app.services.iter().filter_map(|service| {
+        let serving = u32::try_from(serving(app, &service.name)).unwrap_or(u32::MAX);
+        shortfall(&clean(&service.name), serving, service.instances.desired)
+    });
+    match missing.collect::<Vec<_>>().join(", ") {
+        missing if missing.is_empty() => format!("{live} is live"),
+        missing => format!("{live} is live, but {missing}"),
+    }
 }
 
 fn instance_box(instance: &InstanceView, paint: Paint) -> String {
@@ -198,8 +218,8 @@ pub(super) fn headline(deployment: &DeploymentView, app: Option<&AppView>, paint
             None => format!("superseded: {}", reason()),
         },
         Status::Failed | Status::RolledBack | Status::Cancelled => {
-            let kept = app.and_then(|app| app.live.as_ref());
-            let kept = kept.map(|live| format!("; {} is live", ReleaseNumber(live.release))).unwrap_or_default();
+            let kept = app.and_then(|app| Some(format!("; {}", standing(app.live.as_ref()?.release, app))));
+            let kept = kept.unwrap_or_default();
             format!("{}{time}: {}{kept}", paint.paint(Look::Bad, &status), reason())
         }
         _ => status,

@@ -351,6 +351,11 @@ fn the_end_is_one_line() {
     failed in 12.3 s: the build failed; v7 is live
         no such file
     ");
+    let mut alone = app();
+    alone.instances.retain(|instance| instance.service == "worker");
+    let undone = deployment(json!({ "status": "cancelled", "finished_at": end, "reason": "cancelled by ada" }));
+    insta::assert_snapshot!(summary(&undone, Some(&alone), Paint(false)),
+        @"cancelled in 12.3 s: cancelled by ada; v7 is live, but no instance of web serves");
     insta::assert_snapshot!(say(json!({ "status": "superseded", "finished_at": end, "reason": "replaced by #13", "superseded_by": 13 })),
         @"superseded by #13");
 }

@@ -25,7 +25,7 @@ use crate::model::{AppName, ServiceName, Status};
 use crate::rollout::{Driver, LivePlace, ServiceSpec};
 use crate::runtime::Runtime;
 use crate::runtime::presence::{Mark, Presence};
-use crate::store::{Deployment, Finish, Release, Store, StoreError};
+use crate::store::{Deployment, Finish, Release, Served, Store, StoreError};
 
 pub mod build;
 mod deadline;
@@ -206,7 +206,11 @@ impl Deployer {
             },
         };
         finish.reason = finish.reason.map(|reason| redactor.clean(&reason));
-        self.journal.finish(&self.app, id, finish).await?;
+        let served = match finish.status {
+            Status::Failed | Status::RolledBack | Status::Cancelled => self.served(&redactor).await,
+            _ => None,
+        };
+        self.journal.finish_with(&self.app, id, finish, served).await?;
         self.expect_live().await;
         Ok(Told::Ended)
     }
@@ -217,6 +221,14 @@ impl Deployer {
             Ok(places) => self.driver.expect(places),
             Err(why) => tracing::error!(app = %self.app, %why, "what should be live could not be found out"),
         }
+    }
+
+    /// How much of the live release serves now. `None`: there is none, or nobody knows where it should.
+    async fn served(&self, redactor: &Redactor) -> Option<Served> {
+        let places = self.live_places().await.ok().filter(|places| !places.is_empty())?;
+        let served = self.driver.served(places).await?;
+        let why = served.why.map(|why| redactor.clean(&why));
+        Some(Served { why, ..served })
     }
 
     async fn live_places(&self) -> Result<Vec<LivePlace>, String> {

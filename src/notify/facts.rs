@@ -2,7 +2,7 @@
 
 use crate::config::{Config, NoticeKind};
 use crate::model::{ServiceName, Status};
-use crate::store::{Deployment, Release, Store, StoreError};
+use crate::store::{Deployment, Release, Served, Store, StoreError};
 
 use super::message::{Facts, News, Serving};
 
@@ -25,7 +25,7 @@ pub(super) async fn gather(
         provider: app.and_then(|app| app.webhook.as_ref()).map(|webhook| webhook.provider),
         link: config.agent.public_url.clone(),
         instances: instances(store, config, news, &record, live.as_ref()).await?,
-        serving: serving(&record, live.as_ref()),
+        serving: serving(&record, live.as_ref(), store.served(record.id).await?),
         superseding_commit: match record.superseded_by {
             Some(by) => store.deployment(by).await?.and_then(|by| by.commit),
             None => None,
@@ -38,13 +38,13 @@ pub(super) async fn gather(
     })
 }
 
-/// What serves the app, told of `record`: a release that went live only after it says nothing about it.
-fn serving(record: &Deployment, live: Option<&Release>) -> Serving {
+/// What serves the app, told of `record` and by what was so as it ended: a release that went live only after it says nothing about it.
+fn serving(record: &Deployment, live: Option<&Release>, served: Option<Served>) -> Serving {
     match live {
         None => Serving::Nothing,
         Some(live) if live.deployment > record.id => Serving::Unknown,
         Some(live) if live.live_at > record.finished_at => Serving::Unknown,
-        Some(live) => Serving::Release(live.number),
+        Some(live) => Serving::Release(live.number, served),
     }
 }
 

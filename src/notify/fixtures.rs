@@ -6,7 +6,7 @@ use super::message::{Facts, News, Serving};
 use crate::config::{Provider, RepoUrl};
 use crate::model::{CommitSha, DeploymentId, ReleaseNumber, Status, Trigger};
 use crate::queue::Request;
-use crate::store::{Deployment, PhaseSpan, Requests};
+use crate::store::{Deployment, PhaseSpan, Requests, Served, ServiceServed};
 
 pub(super) fn commit(digit: char) -> CommitSha {
     digit.to_string().repeat(40).parse().unwrap()
@@ -50,6 +50,12 @@ pub(super) fn record() -> Deployment {
     }
 }
 
+/// A release of which every instance serves.
+fn serving(release: u32) -> Serving {
+    let web = ServiceServed { service: "web".parse().unwrap(), wanted: 5, serving: 5 };
+    Serving::Release(ReleaseNumber(release), Some(Served { services: vec![web], ..Served::default() }))
+}
+
 /// What is known of [`record`] when it ends as `news` says.
 pub(super) fn facts(news: News) -> Facts {
     let mut facts = Facts {
@@ -64,7 +70,7 @@ pub(super) fn facts(news: News) -> Facts {
         provider: Some(Provider::GitHub),
         link: Some("https://deploy.example.com".into()),
         instances: vec![("web".parse().unwrap(), 5), ("worker".parse().unwrap(), 2)],
-        serving: Serving::Release(ReleaseNumber(6)),
+        serving: serving(6),
         superseding_commit: None,
         superseded_before: 0,
         held: false,
@@ -78,7 +84,7 @@ pub(super) fn facts(news: News) -> Facts {
             record.phases.truncate(2);
             record.phases[1].finished_at = None;
         }
-        News::Succeeded => facts.serving = Serving::Release(ReleaseNumber(7)),
+        News::Succeeded => facts.serving = serving(7),
         News::Failed => {
             record.reason = Some("the image could not be built: step 4 of 9 exited with code 1".into());
             record.release = None;
@@ -104,6 +110,7 @@ pub(super) fn facts(news: News) -> Facts {
         }
         News::Cancelled => {
             record.reason = Some("cancelled by Grace while it waited".into());
+            facts.serving = Serving::Release(ReleaseNumber(6), None);
             record.release = None;
             record.started_at = None;
             record.finished_at = Some(at(20));

@@ -11,8 +11,8 @@ use super::text::{duration, log_line};
 use crate::config::{NoticeKind, Provider, RepoUrl};
 use crate::model::{CommitSha, GitRef, ReleaseNumber, ServiceName, Status, Trigger, shorten};
 use crate::queue::Request;
-use crate::store::{Deployment, Drains, Latency, Requests};
-use crate::text::{briefly, one_line, thousands};
+use crate::store::{Deployment, Drains, Latency, Requests, Served};
+use crate::text::{briefly, one_line, shortfall, thousands};
 
 /// Characters of a commit's subject shown in the headline.
 const SUBJECT_IN_HEADLINE: usize = 100;
@@ -91,10 +91,10 @@ pub struct Facts {
 }
 
 /// What serves an app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Serving {
-    /// This release.
-    Release(ReleaseNumber),
+    /// This release is live, and so much of it served when the deployment ended, where that was looked at.
+    Release(ReleaseNumber, Option<Served>),
     /// Nothing has gone live yet.
     Nothing,
     /// A later deployment has changed it since.
@@ -199,8 +199,8 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
         .map(|line| shorten(&one_line(line), REASON_IN_HEADLINE))
         .map(|line| format!(": {line}"))
         .unwrap_or_default();
-    let serving = match facts.serving {
-        Serving::Release(number) => format!("; {number} keeps serving"),
+    let serving = match &facts.serving {
+        Serving::Release(number, served) => format!("; {}", standing(*number, served.as_ref())),
         Serving::Nothing => "; nothing is live yet".to_owned(),
         Serving::Unknown => String::new(),
     };
@@ -222,6 +222,25 @@ fn headline(facts: &Facts, reason: Option<&str>) -> String {
             None => format!("{app}: {what} was cancelled{because}{serving}"),
         },
     }
+}
+
+/// `v6 keeps serving`, `v6 is live, but no instance of web serves, and d7-web-1 stands in: …`
+fn standing(live: ReleaseNumber, served: Option<&Served>) -> String {
+    // One that was cancelled while it waited has ended without a look at what serves.
+    let Some(served) = served else { return format!("{live} is live") };
+    let missing = served.services.iter().filter_map(|s| shortfall(s.service.as_str(), s.serving, s.wanted));
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if missing.is_empty() {
+        return format!("{live} keeps serving");
+    }
+    let stand_ins = served.stand_ins.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
+    let stand_ins = match served.stand_ins.len() {
+        0 => String::new(),
+        1 => format!(", and {stand_ins} stands in"),
+        _ => format!(", and {stand_ins} stand in"),
+    };
+    let why = served.why.as_deref().map(|why| format!(": {}", shorten(&one_line(why), REASON_IN_HEADLINE)));
+    format!("{live} is live, but {missing}{stand_ins}{}", why.unwrap_or_default())
 }
 
 /// What was deployed, as a sentence begins with it.
@@ -367,12 +386,12 @@ fn release(facts: &Facts) -> Option<String> {
         News::Superseded => return None,
         News::Failed | News::RolledBack | News::Cancelled => {}
     }
-    let not_live = |number: &ReleaseNumber| Serving::Release(*number) != facts.serving;
-    let made = made.filter(not_live).map(|number| format!("{number} is not live"));
-    match facts.serving {
-        Serving::Release(serving) => {
+    let is_live = |number: &ReleaseNumber| matches!(&facts.serving, Serving::Release(live, _) if live == number);
+    let made = made.filter(|number| !is_live(number)).map(|number| format!("{number} is not live"));
+    match &facts.serving {
+        Serving::Release(live, served) => {
             let made = made.map(|made| format!("{made}, ")).unwrap_or_default();
-            Some(format!("{made}{serving} keeps serving"))
+            Some(format!("{made}{}", standing(*live, served.as_ref())))
         }
         Serving::Nothing | Serving::Unknown => made,
     }

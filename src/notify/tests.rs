@@ -15,7 +15,8 @@ use crate::model::{AppName, CommitSha, DeploymentId, ImageId, InstanceId, Releas
 use crate::proxy::client::Drained;
 use crate::queue::Request;
 use crate::store::{
-    Admission, CertificateTrouble, Finish, Latency, NewDeployment, ReleaseBody, ReleasedService, Requests,
+    Admission, CertificateTrouble, Finish, Latency, NewDeployment, ReleaseBody, ReleasedService, Requests, Served,
+    ServiceServed,
 };
 
 /// Waits short enough for a test.
@@ -583,7 +584,12 @@ async fn what_the_journal_knows_is_told() {
         superseded_by: None,
         hold: true,
     };
-    assert!(world.journal.finish(&app(), second, finish).await.unwrap());
+    let web = |serving| ServiceServed { service: "web".parse().unwrap(), wanted: 4, serving };
+    let served = Served { services: vec![web(0)], stand_ins: Vec::new(), why: Some("exited with code 3".into()) };
+    assert!(world.journal.finish_with(&app(), second, finish.clone(), Some(served)).await.unwrap());
+    // It has ended as it has: what is so later does not count.
+    let later = Served { services: vec![web(4)], ..Served::default() };
+    assert!(!world.journal.finish_with(&app(), second, finish, Some(later)).await.unwrap());
     world.begin().await;
     world.settled().await;
 
@@ -599,9 +605,12 @@ async fn what_the_journal_knows_is_told() {
 
     assert_eq!(
         seen[1].content(),
-        "shop: bbbbbbb by Ada was rolled back: web-2 was not ready after 60 s; v1 keeps serving"
+        "shop: bbbbbbb by Ada was rolled back: web-2 was not ready after 60 s; v1 is live, but no instance of web serves: exited with code 3"
     );
-    assert_eq!(field(&seen[1], "Release").as_deref(), Some("v2 is not live, v1 keeps serving"));
+    assert_eq!(
+        field(&seen[1], "Release").as_deref(),
+        Some("v2 is not live, v1 is live, but no instance of web serves: exited with code 3")
+    );
     assert_eq!(
         field(&seen[1], "Requests during the rollout").as_deref(),
         Some(

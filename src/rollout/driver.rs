@@ -24,7 +24,7 @@ use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
 use crate::proxy::table::Route;
 use crate::runtime::presence::{Mark, Presence};
 use crate::runtime::{Happened, Observed, Runtime, RuntimeError};
-use crate::store::{Ended, Store, StoreError};
+use crate::store::{Ended, Served, Store, StoreError};
 
 mod analysis;
 pub mod canary;
@@ -33,6 +33,7 @@ mod instances;
 mod moves;
 mod perform;
 mod publish;
+mod served;
 mod stand_ins;
 mod strangers;
 mod suspicion;
@@ -106,6 +107,7 @@ enum Signal {
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
     Wait(DeploymentId, DeployLog),
+    Served(Vec<LivePlace>, oneshot::Sender<Served>),
     Refresh(oneshot::Sender<Result<(), RuntimeError>>),
     Refreshed(Result<Found, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
     Listed(u64, Result<Found, RuntimeError>),
@@ -240,6 +242,13 @@ impl Driver {
         self.send(Signal::Refresh(answer));
         // Closed only when the agent ends.
         refreshed.await.unwrap_or(Ok(()))
+    }
+
+    /// In how many of these places of the live release somebody serves now; `None` when the agent ends.
+    pub async fn served(&self, places: Vec<LivePlace>) -> Option<Served> {
+        let (answer, served) = oneshot::channel();
+        self.send(Signal::Served(places, answer));
+        served.await.ok()
     }
 
     /// What runs, for planning.
@@ -385,6 +394,9 @@ impl DriverTask {
             Signal::Wait(deployment, log) => {
                 self.waiting = Some((deployment, log));
                 self.serve_alone();
+            }
+            Signal::Served(places, answer) => {
+                let _ = answer.send(self.served(&places));
             }
             Signal::Refresh(answer) => self.refresh(answer),
             Signal::Refreshed(listed, answer) => self.refreshed(listed, answer).await,

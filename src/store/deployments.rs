@@ -5,7 +5,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::notices::{About, add_notice};
 use super::requests::{self, Requests};
-use super::steps::{self, Step};
+use super::steps::{self, Served, Step};
 use super::{Store, StoreError, from_json, now_ms, timestamp, unreadable};
 use crate::config::NoticeKind;
 use crate::model::{AppName, CommitPrefix, CommitSha, DeploymentId, GitRef, ReleaseNumber, Status, Trigger};
@@ -241,7 +241,24 @@ impl Store {
 
     /// Ends a deployment: the one terminal state it ever gets. False when it had ended before.
     pub async fn finish(&self, id: DeploymentId, finish: Finish) -> Result<bool, StoreError> {
-        self.call(move |c| end(c, id, &finish)).await
+        self.finish_with(id, finish, None).await
+    }
+
+    /// The same, with what is true of the live release at this moment, for who tells of it later.
+    pub async fn finish_with(
+        &self,
+        id: DeploymentId,
+        finish: Finish,
+        served: Option<Served>,
+    ) -> Result<bool, StoreError> {
+        self.call(move |c| {
+            let ended = end(c, id, &finish)?;
+            if let Some(served) = served.filter(|_| ended) {
+                steps::record_served(c, id, &served)?;
+            }
+            Ok(ended)
+        })
+        .await
     }
 
     /// Remembers that somebody wants a deployment ended. A waiting one ends at once. `None` when there is none of that

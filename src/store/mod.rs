@@ -47,7 +47,7 @@ pub use open::OpenError;
 pub use outages::Outage;
 pub use releases::{Release, ReleaseBody, ReleasedService};
 pub use requests::{Drains, Latency, Requests};
-pub use steps::{Ended, Step};
+pub use steps::{Ended, Served, ServiceServed, Step};
 pub use tokens::{Scope, Token, TokenCheck};
 
 use ballast::Ballast;

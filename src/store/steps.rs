@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, from_json, now_ms, to_json, unreadable};
-use crate::model::{DeploymentId, InstanceId};
+use crate::model::{DeploymentId, InstanceId, ServiceName};
 
 /// Names the steps that stop instances: `stop d12-web-3`.
 const STOP: &str = "stop ";
@@ -18,6 +18,31 @@ const END: &str = "end ";
 const TIME_TOLD: &str = "time_told";
 /// Names the steps that say which instances a deployment left behind to serve: `stand_in d12-web-3`.
 const STAND_IN: &str = "stand_in ";
+
+/// The step that says how much of the live release served when a deployment ended.
+const SERVED: &str = "served";
+
+/// How much of the live release serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Each of its services.
+    pub services: Vec<ServiceServed>,
+    /// What serves where it does not.
+    pub stand_ins: Vec<InstanceId>,
+    /// Why less of it serves than should; `None` where all of it does, or nobody knows.
+    pub why: Option<String>,
+}
+
+/// How many instances of a service serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceServed {
+    /// Which service.
+    pub service: ServiceName,
+    /// How many there are to be.
+    pub wanted: u32,
+    /// How many serve.
+    pub serving: u32,
+}
 
 /// How an instance's process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +134,14 @@ impl Store {
         .await
     }
 
+    /// How much of the live release served when a deployment ended; `None` where that was not looked at.
+    pub async fn served(&self, id: DeploymentId) -> Result<Option<Served>, StoreError> {
+        Ok(match self.step(id, SERVED).await? {
+            Step::Done(served) => Some(served),
+            Step::New | Step::Begun => None,
+        })
+    }
+
     /// Writes the intent of stopping an instance. The engine goes on with a stop whose caller has died, so an instance
     /// that looks alive after a crash may be about to end.
     pub async fn begin_stop(&self, id: DeploymentId, instance: &InstanceId) -> Result<(), StoreError> {
@@ -160,6 +193,11 @@ impl Store {
     ) -> Result<Step<T>, StoreError> {
         self.read(move |c| read(c, id, name)).await
     }
+}
+
+/// Writes how much of the live release serves as a deployment ends.
+pub(super) fn record_served(c: &Connection, id: DeploymentId, served: &Served) -> rusqlite::Result<()> {
+    record(c, id, SERVED, served)
 }
 
 /// Writes a step whose intent is its outcome. What is written already stays.

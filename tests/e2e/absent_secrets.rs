@@ -331,6 +331,8 @@ async fn only_what_was_ready_stands_in_for_an_old_instance_that_had_to_stop_firs
     shop.cancel(id).await;
     let ended = shop.agent.deployment_ended(id, LIMIT).await;
     assert_ended(&ended, "cancelled", &["d2-web-1 serves until an instance of the live release can be started"]);
+    shop.told(2, &["was cancelled by", "v1 is live, but no instance of web serves, and d2-web-1 stands in: GREETING"])
+        .await;
     waits(&shop).await;
     assert!(status(&shop, "shop").await.contains("v2 stands in"));
     assert_eq!(answer(&shop).await, (200, "v2".to_owned()));
@@ -349,6 +351,8 @@ async fn only_what_was_ready_stands_in_for_an_old_instance_that_had_to_stop_firs
                   the live release cannot be started: GREETING of service web: the secret file";
     assert_ended(&ended, "cancelled", &[nobody, "put the secret there, and it is started within a minute"]);
     assert!(!ended["reason"].to_string().contains("serves until"), "{ended:#}");
+    let told = shop.told(3, &["was cancelled by", "v1 is live, but no instance of web serves: GREETING"]).await.text();
+    assert!(!told.contains("keeps serving") && !told.contains("stands in"), "{told}");
     assert_eq!(answer(&shop).await.0, 503);
     assert_eq!(shop.instances("web").await.len(), 0);
     files.write("greeting", "hello from a file");

@@ -350,7 +350,7 @@ fn superseded() {
 fn cancelled() {
     assert_snapshot!(json(News::Cancelled), @r##"
     {
-      "content": "shop: aaaaaaa by Ada was cancelled by Grace while it waited; v6 keeps serving",
+      "content": "shop: aaaaaaa by Ada was cancelled by Grace while it waited; v6 is live",
       "username": "longshore",
       "embeds": [
         {
@@ -380,7 +380,7 @@ fn cancelled() {
             },
             {
               "name": "Release",
-              "value": "v6 keeps serving",
+              "value": "v6 is live",
               "inline": true
             },
             {

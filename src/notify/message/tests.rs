@@ -1,5 +1,7 @@
 use super::*;
+use crate::model::InstanceId;
 use crate::notify::fixtures::{commit, facts};
+use crate::store::ServiceServed;
 
 fn headline_of(kind: News, change: impl FnOnce(&mut Facts)) -> String {
     let mut facts = facts(kind);
@@ -35,7 +37,7 @@ fn operations_are_told_as_what_they_are() {
     shop: web runs 3 times now, by ada
     shop: scaling web to 3 was rolled back: web-2 exited with code 1 after 3 s; v6 keeps serving
     shop: restarting every instance, by ada
-    shop: the restart was cancelled by Grace while it waited; v6 keeps serving
+    shop: the restart was cancelled by Grace while it waited; v6 is live
     ");
 }
 
@@ -60,6 +62,36 @@ fn what_is_not_known_is_left_out() {
     nothing(&mut empty);
     empty.instances.clear();
     assert!(compose(&empty).fields.iter().all(|field| !field.text.is_empty()));
+}
+
+#[test]
+fn a_release_is_only_said_to_serve_as_far_as_it_did() {
+    let told = |services: &[(&str, u32, u32)], stand_ins: &[&str], why: Option<&str>| {
+        let services = services.iter().map(|(service, serving, wanted)| ServiceServed {
+            service: service.parse().unwrap(),
+            wanted: *wanted,
+            serving: *serving,
+        });
+        let stand_ins = stand_ins.iter().map(|id| InstanceId::parse(id).unwrap());
+        let served =
+            Served { services: services.collect(), stand_ins: stand_ins.collect(), why: why.map(str::to_owned) };
+        let mut facts = facts(News::RolledBack);
+        facts.deployment.reason = None;
+        facts.serving = Serving::Release(ReleaseNumber(6), Some(served));
+        compose(&facts).headline.split_once("; ").unwrap().1.to_owned()
+    };
+    let said = [
+        told(&[("web", 2, 2), ("worker", 1, 1)], &[], None),
+        told(&[("web", 0, 2), ("worker", 1, 1)], &[], Some("a secret\nis absent")),
+        told(&[("web", 1, 2), ("worker", 2, 3)], &["d7-web-2"], None),
+        told(&[("web", 0, 2)], &["d7-web-1", "d7-web-2"], Some("GREETING cannot be read")),
+    ];
+    insta::assert_snapshot!(said.join("\n"), @r"
+    v6 keeps serving
+    v6 is live, but no instance of web serves: a secret is absent
+    v6 is live, but 1 of 2 instances of web serves, 2 of 3 instances of worker serve, and d7-web-2 stands in
+    v6 is live, but no instance of web serves, and d7-web-1, d7-web-2 stand in: GREETING cannot be read
+    ");
 }
 
 #[test]
