@@ -228,7 +228,7 @@ impl Exchange {
         let filled = loop {
             ready!(self.socket.poll_read_ready(cx))?;
             match pipe.fill(&self.socket, left) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if pipe::is_to_be_repeated(&error) => {}
                 filled => break filled.map_err(LinkError::from),
             }
         };

@@ -137,7 +137,14 @@ impl Drop for Ends {
 
 /// A kernel, or whoever stands between it and us (seccomp), that does not do this.
 fn is_refusal(error: &io::Error) -> bool {
-    [Errno::INVAL, Errno::NOSYS, Errno::PERM].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    const REFUSALS: [Errno; 6] =
+        [Errno::ACCESS, Errno::INVAL, Errno::NOMEM, Errno::NOSYS, Errno::OPNOTSUPP, Errno::PERM];
+    REFUSALS.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether to try the same again: it was not the time for it.
+pub fn is_to_be_repeated(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Writes bytes that others follow at once (`MSG_MORE`), as much as `socket` takes now.

@@ -320,7 +320,7 @@ async fn write_piped(socket: &TcpStream, output: &mut Vec<u8>, mut pipe: Pipe, p
             false => pipe.drain(socket),
         };
         match wrote {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if pipe::is_to_be_repeated(&error) => {}
             wrote => wrote?,
         }
     }
