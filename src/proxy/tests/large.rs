@@ -134,14 +134,5 @@ async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
         drop(client);
     }
     assert_eq!(proxy.counts().await.client_aborted, 2);
-    // One that takes a little all the time is waited for, far longer than that.
-    let mut slow = proxy.wire().await;
-    slow.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
-    slow.until(b"\r\n\r\n").await.unwrap();
-    let mut buffer = vec![0; 1 << 20];
-    for _ in 0..10 {
-        sleep(Duration::from_millis(100)).await;
-        assert_ne!(slow.stream.read(&mut buffer).await.unwrap(), 0);
-    }
     playing.abort();
 }
