@@ -282,7 +282,9 @@ pub(super) fn detail(app: &AppView, last: Option<&DeploymentView>, now: Timestam
     }
     match &app.tip_unknown {
         Some(unknown) if unknown.awaited => fact("tip", clean(&unknown.why)),
-        Some(unknown) => fact("tip", clean(&format!("not known (since {}): {}", ago(unknown.since, now), unknown.why))),
+        Some(unknown) => {
+            fact("tip", clean(&format!("not known, first missed {}: {}", ago(unknown.since, now), unknown.why)))
+        }
         None => {}
     }
     if app.maintenance {

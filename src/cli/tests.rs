@@ -194,7 +194,7 @@ fn a_tip_that_was_not_found_is_told_with_what_to_do() {
     assert_eq!(said("branch main is not there yet", true), "  tip      branch main is not there yet");
     assert_eq!(
         said("cannot reach h: refused", false),
-        "  tip      not known (since 3 min ago): cannot reach h: refused"
+        "  tip      not known, first missed 3 min ago: cannot reach h: refused"
     );
 }
 

@@ -8,9 +8,9 @@
 //!
 //! When a secret is absent that it needs to go on, `secrets` has it wait.
 //!
-//! `worker` takes the next deployment, `running` is the one under way and how it is stopped, after its `deadline` at the latest; `prepare` makes or finds its
-//! release, `static_files` has
-//! its files where the proxy finds them, `release_command` runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
+//! `worker` takes the next deployment, `running` is the one under way and how it is stopped, after its `deadline` at the
+//! latest; `prepare` makes or finds its release, `static_files` has its files where the proxy finds them, `release_command`
+//! runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -333,8 +333,17 @@ impl Relay {
 
     fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
         let Some(Carrier::Here(link)) = &mut self.link else { return Poll::Ready(None) };
-        let polled = link.poll_pipe(cx, pipe);
-        self.note(cx, polled)
+        match link.poll_pipe(cx, pipe) {
+            // It is not handed over yet.
+            Poll::Ready(Some(Ok(bytes))) => Poll::Ready(Some(Ok(bytes))),
+            polled => self.note(cx, polled),
+        }
+    }
+
+    fn note_piped(&mut self) {
+        if self.source.is_at_end(self.link.as_ref()) {
+            self.complete();
+        }
     }
 
     /// What has come, or not, of its body.
@@ -399,11 +408,19 @@ impl Answer {
         matches!(self, Self::Relayed(relay) if relay.is_worth_a_pipe())
     }
 
-    /// Moves it there, as [`Body::poll_frame`] would hand it over; how many bytes that were, 0 when it is to be read after all.
+    /// Moves it there; how many bytes that were, 0 when it is to be read after all. When the client has them,
+    /// [`Self::note_piped`] is to be told.
     pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
         match self {
             Self::Relayed(relay) => relay.poll_pipe(cx, pipe),
             Self::Own(_) | Self::File(_) => Poll::Ready(None),
+        }
+    }
+
+    /// What was moved into a pipe has left it.
+    pub fn note_piped(&mut self) {
+        if let Self::Relayed(relay) = self {
+            relay.note_piped();
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::http1::MOST_PIPES;
@@ -15,6 +16,9 @@ use super::http1::MOST_PIPES;
 const BACKLOG: u32 = 4096;
 /// A silent connection is asked for a sign of life after this; after nine unanswered ones 75 s apart it is gone.
 const KEEP_ALIVE_IDLE_SECONDS: u32 = 60;
+/// Bytes that the kernel takes of an answer beyond what it has sent (`TCP_NOTSENT_LOWAT`, tcp(7)). Without a limit its buffer
+/// grows to megabytes, and it has room again only when a third of that is free: a slow client would seem to take nothing.
+const UNSENT: u32 = 128 << 10;
 
 /// A listener of the proxy.
 #[derive(Debug)]
@@ -81,22 +85,24 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn inherit(listeners: Vec<std::net::TcpListener>) -> anyhow::Result<Vec<TcpListener>> {
     let taken = listeners.into_iter().map(|listener| {
         listener.set_nonblocking(true)?;
-        ask_for_life(&listener)?;
+        set_up(&listener)?;
         TcpListener::from_std(listener)
     });
     taken.collect::<io::Result<_>>().context("cannot use a socket that was handed to this process")
 }
 
-/// Accepted connections inherit this (Linux): clients that vanished without a word do not keep a tunnel for ever.
-fn ask_for_life(socket: &impl AsFd) -> io::Result<()> {
+/// Accepted connections inherit this (Linux): clients that vanished without a word do not keep a tunnel for ever, and one that
+/// takes its answer slowly is seen to take it.
+fn set_up(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket, sockopt::KeepAlive, &true)?;
-    Ok(setsockopt(socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_SECONDS)?)
+    setsockopt(socket, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE_SECONDS)?;
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)
 }
 
 fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    ask_for_life(&socket)?;
+    set_up(&socket)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -102,7 +102,7 @@ async fn a_branch_or_a_repository_that_is_gone_is_told_until_it_is_there_again()
     let warning = warns(&shop, gone).await;
     assert!(warning.starts_with("shop: since ") && warning.contains("a push whose delivery is lost"), "{warning}");
     let status = String::from_utf8(shop.agent.cli(&["status", "shop"]).await.stdout).unwrap();
-    assert!(status.contains("  tip      not known (since ") && status.contains(gone), "{status}");
+    assert!(status.contains("  tip      not known, first missed ") && status.contains(gone), "{status}");
     let log = shop.agent.log();
     assert_eq!(log.matches(gone).count(), 1, "once, not at each comparison: {log}");
     shop.repo.push("main");

@@ -38,8 +38,16 @@ impl Sending {
     /// Moves it there: see [`Answer::poll_pipe`].
     pub fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
         let polled = self.answer.poll_pipe(cx, pipe);
-        self.note(&polled, |&bytes| bytes);
+        if !matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            self.note(&polled, |&bytes| bytes);
+        }
         polled
+    }
+
+    /// So many bytes have left the pipe: see [`Answer::note_piped`].
+    pub fn note_piped(&mut self, bytes: usize) {
+        self.answer.note_piped();
+        self.note(&Poll::Ready(Some(Ok(bytes))), |&bytes| bytes);
     }
 
     /// What has come, or not, of the answer's body.

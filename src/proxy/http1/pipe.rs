@@ -54,6 +54,11 @@ impl Pipe {
         Some(Self { ends: Some(ends), bytes: 0 })
     }
 
+    /// How many bytes are in it.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether all that was in it has left.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0

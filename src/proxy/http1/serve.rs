@@ -236,10 +236,12 @@ async fn send<S: ClientSocket>(
         let frame = match next.await {
             Next::Frame(frame) => frame,
             Next::Piped(pipe) => {
-                is_over = body.is_end_stream();
+                let moved = pipe.len();
                 if let Some(socket) = client.stream.socket() {
                     write_piped(socket, output, pipe, patience).await?;
                 }
+                body.note_piped(moved);
+                is_over = body.is_end_stream();
                 continue;
             }
             Next::End => Frame::data(Bytes::new()),

@@ -56,6 +56,20 @@ async fn ask(client: &mut Wire, length: usize, piece: usize) -> Vec<u8> {
     body
 }
 
+/// A proxy that lets go after this time of clients that take nothing, and an instance for the test to play.
+async fn with_send_timeout(limit: Duration) -> (TestProxy, TcpListener) {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let limits = ProxyLimits { send_timeout: limit, ..ProxyLimits::default() };
+    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut route = route("shop", "shop.test", &[]);
+    let address = listener.local_addr().unwrap();
+    let instance = crate::model::InstanceId::parse("d1-web-1").unwrap();
+    route.members.push(crate::proxy::table::Member { instance, address, weight: 1, group: 0 });
+    proxy.client.apply(vec![route]).await.unwrap();
+    (proxy, listener)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn they_come_whole_however_they_come_and_are_read() {
     let short = Duration::from_millis(1);
@@ -74,8 +88,8 @@ async fn they_come_whole_however_they_come_and_are_read() {
             let body = timeout(Duration::from_secs(20), ask(&mut client, length, reads)).await.unwrap();
             assert!(body == page, "{length} bytes in pieces of {pieces}");
         }
-        let counts = proxy.counts().await;
-        assert_eq!((counts.served, counts.failed), (3, 0));
+        eventually("the last one is counted too", || async { proxy.counts().await.served == 3 }).await;
+        assert_eq!(proxy.counts().await.failed, 0);
         playing.abort();
     }
 }
@@ -115,15 +129,7 @@ async fn what_has_come_goes_out_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
-    let limits = ProxyLimits { send_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut route = route("shop", "shop.test", &[]);
-    let address = listener.local_addr().unwrap();
-    let instance = crate::model::InstanceId::parse("d1-web-1").unwrap();
-    route.members.push(crate::proxy::table::Member { instance, address, weight: 1, group: 0 });
-    proxy.client.apply(vec![route]).await.unwrap();
+    let (proxy, listener) = with_send_timeout(Duration::from_millis(300)).await;
     let playing = tokio::spawn(plays(listener, page(64 << 20), usize::MAX, Duration::ZERO));
     for leaves in [false, true] {
         let mut client = proxy.wire().await;
@@ -134,5 +140,51 @@ async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
         drop(client);
     }
     assert_eq!(proxy.counts().await.client_aborted, 2);
+    playing.abort();
+}
+
+/// Whatever its size, and so wherever on the way the rest of it was when its client was given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_counts_as_served_has_reached_the_client_whole() {
+    let (mut whole, mut broken) = (0, 0);
+    for length in (64 << 10..=1024 << 10).step_by(96 << 10) {
+        let (proxy, listener) = with_send_timeout(Duration::from_millis(200)).await;
+        let playing = tokio::spawn(plays(listener, page(length), usize::MAX, Duration::ZERO));
+        let mut client = proxy.wire().await;
+        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        eventually("it is served or given up", || async {
+            let counts = proxy.counts().await;
+            counts.served + counts.client_aborted == 1
+        })
+        .await;
+        let served = proxy.counts().await.served == 1;
+        client.until(b"\r\n\r\n").await.unwrap();
+        while client.rest.len() < length && client.more().await {}
+        assert_eq!(client.rest.len() == length, served, "{} of {length} came", client.rest.len());
+        if served {
+            whole += 1
+        } else {
+            broken += 1
+        }
+        playing.abort();
+    }
+    assert!(whole > 0 && broken > 0, "{whole} whole, {broken} broken off");
+}
+
+/// Far slower than a send buffer of its full size empties to a third.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_a_little_all_the_time_is_waited_for() {
+    let (proxy, listener) = with_send_timeout(Duration::from_secs(1)).await;
+    let playing = tokio::spawn(plays(listener, page(64 << 20), usize::MAX, Duration::ZERO));
+    let mut slow = proxy.wire().await;
+    slow.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    slow.until(b"\r\n\r\n").await.unwrap();
+    // What it takes at first is what the buffers on the way hold.
+    let mut buffer = vec![0; 20 << 10];
+    for number in 0..120 {
+        sleep(Duration::from_millis(50)).await;
+        slow.stream.read_exact(&mut buffer).await.unwrap_or_else(|why| panic!("piece {number}: {why}"));
+    }
+    assert_eq!(proxy.client.counts().await.unwrap().in_flight.len(), 1, "it is still served");
     playing.abort();
 }
