@@ -221,6 +221,8 @@ pub struct Relay {
     stream: Option<CancellationToken>,
     /// For that, where it is not the connection's.
     cut: Cut,
+    /// It has ended because the instance's time to finish is over.
+    is_cut: bool,
 }
 
 /// Where an answer's body is read.
@@ -285,7 +287,8 @@ impl Relay {
             }
             false => (claim, None),
         };
-        let mut relay = Self { source, link: Some(link), claim: Some(claim), tally, stream, cut: Cut::default() };
+        let mut relay =
+            Self { source, link: Some(link), claim: Some(claim), tally, stream, cut: Cut::default(), is_cut: false };
         if relay.source.is_at_end(relay.link.as_ref()) {
             relay.complete();
         }
@@ -369,19 +372,24 @@ impl Relay {
             }
             Poll::Pending => match self.poll_cut(cx) {
                 Poll::Pending => Poll::Pending,
-                // An event stream has no end of its own: being closed is how it ends, and clients come back.
-                Poll::Ready(()) if self.stream.is_some() => {
-                    self.tally.served();
-                    self.claim = None;
-                    self.link = None;
-                    Poll::Ready(None)
-                }
-                Poll::Ready(()) => {
-                    self.fail();
-                    Poll::Ready(Some(Err(BrokenAnswer::DrainLimit)))
-                }
+                Poll::Ready(()) => Poll::Ready(self.cut_off().map(Err)),
             },
         }
+    }
+
+    /// Ends it before its end. An event stream usually has none of its own: being closed is how it ends, and clients come back.
+    fn cut_off(&mut self) -> Option<BrokenAnswer> {
+        self.is_cut = true;
+        if self.stream.is_none() {
+            self.fail();
+            return Some(BrokenAnswer::DrainLimit);
+        }
+        // One that has told its length must not look whole: what comes next to its client would be taken for the rest of it.
+        let is_told = self.source.size_hint(self.link.as_ref()).exact().is_some();
+        self.tally.served();
+        self.claim = None;
+        self.link = None;
+        is_told.then_some(BrokenAnswer::DrainLimit)
     }
 }
 
@@ -415,6 +423,11 @@ impl Answer {
             Self::Relayed(relay) => relay.poll_pipe(cx, pipe),
             Self::Own(_) | Self::File(_) => Poll::Ready(None),
         }
+    }
+
+    /// Whether it has ended before its end, with the time that its instance had.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Relayed(relay) if relay.is_cut)
     }
 
     /// What was moved into a pipe has left it.

@@ -61,7 +61,7 @@ impl Sending {
                     visit.ends(End::Complete);
                 }
             }
-            Poll::Ready(None) => visit.ends(End::Complete),
+            Poll::Ready(None) => visit.ends(if answer.is_cut() { End::TimeOver } else { End::Complete }),
             Poll::Ready(Some(Err(BrokenAnswer::Upstream(_)))) => visit.ends(End::InstanceBroke),
             Poll::Ready(Some(Err(BrokenAnswer::DrainLimit))) => visit.ends(End::TimeOver),
             Poll::Ready(Some(Err(BrokenAnswer::File(_)))) => visit.ends(End::Broken),

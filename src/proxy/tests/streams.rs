@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::support::*;
+use crate::model::InstanceId;
 use crate::proxy::table::DrainLimits;
 
 async fn upgraded(proxy: &TestProxy) -> Wire {
@@ -91,6 +92,22 @@ async fn an_event_stream_has_the_budget_of_streams() {
     wire.until(b"\r\n0\r\n\r\n").await.expect("the stream ends properly");
     assert_eq!(wire.get("/").await.body, "d2-web-1", "and the client's connection goes on");
     assert_eq!(proxy.counts().await.failed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_stream_that_told_its_length_does_not_look_whole_when_it_is_cut() {
+    let (proxy, instance) = played_instance().await;
+    let mut client = proxy.wire().await;
+    client.send("GET /events HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    let mut speaker = Wire { stream: instance.accept().await.unwrap().0, rest: Vec::new() };
+    speaker.until(b"\r\n\r\n").await.unwrap();
+    speaker.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 5000\r\n\r\ndata: 0\n\n").await;
+    client.until(b"data: 0\n\n").await.unwrap();
+    let next = Backend::start("d2-web-1").await;
+    proxy.route(&[&next]).await;
+    let drained = proxy.client.drain(&InstanceId::parse("d1-web-1").unwrap(), limits(1, 50)).await;
+    assert_eq!((drained.cut_requests, drained.cut_streams), (0, 1), "{drained:?}");
+    assert!(client.is_closed().await, "the next answer would be taken for the rest of this one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
