@@ -58,8 +58,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
         tracing::debug!(%peer, %error, "client is gone already");
         return;
     }
-    let front = proxy.fronts.current();
-    let origin = Arc::new(Origin::new(peer.ip().to_canonical(), secure, &front));
+    let origin = proxy.fronts.origin(peer.ip().to_canonical(), secure);
     let limits = origin.limits;
     let most = if origin.is_trusted { usize::MAX } else { limits.connections_per_client };
     let _place = match proxy.clients.admit(peer.ip(), most) {

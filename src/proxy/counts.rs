@@ -100,6 +100,11 @@ impl Tally {
         self.end(|counters| &counters.failed);
     }
 
+    /// Another one counts this request.
+    pub fn forget(mut self) {
+        self.0 = None;
+    }
+
     fn add(&self, which: impl Fn(&Counters) -> &AtomicU64) {
         if let Some(counters) = &self.0 {
             which(counters).fetch_add(1, Relaxed);

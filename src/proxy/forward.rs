@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, STRICT_TRANSPORT_SECURITY, TRANSFER_ENCODING};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
@@ -21,9 +21,10 @@ use super::files;
 use super::headers::{self, Form, Origin};
 use super::http1;
 use super::http1::Interims;
+use super::instance::Claim;
 use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
-use super::routing::{NoClaim, Seeker};
+use super::routing::{NoClaim, Seeker, Way};
 use super::server::Proxy;
 use super::table::{Protocol, lookup_host};
 
@@ -58,6 +59,7 @@ impl From<Request<Incoming>> for Asked<'_> {
 
 /// Answers a request that hyper has read, for hyper to write the answer.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
+    let origin = proxy.fronts.newer(&origin).unwrap_or(origin);
     answer(&proxy, &origin, request.into()).await.into_response()
 }
 
@@ -85,6 +87,13 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<S
     if is_http2 {
         // What is said of a connection is said in frames there (RFC 9113 §8.2.2).
         fields.remove(&CONNECTION);
+        if method == Method::HEAD
+            && let Answer::Own(text) = &mut reply.body
+            && let Some(text) = text.take()
+        {
+            // There hyper would send it, although nobody asks for it (RFC 9110 §9.3.2).
+            fields.insert(&CONTENT_LENGTH, text.len().into());
+        }
     } else if (proxy.is_closing() || (is_own && is_held_back)) && status != StatusCode::SWITCHING_PROTOCOLS {
         fields.insert(&CONNECTION, HeaderValue::from_static("close"));
     }
@@ -178,7 +187,11 @@ async fn forward(
 
     let asked = head.uri.clone();
     let seeker = Seeker { host: &host, path: asked.path(), fields: &head.fields, tried: &[], waited: false };
-    let (claim, way) = match proxy.routing.admit(seeker).await {
+    let claimed = match proxy.routing.claim(seeker) {
+        Err(none) => wait_for_room(proxy, seeker, none, visit).await,
+        claimed => claimed,
+    };
+    let (claim, way) = match claimed {
         Ok(claimed) => claimed,
         Err(none) => return without_instance(none, &host, head, visit).await,
     };
@@ -233,6 +246,22 @@ async fn forward(
         visit,
     };
     attempt.answer(ForInstance { head, body: outgoing }, client).await
+}
+
+/// Where a route's instances have no room, the request waits in its queue. A client that leaves meanwhile is counted.
+async fn wait_for_room(
+    proxy: &Proxy,
+    seeker: Seeker<'_>,
+    none: NoClaim,
+    visit: &mut Visit,
+) -> Result<(Claim, Arc<Way>), NoClaim> {
+    let (NoClaim::NoMember(way) | NoClaim::Busy(way)) = &none else { return Err(none) };
+    visit.found(way);
+    let tally = Tally::new(&way.counters);
+    let waited = proxy.routing.wait(seeker, none).await;
+    // Its end is told by whoever answers it.
+    tally.forget();
+    waited
 }
 
 /// What is answered where no instance is asked.

@@ -4,7 +4,12 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -19,6 +24,7 @@ use rustls::server::ProducesTickets;
 use super::access_log::AccessLog;
 use super::certificate::Certificate;
 use super::certificates::Certificates;
+use super::headers::Origin;
 use super::instance::lock;
 use super::routing::Routing;
 use crate::config::{self, CertificateFiles, ProxyConfig};
@@ -64,6 +70,8 @@ impl Front {
 /// The settings, and how they change.
 pub struct Fronts {
     current: RwLock<Arc<Front>>,
+    /// How often they have changed.
+    changes: AtomicU64,
     /// `deploy.toml`, when there is one.
     config: Option<PathBuf>,
     /// The directory of certificates that were issued to the agent.
@@ -95,12 +103,32 @@ impl Fronts {
         let certificates = Certificates::default().renewed(&settings.certificates, &tickets).unwrap_or_default();
         let found = Certificates::default().renewed(&issued_files(&settings, &issued), &tickets).unwrap_or_default();
         let current = RwLock::new(Arc::new(Front::new(settings, certificates, found)));
-        Ok(Self { current, config, issued, tickets, self_signed: Mutex::default(), read_again, access_log })
+        Ok(Self {
+            current,
+            changes: AtomicU64::new(0),
+            config,
+            issued,
+            tickets,
+            self_signed: Mutex::default(),
+            read_again,
+            access_log,
+        })
     }
 
     /// Those of now.
     pub fn current(&self) -> Arc<Front> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is the same for all requests of a connection, until the settings change.
+    pub fn origin(&self, peer: IpAddr, secure: bool) -> Arc<Origin> {
+        let as_of = self.changes.load(Acquire);
+        Arc::new(Origin::new(peer, secure, &self.current(), as_of))
+    }
+
+    /// The same by the settings of now, if they have changed since.
+    pub fn newer(&self, origin: &Origin) -> Option<Arc<Origin>> {
+        (self.changes.load(Acquire) != origin.as_of).then(|| self.origin(origin.peer, origin.scheme == "https"))
     }
 
     /// Where requests are told.
@@ -149,6 +177,7 @@ impl Fronts {
         let issued = issued.unwrap_or_else(|| before.issued.clone());
         let front = Arc::new(Front::new(settings, certificates, issued));
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = front;
+        self.changes.fetch_add(1, Release);
         tracing::info!("[proxy] is in force as it is now");
     }
 

@@ -18,7 +18,7 @@ use super::fields::Fields;
 use super::files;
 use super::forward;
 use super::front::Fronts;
-use super::headers::{self, Origin};
+use super::headers;
 use super::lookup::Lookup;
 use super::path_prefix::PathPrefix;
 use super::sticky::StickyCookie;
@@ -57,7 +57,7 @@ impl Heads {
     /// What an instance gets of a request with these headers; the error is what its client is told.
     pub fn request(&self, peer: IpAddr, secure: bool, lines: &[Line]) -> Result<Vec<Line>, &'static str> {
         let mut fields = fields(lines);
-        let origin = Origin::new(peer, secure, &self.0.current());
+        let origin = self.0.origin(peer, secure);
         headers::check_framing(&fields)?;
         let authority = headers::authority(&Uri::default(), &fields)?;
         authority.to_str().ok().and_then(lookup_host).ok_or("the Host header is malformed")?;

@@ -26,6 +26,10 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// What the proxy says about where a request came from, and what else is the same for a whole connection.
 #[derive(Debug, Clone)]
 pub struct Origin {
+    /// Which of the settings this goes by: see [`super::front::Fronts::newer`].
+    pub as_of: u64,
+    /// The peer.
+    pub peer: IpAddr,
     /// The client's address.
     pub address: HeaderValue,
     /// The same as an element of `Forwarded` (RFC 7239 §6): an IPv6 address stands in brackets and quotes.
@@ -44,10 +48,12 @@ pub struct Origin {
 
 impl Origin {
     /// Of a peer, on a listener with or without TLS.
-    pub fn new(peer: IpAddr, secure: bool, front: &Front) -> Self {
+    pub fn new(peer: IpAddr, secure: bool, front: &Front, as_of: u64) -> Self {
         let address = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
         let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
         Self {
+            as_of,
+            peer,
             address,
             node,
             scheme: HeaderValue::from_static(if secure { "https" } else { "http" }),
@@ -377,6 +383,8 @@ mod tests {
 
     fn origin(peer: &str, is_trusted: bool) -> Origin {
         Origin {
+            as_of: 0,
+            peer: peer.parse().unwrap(),
             address: HeaderValue::from_str(peer).unwrap(),
             node: peer.to_owned(),
             scheme: HeaderValue::from_static("http"),

@@ -121,12 +121,11 @@ pub enum NoClaim {
 }
 
 impl Routing {
-    /// Picks an instance, and counts the request in; where there is none with room, it waits in the queue of the route.
-    pub async fn admit(&self, seeker: Seeker<'_>) -> Result<(Claim, Arc<Way>), NoClaim> {
-        let (none, way) = match self.claim(seeker) {
-            Err(NoClaim::NoMember(way)) => (NoClaim::NoMember(Arc::clone(&way)), way),
-            Err(NoClaim::Busy(way)) => (NoClaim::Busy(Arc::clone(&way)), way),
-            done => return done,
+    /// For a request that has just been refused an instance: waits in the queue of its route until one has room.
+    pub async fn wait(&self, seeker: Seeker<'_>, none: NoClaim) -> Result<(Claim, Arc<Way>), NoClaim> {
+        let way = match &none {
+            NoClaim::NoMember(way) | NoClaim::Busy(way) => Arc::clone(way),
+            _ => return Err(none),
         };
         match way.queue.enter(way.limits.queue) {
             None => Err(none),

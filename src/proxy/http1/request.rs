@@ -11,6 +11,9 @@ use super::super::fields::{Fields, Found, Lines, same};
 use super::super::message::RequestHead;
 use super::head::{self, MOST_FIELDS};
 
+/// Characters that a target may not have, such as `<` and `"` (RFC 9112 §3.2).
+const NO_TARGET: Own = Own::BadRequest("the request's target is malformed");
+
 /// What a client has sent so far.
 #[derive(Debug)]
 pub enum Arrived {
@@ -50,7 +53,7 @@ pub fn read(input: &mut BytesMut, seen: usize) -> Arrived {
                 Err(_) => {
                     let rest = std::mem::replace(input, BytesMut::from(head));
                     input.extend_from_slice(&rest);
-                    Arrived::Unusual
+                    Arrived::Refused(NO_TARGET)
                 }
             }
         }
@@ -79,7 +82,11 @@ fn plain(bytes: &[u8]) -> Parsed {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(bytes, &mut fields) {
-        Ok(httparse::Status::Complete(length)) => as_plain(&parsed, length, bytes).unwrap_or(Parsed::Unusual),
+        Ok(httparse::Status::Complete(length)) => as_plain(&parsed, length, bytes).unwrap_or_else(|| {
+            // It would be refused by hyper too, without a word to anybody.
+            let is_target = parsed.path.is_some_and(|target| target.parse::<Uri>().is_ok());
+            if is_target { Parsed::Unusual } else { Parsed::Refused(NO_TARGET) }
+        }),
         Ok(httparse::Status::Partial) => Parsed::Partial,
         Err(httparse::Error::TooManyHeaders) => Parsed::Refused(Own::HeadTooLarge),
         Err(_) => Parsed::Refused(Own::BadRequest("the request's head is malformed")),

@@ -60,19 +60,19 @@ pub enum Served {
 /// Answers requests of a client until the connection ends or one of them is not plain.
 pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: &Arc<Origin>) -> io::Result<Served> {
     let mut input = BytesMut::new();
-    let patience = origin.limits.header_timeout;
+    let mut origin = Arc::clone(origin);
     let mut timer = Timer::default();
     let mut is_over = pin!(proxy.close_idle.cancelled());
     loop {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + origin.limits.header_timeout;
         let mut seen = 0;
         let (request, is_last) = loop {
             match request::read(&mut input, seen) {
                 Arrived::Plain { request, is_last } => break (request, is_last),
                 Arrived::Unusual => return Ok(Served::Unusual(input)),
-                Arrived::Refused(why) => return refuse(proxy, stream, origin, &mut input, &why).await,
+                Arrived::Refused(why) => return refuse(proxy, stream, &origin, &mut input, &why).await,
                 Arrived::Partial if input.len() >= origin.limits.max_header_size as usize => {
-                    return refuse(proxy, stream, origin, &mut input, &Own::HeadTooLarge).await;
+                    return refuse(proxy, stream, &origin, &mut input, &Own::HeadTooLarge).await;
                 }
                 Arrived::Partial => seen = input.len(),
             }
@@ -95,9 +95,12 @@ pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: 
             // What idles holds no memory.
             input = BytesMut::new();
         }
+        if let Some(newer) = proxy.fronts.newer(&origin) {
+            origin = newer;
+        }
         let to_head = request.method == Method::HEAD;
         let mut client = Client::new(&mut *stream, &mut input);
-        let Some(mut reply) = answer(proxy, &mut client, origin, request).await? else {
+        let Some(mut reply) = answer(proxy, &mut client, &origin, request).await? else {
             return Ok(Served::Ended);
         };
         if is_last {

@@ -10,6 +10,9 @@ use tokio::time::sleep;
 use super::support::*;
 use crate::config::AccessLogConfig;
 use crate::proxy::ProxyOptions;
+use crate::proxy::RouteLimits;
+use crate::proxy::http1::HALF_CLOSE;
+use crate::proxy::table::Route;
 
 fn logging(options: &mut ProxyOptions, max_size: u64, keep: u32) {
     options.front.access_log = Some(AccessLogConfig { path: None, max_size, keep });
@@ -111,11 +114,34 @@ async fn who_leaves_and_what_stays_open_is_told_at_its_end() {
     let keys = ["target", "status", "by", "received", "sent", "end"];
     assert_eq!(some(&left[2], &keys), json!(["/ws", 101, "app", 5, 25, "complete"]));
 
+    // An event stream has as much time as its instance.
+    let mut reading = proxy.wire().await;
+    reading.send("GET /sse HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    reading.until(b"data: 3").await.unwrap();
+    let next = Backend::start("d2-web-1").await;
+    proxy.route(&[&next]).await;
+    proxy.client.drain(&backend.id, limits(1, 50)).await;
+    assert_eq!(some(&lines(&proxy, 4).await[3], &["target", "status", "end"]), json!(["/sse", 200, "time_over"]));
+
     // An instance that is gone is tried, and the proxy answers.
-    backend.kill();
+    next.kill();
     assert_eq!(proxy.wire().await.get("/").await.status, 502);
     let keys = ["status", "by", "app", "instance", "end"];
-    assert_eq!(some(&lines(&proxy, 4).await[3], &keys), json!([502, "proxy", "shop", "d1-web-1", "complete"]));
+    assert_eq!(some(&lines(&proxy, 5).await[4], &keys), json!([502, "proxy", "shop", "d2-web-1", "complete"]));
+
+    // Of a route without one the client leaves the queue.
+    let waits = RouteLimits { queue: 1, ..RouteLimits::default() };
+    proxy.client.apply(vec![Route { limits: waits, ..route("shop", "shop.test", &[]) }]).await.unwrap();
+    let before = proxy.counts().await.client_aborted;
+    let mut queued = proxy.wire().await;
+    queued.send("GET /queued HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    eventually("it waits", || async { !proxy.client.counts().await.unwrap().queues.is_empty() }).await;
+    // Gone sooner it would have said only that this was all.
+    sleep(HALF_CLOSE + Duration::from_millis(10)).await;
+    drop(queued);
+    let keys = ["target", "status", "app", "service", "instance", "end"];
+    assert_eq!(some(&lines(&proxy, 6).await[5], &keys), json!(["/queued", null, "shop", "web", null, "client_left"]));
+    assert_eq!(proxy.counts().await.client_aborted, before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -213,6 +239,11 @@ async fn what_is_refused_unread_is_told_too() {
     let cases = [
         ("GET /a?b HTTP/1.1\r\nno field\r\n\r\n", json!(["GET", "/a?b", "HTTP/1.1", 400])),
         ("GET /old HTTP/1.0\r\nX : y\r\n\r\n", json!(["GET", "/old", "HTTP/1.0", 400])),
+        ("GET /q?<script> HTTP/1.1\r\nHost: shop.test\r\n\r\n", json!(["GET", "/q?<script>", "HTTP/1.1", 400])),
+        (
+            "POST /`id` HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n",
+            json!(["POST", "/`id`", "HTTP/1.1", 400]),
+        ),
         ("\u{16}\u{3}\u{1}", json!([null, null, null, 400])),
         (long.as_str(), json!(["GET", "/long", "HTTP/1.1", 431])),
     ];

@@ -167,6 +167,18 @@ async fn answers_are_as_they_were_given() {
     assert_eq!(proxy.counts().await.failed, 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_proxy_says_itself_has_no_body_for_who_wants_none() {
+    let (_proxy, _backend, mut client) = with_backend().await;
+    let ask = |method: &str| Request::builder().method(method).uri("http://else.test/").body(none()).unwrap();
+    let (whole, text, _) = client.whole(ask("GET")).await;
+    let (head, nothing, _) = client.whole(ask("HEAD")).await;
+    assert_eq!([whole.status().as_u16(), head.status().as_u16()], [404, 404]);
+    assert!(text.contains("else.test") && nothing.is_empty(), "{text:?} {nothing:?}");
+    let told = head.headers()["content-length"].to_str().unwrap();
+    assert!(told.parse::<usize>().unwrap().abs_diff(text.len()) < 3, "{told} of {text:?}, whose id may be shorter");
+}
+
 #[tokio::test]
 async fn bytes_flow_both_ways_at_once() {
     let (_proxy, _backend, mut client) = with_backend().await;

@@ -250,3 +250,33 @@ async fn a_head_has_so_many_lines_and_no_more() {
     wire.send(&format!("GET / HTTP/1.1\r\nHost: else.test\r\n{}\r\n", "X: 1\r\n".repeat(99))).await;
     assert_eq!(wire.reply().await.status, 404);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_configured_anew_holds_on_open_connections_too() {
+    let (dir, files) = (Arc::new(tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
+    let config = files.path().join("deploy.toml");
+    std::fs::write(&config, "[proxy]\n").unwrap();
+    let proxy = TestProxy::start_with(dir, |options| {
+        options.config = Some(config.clone());
+        options.front.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    // One connection is served by ourselves, the other one by hyper.
+    let (mut plain, mut other) = (proxy.wire().await, proxy.wire().await);
+    let claim = "Host: shop.test\r\nX-Forwarded-For: 192.0.2.6\r\n\r\n";
+    let is_believed = |reply: Reply| reply.body.contains("x-forwarded-for: 192.0.2.6, 127.0.0.1");
+    plain.send(&format!("GET /headers HTTP/1.1\r\n{claim}")).await;
+    other.send(&format!("GET /headers HTTP/1.1\r\nContent-Length: 0\r\n{claim}")).await;
+    assert!(is_believed(plain.reply().await) && is_believed(other.reply().await));
+    proxy.client.reload();
+    let end = Instant::now() + Duration::from_secs(10);
+    for wire in [&mut plain, &mut other] {
+        wire.send(&format!("GET /headers HTTP/1.1\r\n{claim}")).await;
+        while is_believed(wire.reply().await) {
+            assert!(Instant::now() < end, "nobody is trusted any more");
+            wire.send(&format!("GET /headers HTTP/1.1\r\n{claim}")).await;
+        }
+    }
+}
