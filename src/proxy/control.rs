@@ -189,6 +189,9 @@ pub struct AppCounts {
     pub served: u64,
     /// Requests that did not: 502/503/504 of the proxy's making, answers cut short.
     pub failed: u64,
+    /// Those of the failed whose route had no instance at all: nobody was asked.
+    #[serde(default)]
+    pub nobody: u64,
     /// Answers that an instance gave with a 5xx status.
     pub server_errors: u64,
     /// Requests given to a second instance.
@@ -207,9 +210,10 @@ pub struct AppCounts {
 
 impl AddAssign for AppCounts {
     fn add_assign(&mut self, more: Self) {
-        let Self { served, failed, server_errors, retried, client_aborted, files, latency } = more;
+        let Self { served, failed, nobody, server_errors, retried, client_aborted, files, latency } = more;
         self.served = self.served.saturating_add(served);
         self.failed = self.failed.saturating_add(failed);
+        self.nobody = self.nobody.saturating_add(nobody);
         self.server_errors = self.server_errors.saturating_add(server_errors);
         self.retried = self.retried.saturating_add(retried);
         self.client_aborted = self.client_aborted.saturating_add(client_aborted);

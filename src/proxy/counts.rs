@@ -31,6 +31,7 @@ impl Latencies {
 pub struct Counters {
     served: AtomicU64,
     failed: AtomicU64,
+    nobody: AtomicU64,
     server_errors: AtomicU64,
     retried: AtomicU64,
     client_aborted: AtomicU64,
@@ -44,6 +45,7 @@ impl Counters {
         AppCounts {
             served: self.served.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            nobody: self.nobody.load(Relaxed),
             server_errors: self.server_errors.load(Relaxed),
             retried: self.retried.load(Relaxed),
             client_aborted: self.client_aborted.load(Relaxed),
@@ -57,9 +59,15 @@ impl Counters {
         self.files.fetch_add(1, Relaxed);
     }
 
-    /// A request that no instance could be found for.
+    /// A request that no instance had room for.
     pub fn failed(&self) {
         self.failed.fetch_add(1, Relaxed);
+    }
+
+    /// A request whose route has no instance.
+    pub fn nobody(&self) {
+        self.failed.fetch_add(1, Relaxed);
+        self.nobody.fetch_add(1, Relaxed);
     }
 }
 

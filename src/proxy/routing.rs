@@ -340,7 +340,8 @@ impl NoClaim {
     /// Counts the request where it belongs to an app: as failed, or as one that no instance was needed for.
     pub fn count(&self) {
         match self {
-            Self::NoMember(way) | Self::Busy(way) => way.counters.failed(),
+            Self::NoMember(way) => way.counters.nobody(),
+            Self::Busy(way) => way.counters.failed(),
             Self::Files(way, _) => way.counters.file(),
             Self::UnknownHost | Self::UnknownPath | Self::Maintenance(_) => {}
         }

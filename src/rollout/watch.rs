@@ -22,7 +22,7 @@ const LEAST_HISTORY: u64 = 20;
 pub struct Answers {
     /// All of them.
     pub requests: u64,
-    /// Those answered with 5xx, by an instance or by the proxy.
+    /// Those answered with 5xx, by an instance or by the proxy in its place.
     pub errors: u64,
 }
 
@@ -46,9 +46,12 @@ impl Answers {
     }
 }
 
+/// Without those that nobody was asked to answer: that a service runs no instance, as one that is switched off, says nothing of a
+/// release.
 impl From<AppCounts> for Answers {
     fn from(counts: AppCounts) -> Self {
-        Self { requests: counts.served + counts.failed, errors: counts.server_errors + counts.failed }
+        let failed = counts.failed.saturating_sub(counts.nobody);
+        Self { requests: counts.served + failed, errors: counts.server_errors + failed }
     }
 }
 

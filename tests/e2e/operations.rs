@@ -159,6 +159,21 @@ async fn a_scale_that_fails_leaves_the_number_that_was() {
 }
 
 #[tokio::test]
+async fn a_service_that_is_switched_off_stays_off_whoever_asks_for_it() {
+    let Some(engine) = engine::or_skip("switched_off").await else { return };
+    let options = Options::default().watch("2s");
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options.clone()).await;
+    let load = shop.load();
+    shop.reconfigure(&Options { keys: options.keys.replace("instances = 2", "instances = 0"), ..options }).await;
+    let off = shop.ask_and_wait("POST", "/api/v1/apps/shop/deployments", json!({})).await;
+    assert_ended(&off, "succeeded", &[]);
+    assert!(off["requests"]["failed"].as_u64().unwrap() > 20, "its visitors found nobody: {off:#}");
+    assert_eq!(shop.instances("web").await.len(), 0);
+    drop(load);
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn a_restart_replaces_every_instance_and_nobody_notices() {
     let Some(engine) = engine::or_skip("a_restart").await else { return };
     let options = Options::web_and_worker(2, 1).watch("200ms");
