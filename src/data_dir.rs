@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+pub mod identity;
 pub mod lock;
 
 /// The journal's file in it.

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use crate::agent::Agent;
 use crate::agent::apps::Shared;
 use crate::config::Config;
+use crate::data_dir::identity::Identity;
 use crate::data_dir::lock::{Lock, LockError};
 use crate::deploy::build::Builder;
 use crate::deploy::source::{Mirrors, Timeouts};
@@ -63,6 +64,7 @@ struct Serving {
     /// What is simply left where it is.
     endless: JoinHandle<()>,
     _alone: Lock,
+    _identity: Identity,
 }
 
 impl Serving {
@@ -95,6 +97,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     })?;
     let store = Store::open(&data_dir.join(data_dir::JOURNAL))?;
     let id = store.kept_random(AGENT_ID_KEY, 6).await?;
+    let identity = Identity::take(&id)?;
     data_dir::write_whole(&data_dir.join(data_dir::AGENT_ID), id.as_bytes()).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
     let listener = match inherited {
@@ -184,6 +187,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
         ],
         endless: work,
         _alone: alone,
+        _identity: identity,
     })
 }
 

@@ -372,6 +372,20 @@ fn the_backup_of_another_agent_is_restored_on_purpose_alone() {
 }
 
 #[test]
+fn a_backup_is_restored_on_a_machine_that_has_nothing_yet() {
+    let (there, _) = agents_directory();
+    let new = tempfile::tempdir().unwrap();
+    std::fs::write(new.path().join("deploy.toml"), "[agent]\ndata_dir = \"var/data\"\n").unwrap();
+    let file = new.path().join("backup.db");
+    assert_eq!(code(&longshore(there.path()).arg("backup").arg(&file).output().unwrap()), 0);
+    let restored = longshore(new.path()).args(["restore", "backup.db"]).output().unwrap();
+    assert_eq!(code(&restored), 0, "{}", text(&restored.stderr));
+    let data = new.path().join("var/data");
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(data.join("journal.db").exists());
+}
+
+#[test]
 fn a_backup_is_not_written_among_the_files_of_an_agent() {
     let bench = Bench::new();
     let data = bench.dir.path().join("data");

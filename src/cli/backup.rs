@@ -17,7 +17,7 @@ use super::target;
 use super::term::Term;
 use super::text::clean;
 use crate::data_dir::lock::{self, LockError};
-use crate::data_dir::{JOURNAL, sync_directory};
+use crate::data_dir::{self, JOURNAL, sync_directory};
 use crate::disk::Bytes;
 use crate::store::restore::{self, Whose};
 use crate::store::{Contents, OpenError, copy_closed, inspect};
@@ -181,6 +181,8 @@ fn not_whole(err: OpenError, file: &Path) -> CliError {
 /// Refused while an agent runs.
 pub(super) fn restore(args: &RestoreArgs, config: Option<PathBuf>) -> Result<(), CliError> {
     let data_dir = target::data_dir_of(config)?;
+    // On a new machine there is none yet.
+    data_dir::prepare(&data_dir).map_err(|err| CliError::Failed(format!("{err:#}")))?;
     let alone = lock::take(&data_dir, "longshore restore").map_err(|err| match err {
         LockError::Held { .. } => {
             CliError::Failed(format!("{err}; stop it first, the apps and the proxy go on meanwhile"))

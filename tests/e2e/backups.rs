@@ -31,6 +31,24 @@ async fn a_second_agent_is_refused_with_the_pid_of_the_first() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&format!("is in use by the longshore agent with pid {pid}")), "{said}");
     assert!(said.contains(shop.agent.data_dir().to_str().unwrap()), "{said}");
+
+    // A copy of its journal in another place is no other agent.
+    let copy = shop.agent.scratch().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::write(copy.join("deploy.toml"), "[agent]\ndata_dir = \"data\"\nlisten = \"127.0.0.1:0\"\n").unwrap();
+    let (backup, config) = (copy.join("backup.db"), copy.join("deploy.toml"));
+    let (backup, config) = (backup.to_str().unwrap(), config.to_str().unwrap());
+    assert_eq!(run(&shop, &["backup", backup]).await.0, Some(0));
+    let there = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_longshore"));
+        let output = command.args(["--config", config]).args(arguments).kill_on_drop(true).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = there(&["restore", backup]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = tokio::time::timeout(LIMIT, there(&["serve"])).await.expect("it does not start");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("runs already, with pid {pid}: this journal is a copy")), "{said}");
     shop.deploy_first().await;
     shop.finish().await;
 }
