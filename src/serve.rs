@@ -109,6 +109,8 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
             .await
             .with_context(|| format!("cannot listen on {} ([agent] listen)", config.agent.listen))?,
     };
+    // One that was handed over may be another than is configured.
+    let address = listener.local_addr().unwrap_or(config.agent.listen);
     let socket = bind_socket(&data_dir.join("longshore.sock"))?;
 
     // Whoever asks from here on is not refused, but waits: for an engine that does not answer too, though not for long. An
@@ -168,7 +170,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     let router = Router::new().merge(trigger::http::routes(agent.clone())).merge(api::routes(agent.clone()));
     let tcp = tokio::spawn(api::serve_tcp(listener, router.clone(), shutdown.clone()));
     let unix = tokio::spawn(api::serve_unix(socket, router, shutdown.clone()));
-    tracing::info!(listen = %agent.config().agent.listen, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
+    tracing::info!(listen = %address, agent = %agent.id, apps = agent.config().apps.len(), "longshore is up");
 
     Ok(Serving {
         agent,

@@ -115,6 +115,7 @@ pub(super) fn check(apps: &[Read<'_>]) {
                 apps.iter().map(|app| app.name.as_str()).filter(|name| *name != read.name).collect();
             let hint = match did_you_mean(parent, others.iter().copied()) {
                 Some(meant) => format!("did you mean {meant:?}?"),
+                None if others.is_empty() => "this is the only app".to_owned(),
                 None => format!("the other apps: {}", others.join(", ")),
             };
             field.problem(format!(": there is no app {shown:?}"), hint);

@@ -76,13 +76,16 @@ pub(super) fn remove(path: &Path) -> Result<(), Trouble> {
     }
 }
 
-/// Removes the locks that a killed agent left, which are those older than `started`: nobody else writes to a mirror, and
-/// a commit whose ref is locked could never be kept.
+/// Whether a killed agent left this, and not the one that `started` then: it is older, or of a clock that has been set back since.
+pub(super) fn is_left(entry: &fs::DirEntry, started: SystemTime) -> bool {
+    let modified = entry.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified < started || modified > SystemTime::now())
+}
+
+/// Removes the locks that a killed agent left: nobody else writes to a mirror, and a commit whose ref is locked could never be
+/// kept.
 pub(super) fn sweep_locks(mirror: &Path, started: SystemTime) {
     let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
-    let is_old = |entry: &fs::DirEntry| {
-        entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| modified < started)
-    };
     // Beside the refs themselves: packed-refs, HEAD and config.
     let (mut directories, refs) = (vec![mirror.to_owned()], mirror.join("refs"));
     while let Some(directory) = directories.pop() {
@@ -90,7 +93,7 @@ pub(super) fn sweep_locks(mirror: &Path, started: SystemTime) {
             let path = entry.path();
             if path.starts_with(&refs) && path.is_dir() {
                 directories.push(path);
-            } else if is_lock(&path) && is_old(&entry) {
+            } else if is_lock(&path) && is_left(&entry, started) {
                 tracing::info!(lock = %path.display(), "removing a lock that an earlier life of the agent left");
                 let _ = fs::remove_file(path);
             }
@@ -307,6 +310,8 @@ pub(super) fn path_of(root: &Path, url: &RepoUrl) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -341,5 +346,11 @@ mod tests {
         sweep_locks(&path, SystemTime::now());
         mirror.pin(commit).unwrap();
         assert_eq!(mirror.pins().unwrap(), [commit]);
+
+        let later = path.join("HEAD.lock");
+        let file = fs::File::create(&later).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+        sweep_locks(&path, SystemTime::UNIX_EPOCH);
+        assert!(!later.exists(), "it is of before the clock was set back");
     }
 }

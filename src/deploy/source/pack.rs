@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::limits::{Limits, Trouble};
+use super::mirror::is_left;
 
 /// The largest pack that is taken: 2 GiB.
 const LARGEST_PACK: u64 = 2 << 30;
@@ -199,12 +200,11 @@ fn disk(path: &Path, error: &std::io::Error) -> Trouble {
     Trouble::Failed(format!("{}: {error}", path.display()))
 }
 
-/// Removes what a killed agent left half received: everything older than `started`.
+/// Removes what a killed agent left half received.
 pub(super) fn sweep(mirror: &Path, started: SystemTime) {
     let Ok(entries) = fs::read_dir(mirror.join(INCOMING)) else { return };
     for entry in entries.flatten() {
-        let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|modified| modified < started);
-        if old {
+        if is_left(&entry, started) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
