@@ -40,7 +40,7 @@ const NEXT: &str = "
 Next:
   1. Start the agent. It starts the release that the backup calls live, and until that is ready its app answers 503.
      What had not ended when the backup was made is cancelled. What the backup does not know of is left running,
-     without requests (longshore status names it), and what is new is numbered beyond it.
+     without requests (docker ps --filter label=longshore.app=APP shows it), and what is new is numbered beyond it.
   2. longshore deploy APP for each app: the release that the backup calls live may be older than the branch.";
 
 /// Arguments of `backup`.
