@@ -237,7 +237,7 @@ impl Forwarding {
 }
 
 /// All values of a list, in one.
-fn joined(fields: &Fields, name: &HeaderName) -> Vec<u8> {
+pub(super) fn joined(fields: &Fields, name: &HeaderName) -> Vec<u8> {
     let values: Vec<&[u8]> = fields.get_all(name).collect();
     values.join(&b", "[..])
 }

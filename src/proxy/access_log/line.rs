@@ -22,7 +22,7 @@ pub struct Entry {
     pub id: String,
     /// The peer's address.
     pub client: String,
-    /// `X-Forwarded-For` of a trusted proxy.
+    /// `X-Forwarded-For` of a trusted proxy, all lines of it.
     pub forwarded_for: Option<String>,
     /// As routes spell it; what was sent, where that is no host.
     pub host: Option<String>,
@@ -105,22 +105,30 @@ impl Entry {
 
 /// Others' bytes as text of at most `limit` bytes, without what a terminal would obey or hide. What is cut ends in `…`.
 pub fn bounded(bytes: &[u8], limit: usize) -> String {
+    match bytes.get(..limit) {
+        Some(start) if bytes.len() > limit => shown(start) + "…",
+        _ => shown(bytes),
+    }
+}
+
+/// The same of a list to which each party adds at the end, so that who begins it cannot push the rest out of sight: what is cut
+/// begins with `…`.
+pub fn bounded_end(bytes: &[u8], limit: usize) -> String {
+    match bytes.len().checked_sub(limit).filter(|&over| over > 0) {
+        Some(over) => format!("…{}", shown(bytes.get(over..).unwrap_or_default())),
+        None => shown(bytes),
+    }
+}
+
+fn shown(bytes: &[u8]) -> String {
     let plain = |byte: &u8| matches!(byte, b' '..=b'~');
-    let (kept, is_cut) = match bytes.get(..limit) {
-        Some(start) if bytes.len() > limit => (start, true),
-        _ => (bytes, false),
-    };
-    let mut text: String = match std::str::from_utf8(kept) {
-        Ok(text) if kept.iter().all(plain) => text.to_owned(),
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.iter().all(plain) => text.to_owned(),
         _ => {
             let shown = |c: char| if c.is_control() || is_invisible(c) { '\u{fffd}' } else { c };
-            String::from_utf8_lossy(kept).chars().map(shown).collect()
+            String::from_utf8_lossy(bytes).chars().map(shown).collect()
         }
-    };
-    if is_cut {
-        text.push('…');
     }
-    text
 }
 
 fn in_milliseconds<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -179,6 +187,7 @@ pub(super) mod tests {
     fn what_is_too_long_is_cut_and_what_steers_is_replaced() {
         assert_eq!(bounded(b"abc", 3), "abc");
         assert_eq!(bounded(b"abcd", 3), "abc…");
+        assert_eq!((bounded_end(b"abc", 3), bounded_end(b"abcd", 3)), ("abc".to_owned(), "…bcd".to_owned()));
         assert_eq!(bounded("a\u{9b}2J\u{202e}é".as_bytes(), 99), "a\u{fffd}2J\u{fffd}é");
         assert_eq!(bounded("aé".as_bytes(), 2), "a\u{fffd}…");
     }

@@ -13,7 +13,8 @@ use hyper::header::{HOST, HeaderName, REFERER, USER_AGENT};
 use hyper::{StatusCode, Version};
 use jiff::Timestamp;
 
-use super::headers::{Origin, X_FORWARDED_FOR};
+use super::fields::Fields;
+use super::headers::{Origin, X_FORWARDED_FOR, joined};
 use super::instance::Instance;
 use super::message::{RequestHead, RequestId};
 use super::routing::Way;
@@ -25,7 +26,7 @@ mod sending;
 mod writer;
 
 use file::Settings;
-use line::{Entry, METHOD_LIMIT, TARGET_LIMIT, TEXT_LIMIT, bounded};
+use line::{Entry, METHOD_LIMIT, TARGET_LIMIT, TEXT_LIMIT, bounded, bounded_end};
 use writer::Writer;
 
 pub use self::line::{End, Maker};
@@ -84,7 +85,7 @@ impl AccessLog {
         let host = request.uri.authority().map(|target| bounded(target.as_str().as_bytes(), TEXT_LIMIT));
         let target = request.uri.path_and_query().map_or("", |target| target.as_str());
         self.visit(Entry {
-            forwarded_for: if origin.is_trusted { text(&X_FORWARDED_FOR) } else { None },
+            forwarded_for: if origin.is_trusted { forwarded_for(&request.fields) } else { None },
             host: host.or_else(|| text(&HOST)),
             method: Some(bounded(request.method.as_str().as_bytes(), METHOD_LIMIT)),
             target: Some(bounded(target.as_bytes(), TARGET_LIMIT)),
@@ -152,6 +153,11 @@ fn unknown(origin: &Origin, id: RequestId<'_>) -> Entry {
         referer: None,
         user_agent: None,
     }
+}
+
+/// Of all its lines: a proxy may leave what a client made up in one, and say what it saw itself in another.
+fn forwarded_for(fields: &Fields) -> Option<String> {
+    fields.contains(&X_FORWARDED_FOR).then(|| bounded_end(&joined(fields, &X_FORWARDED_FOR), TEXT_LIMIT))
 }
 
 fn version(version: Version) -> &'static str {

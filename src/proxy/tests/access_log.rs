@@ -86,6 +86,33 @@ async fn every_request_is_told_once_with_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_trusted_proxy_says_of_its_client_is_told_whatever_the_client_put_before() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let proxy = TestProxy::start_with(dir, |options| {
+        logging(options, 100 << 20, 5);
+        options.front.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    let mut wire = proxy.wire().await;
+    let long = "6".repeat(600);
+    for lines in [
+        "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 203.0.113.9\r\n",
+        &format!("X-Forwarded-For: {long}\r\nX-Forwarded-For: 203.0.113.9\r\n"),
+        "",
+    ] {
+        wire.send(&format!("GET / HTTP/1.1\r\nHost: shop.test\r\n{lines}\r\n")).await;
+        assert_eq!(wire.reply().await.status, 200);
+    }
+    let lines = lines(&proxy, 3).await;
+    assert_eq!(lines[0]["forwarded_for"], "6.6.6.6, 203.0.113.9");
+    let cut = lines[1]["forwarded_for"].as_str().unwrap();
+    assert!(cut.starts_with("…666") && cut.ends_with("6, 203.0.113.9") && cut.chars().count() == 513, "{cut}");
+    assert_eq!(lines[2]["forwarded_for"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_and_what_stays_open_is_told_at_its_end() {
     let (proxy, backend) = started().await;
     let mut waiting = proxy.wire().await;
