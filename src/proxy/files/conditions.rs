@@ -2,9 +2,17 @@
 
 use std::ops::Range;
 
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
 /// What a request says of the file that it asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asked {
+    /// `If-Match`
+    pub if_match: Option<String>,
+    /// `If-Unmodified-Since`
+    pub unmodified_since: Option<String>,
     /// `If-None-Match`
     pub none_match: Option<String>,
     /// `If-Modified-Since`
@@ -20,8 +28,8 @@ pub struct Asked {
 pub struct Version {
     /// A strong `ETag`, with its quotes.
     pub etag: String,
-    /// `Last-Modified`
-    pub modified: String,
+    /// When it was changed, to the second.
+    pub modified: Timestamp,
     /// Bytes.
     pub size: u64,
 }
@@ -37,27 +45,65 @@ pub enum Part {
     Unchanged,
     /// Nothing: it has no such bytes (416).
     OutOfRange,
+    /// Nothing: it is not the version that the client meant (412).
+    Another,
+}
+
+impl Version {
+    /// `Last-Modified`
+    pub fn last_modified(&self) -> String {
+        self.modified.strftime(DATE).to_string()
+    }
+
+    /// Whether it could have changed once more without its date showing it (RFC 9110 §8.8.2.2).
+    fn has_strong_date(&self, now: Timestamp) -> bool {
+        self.modified.as_second() < now.as_second()
+    }
 }
 
 impl Asked {
-    /// What to send of this version.
-    pub fn part_of(&self, version: &Version) -> Part {
+    /// What to send of this version, in the order in which conditions count (RFC 9110 §13.2.2).
+    pub fn part_of(&self, version: &Version, now: Timestamp) -> Part {
+        let is_meant = match (&self.if_match, &self.unmodified_since) {
+            // With it the date does not count. A weak tag is not enough (§13.1.1).
+            (Some(tags), _) => tags.trim() == "*" || tags.split(',').any(|tag| tag.trim() == version.etag),
+            // What is no date does not count either (§13.1.4).
+            (None, Some(date)) => http_date(date).is_none_or(|date| version.modified <= date),
+            (None, None) => true,
+        };
+        if !is_meant {
+            return Part::Another;
+        }
+        let last_modified = version.last_modified();
         let unchanged = match (&self.none_match, &self.modified_since) {
             // With it the date does not count.
             (Some(tags), _) => tags.trim() == "*" || tags.split(',').any(|tag| weak(tag) == version.etag),
             // Equal, not later: after a rollback the file is an older one.
-            (None, Some(date)) => *date == version.modified,
+            (None, Some(date)) => *date == last_modified,
             (None, None) => false,
         };
         if unchanged {
             return Part::Unchanged;
         }
-        let is_same = self.if_range.as_ref().is_none_or(|known| *known == version.etag || *known == version.modified);
+        let is_same = self
+            .if_range
+            .as_ref()
+            .is_none_or(|known| *known == version.etag || (*known == last_modified && version.has_strong_date(now)));
         match &self.range {
             Some(range) if is_same => one_range(range, version.size),
             _ => Part::Whole,
         }
     }
+}
+
+/// As `Last-Modified` has it.
+const DATE: &str = "%a, %d %b %Y %H:%M:%S GMT";
+
+/// In any of the three forms that there are (RFC 9110 §5.6.7).
+fn http_date(text: &str) -> Option<Timestamp> {
+    let forms = [DATE, "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    let date = forms.iter().find_map(|form| DateTime::strptime(form, text.trim()).ok())?;
+    TimeZone::UTC.to_timestamp(date).ok()
 }
 
 /// A tag for the weak comparison (RFC 9110 §8.8.3.2).
@@ -118,11 +164,15 @@ mod tests {
     use super::*;
 
     fn version() -> Version {
-        Version { etag: "\"a1\"".to_owned(), modified: "Sat, 21 Nov 2026 08:00:00 GMT".to_owned(), size: 100 }
+        Version { etag: "\"a1\"".to_owned(), modified: "2026-11-21T08:00:00Z".parse().unwrap(), size: 100 }
+    }
+
+    fn part_of(asked: &Asked) -> Part {
+        asked.part_of(&version(), "2026-11-21T08:00:01Z".parse().unwrap())
     }
 
     fn part(range: &str) -> Part {
-        Asked { range: Some(range.to_owned()), ..Asked::default() }.part_of(&version())
+        part_of(&Asked { range: Some(range.to_owned()), ..Asked::default() })
     }
 
     #[test]
@@ -152,7 +202,8 @@ mod tests {
     #[test]
     fn what_a_client_has_is_not_sent_again() {
         let text = |text: &str| Some(text.to_owned());
-        let modified = version().modified;
+        let modified = version().last_modified();
+        assert_eq!(modified, "Sat, 21 Nov 2026 08:00:00 GMT");
         for (none_match, modified_since, unchanged) in [
             (text("\"a1\""), None, true),
             (text("\"x\", W/\"a1\""), None, true),
@@ -163,7 +214,7 @@ mod tests {
             (None, None, false),
         ] {
             let asked = Asked { none_match, modified_since, ..Asked::default() };
-            assert_eq!(asked.part_of(&version()) == Part::Unchanged, unchanged, "{asked:?}");
+            assert_eq!(part_of(&asked) == Part::Unchanged, unchanged, "{asked:?}");
         }
         for (if_range, expected) in [
             (text("\"a1\""), Part::Bytes(0..1)),
@@ -172,8 +223,57 @@ mod tests {
             (text("\"b2\""), Part::Whole),
         ] {
             let asked = Asked { if_range, range: text("bytes=0-0"), ..Asked::default() };
-            assert_eq!(asked.part_of(&version()), expected, "{asked:?}");
+            assert_eq!(part_of(&asked), expected, "{asked:?}");
         }
+    }
+
+    #[test]
+    fn a_date_of_this_very_second_does_not_vouch_for_the_rest() {
+        let (range, if_range) = (Some("bytes=0-0".to_owned()), Some(version().last_modified()));
+        let asked = Asked { range, if_range, ..Asked::default() };
+        for (now, expected) in [
+            ("2026-11-21T08:00:00.9Z", Part::Whole),
+            ("2026-11-21T07:00:00Z", Part::Whole),
+            ("2026-11-21T08:00:01Z", Part::Bytes(0..1)),
+        ] {
+            assert_eq!(asked.part_of(&version(), now.parse().unwrap()), expected, "{now}");
+        }
+        let by_tag = Asked { if_range: Some(version().etag), ..asked };
+        assert_eq!(by_tag.part_of(&version(), version().modified), Part::Bytes(0..1));
+    }
+
+    #[test]
+    fn a_client_that_means_another_version_gets_none() {
+        let text = |text: &str| Some(text.to_owned());
+        for (if_match, unmodified_since, is_meant) in [
+            (text("\"a1\""), None, true),
+            (text("\"x\", \"a1\""), None, true),
+            (text("*"), None, true),
+            (text("\"b2\""), None, false),
+            (text("W/\"a1\""), None, false),
+            (text("\"b2\""), text("Sun, 22 Nov 2026 08:00:00 GMT"), false),
+            (text("\"a1\""), text("Fri, 20 Nov 2026 08:00:00 GMT"), true),
+            (None, text("Sat, 21 Nov 2026 08:00:00 GMT"), true),
+            (None, text("Sun, 22 Nov 2026 08:00:00 GMT"), true),
+            (None, text("Sat, 21 Nov 2026 07:59:59 GMT"), false),
+            (None, text("Saturday, 21-Nov-26 07:59:59 GMT"), false),
+            (None, text("Saturday, 21-Nov-26 08:00:00 GMT"), true),
+            (None, text("Sun Nov  1 08:00:00 2026"), false),
+            (None, text("Sat Nov 21 08:00:00 2026"), true),
+            (None, text("yesterday"), true),
+        ] {
+            let asked = Asked { if_match, unmodified_since, ..Asked::default() };
+            assert_eq!(part_of(&asked), if is_meant { Part::Whole } else { Part::Another }, "{asked:?}");
+        }
+        // They count before all others.
+        let all = Asked {
+            if_match: text("\"b2\""),
+            none_match: text("\"a1\""),
+            range: text("bytes=500-"),
+            ..Asked::default()
+        };
+        assert_eq!(part_of(&all), Part::Another);
+        assert_eq!(part_of(&Asked { if_match: text("\"a1\""), ..all }), Part::Unchanged);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use bytes::Bytes;
 use hyper::header::{
     ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LAST_MODIFIED, RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Response, StatusCode};
 use jiff::Timestamp;
@@ -87,6 +87,8 @@ impl Wanted {
             head_only: method == Method::HEAD,
             codings: joined(ACCEPT_ENCODING).map(|header| conditions::accepted(&header)).unwrap_or_default(),
             asked: Asked {
+                if_match: joined(IF_MATCH),
+                unmodified_since: joined(IF_UNMODIFIED_SINCE),
                 none_match: joined(IF_NONE_MATCH),
                 modified_since: joined(IF_MODIFIED_SINCE),
                 if_range: joined(IF_RANGE),
@@ -124,12 +126,13 @@ impl Wanted {
     fn send(&self, found: Found) -> io::Result<Response<Answer>> {
         let Found { mut file, coding, version } = found;
         let name = self.parts.last().map_or("", String::as_str);
-        let part = self.asked.part_of(&version);
+        let part = self.asked.part_of(&version, Timestamp::now());
         let (status, bytes) = match &part {
             Part::Whole => (StatusCode::OK, 0..version.size),
             Part::Bytes(bytes) => (StatusCode::PARTIAL_CONTENT, bytes.clone()),
             Part::Unchanged => (StatusCode::NOT_MODIFIED, 0..0),
             Part::OutOfRange => (StatusCode::RANGE_NOT_SATISFIABLE, 0..0),
+            Part::Another => (StatusCode::PRECONDITION_FAILED, 0..0),
         };
         let length = bytes.end - bytes.start;
         let body = match () {
@@ -146,7 +149,7 @@ impl Wanted {
             }
         };
         say(ETAG, &version.etag);
-        say(LAST_MODIFIED, &version.modified);
+        say(LAST_MODIFIED, &version.last_modified());
         say(VARY, "accept-encoding");
         say(X_CONTENT_TYPE_OPTIONS, "nosniff");
         if matches!(part, Part::OutOfRange) {
@@ -163,7 +166,7 @@ impl Wanted {
                 say(CONTENT_ENCODING, coding);
             }
         }
-        if !matches!(part, Part::OutOfRange) {
+        if !matches!(part, Part::OutOfRange | Part::Another) {
             headers.insert(CACHE_CONTROL, if name::has_digest(name) { FOR_EVER } else { ASK_AGAIN });
         }
         Ok(response)
@@ -181,11 +184,8 @@ impl Found {
             digest.update(number.to_be_bytes());
         }
         let digest = hex::encode(digest.finalize());
-        let version = Version {
-            etag: format!("\"{}\"", digest.get(..24).unwrap_or(&digest)),
-            modified: modified.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
-            size: about.size(),
-        };
+        let version =
+            Version { etag: format!("\"{}\"", digest.get(..24).unwrap_or(&digest)), modified, size: about.size() };
         Ok(Self { file, coding, version })
     }
 }

@@ -127,6 +127,12 @@ async fn a_client_gets_the_part_and_the_coding_that_it_asks_for() {
     assert_eq!((beyond.status, beyond.header("content-range")), (416, Some("bytes */300000")));
     let known = ask(&mut wire, "GET /s/large.txt", &format!("If-None-Match: {etag}\r\n")).await;
     assert_eq!((known.status, known.header("etag")), (304, Some(etag.as_str())));
+    let other = ask(&mut wire, "GET /s/large.txt", "If-Match: \"x\"\r\n").await;
+    assert_eq!((other.status, other.header("etag"), other.body.as_str()), (412, Some(etag.as_str()), ""));
+    let old = "If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT\r\nRange: bytes=0-1\r\n";
+    assert_eq!(ask(&mut wire, "GET /s/large.txt", old).await.status, 412);
+    let meant = ask(&mut wire, "GET /s/large.txt", &format!("If-Match: {etag}\r\nRange: bytes=0-1\r\n")).await;
+    assert_eq!((meant.status, meant.body.as_bytes()), (206, &large[..2]));
     wire.send("HEAD /s/large.txt HTTP/1.1\r\nHost: shop.test\r\nRange: bytes=0-1\r\n\r\n").await;
     let head = wire.until(b"\r\n\r\n").await.unwrap();
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-length: 300000\r\n"), "{head}");
