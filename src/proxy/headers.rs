@@ -66,9 +66,41 @@ impl Origin {
 
     /// Whether the client itself used https: by a proxy in front, if that is believed.
     pub fn is_secure(&self, fields: &Fields) -> bool {
-        let said = if self.is_trusted { fields.get(&X_FORWARDED_PROTO) } else { None };
+        let said = if self.is_trusted { said_scheme(fields) } else { None };
         said.unwrap_or(self.scheme.as_bytes()).eq_ignore_ascii_case(b"https")
     }
+}
+
+/// The scheme that the client used, as proxies in front say. Each adds at the end, so the first saw the client.
+fn said_scheme(fields: &Fields) -> Option<&[u8]> {
+    let listed = fields.get_all(&X_FORWARDED_PROTO).flat_map(tokens).next();
+    listed.or_else(|| fields.get(&FORWARDED).and_then(forwarded_scheme))
+}
+
+/// `proto` of the first element of `Forwarded` (RFC 7239 §4, §5.4).
+fn forwarded_scheme(value: &[u8]) -> Option<&'static [u8]> {
+    let first = split_unquoted(value, b',').find(|element| !element.trim_ascii().is_empty())?;
+    let scheme = split_unquoted(first, b';').find_map(|pair| {
+        let mut sides = pair.splitn(2, |&byte| byte == b'=').map(<[u8]>::trim_ascii);
+        if same(sides.next()?, "proto") { sides.next() } else { None }
+    })?;
+    let scheme = scheme.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\"")).unwrap_or(scheme);
+    [&b"https"[..], b"http"].into_iter().find(|known| scheme.eq_ignore_ascii_case(known))
+}
+
+/// The parts between separators that are in no quoted string (RFC 9110 §5.6.4).
+fn split_unquoted(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    value.split(move |&byte| {
+        let is_literal = std::mem::take(&mut is_escaped);
+        match byte {
+            _ if is_literal => {}
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            _ => return byte == separator && !is_quoted,
+        }
+        false
+    })
 }
 
 /// The authority a request is for: its target's when that is a full URI, else its one `Host` header
@@ -192,6 +224,7 @@ pub fn prepare_request(
 /// What a trusted proxy says of where a request came from.
 struct Forwarding {
     kept: Vec<(HeaderName, HeaderValue)>,
+    scheme: Option<HeaderValue>,
     addresses: Vec<u8>,
     forwarded: Vec<u8>,
 }
@@ -199,7 +232,8 @@ struct Forwarding {
 impl Forwarding {
     fn of(fields: &Fields) -> Self {
         let is_kept = |name: &[u8]| {
-            let is_forwarding = starts_with(name, FORWARDING) && !is(name, &X_FORWARDED_FOR);
+            let is_made_anew = is(name, &X_FORWARDED_FOR) || is(name, &X_FORWARDED_PROTO);
+            let is_forwarding = starts_with(name, FORWARDING) && !is_made_anew;
             (is_forwarding || is(name, &X_REAL_IP)) && !name.contains(&b'_')
         };
         let kept = fields.iter().filter(|(name, _)| is_kept(name));
@@ -207,16 +241,20 @@ impl Forwarding {
             Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
         });
         let kept = kept.collect();
-        Self { kept, addresses: joined(fields, &X_FORWARDED_FOR), forwarded: joined(fields, &FORWARDED) }
+        let scheme = said_scheme(fields).and_then(|scheme| HeaderValue::from_bytes(scheme).ok());
+        Self { kept, scheme, addresses: joined(fields, &X_FORWARDED_FOR), forwarded: joined(fields, &FORWARDED) }
     }
 
-    /// As it was, with the peer at the end.
+    /// As it was, with the peer at the end; of schemes the client's alone, which is all that most apps understand.
     fn restore(self, fields: &mut Fields, origin: &Origin) {
         for (name, _) in &self.kept {
             fields.remove(name);
         }
         for (name, value) in self.kept {
             fields.append(name, value);
+        }
+        if let Some(scheme) = self.scheme {
+            fields.insert(&X_FORWARDED_PROTO, scheme);
         }
         let list = |mut before: Vec<u8>, last: &[u8]| {
             if !before.is_empty() {
@@ -467,6 +505,41 @@ mod tests {
             (&headers["x-forwarded-for"], headers.get("forwarded"), is_secure),
             (&"10.0.0.9".parse().unwrap(), None, false)
         );
+    }
+
+    #[test]
+    fn the_clients_scheme_is_the_first_that_a_trusted_proxy_names() {
+        let (proto, forwarded) = ("x-forwarded-proto", "forwarded");
+        let https = (forwarded, "for=192.0.2.7;proto=https");
+        for (lines, scheme) in [
+            (&[][..], "http"),
+            (&[(proto, "https")], "https"),
+            (&[(proto, "https, http")], "https"),
+            (&[(proto, "https"), (proto, "http")], "https"),
+            (&[(proto, "http,https")], "http"),
+            (&[(proto, "http"), https], "http"),
+            (&[(proto, ""), https], "https"),
+            (&[https], "https"),
+            (&[https, (forwarded, "for=10.0.0.1;proto=http")], "https"),
+            (&[(forwarded, "FOR=1.1.1.1; Proto = \"HTTPS\" , proto=http")], "https"),
+            (&[(forwarded, "for=1.1.1.1;proto=http, for=10.0.0.1;proto=https")], "http"),
+            (&[(forwarded, "for=1.1.1.1, for=10.0.0.1;proto=https")], "http"),
+            (&[(forwarded, r#"for="[2001:db8::1]:443";host="a, \";proto=http;";proto=https"#)], "https"),
+            (&[(forwarded, "for=\"unterminated;proto=https")], "http"),
+            (&[(forwarded, "proto=gopher")], "http"),
+            (&[(forwarded, "proto")], "http"),
+            (&[(forwarded, "")], "http"),
+        ] {
+            for is_trusted in [true, false] {
+                let (mut fields, origin) = (fields(lines), origin("10.0.0.9", is_trusted));
+                let expected = if is_trusted { scheme } else { "http" };
+                assert_eq!(origin.is_secure(&fields), expected == "https", "{lines:?} {is_trusted}");
+                let host = HeaderValue::from_static("shop.test");
+                prepare_request(&mut fields, &origin, host, HeaderValue::from_static("id-1"), None);
+                let told = fields.into_map();
+                assert_eq!(told.get_all(proto).iter().collect::<Vec<_>>(), [expected], "{lines:?} {is_trusted}");
+            }
+        }
     }
 
     #[test]

@@ -175,9 +175,13 @@ async fn plain_requests_go_to_https_where_there_is_a_certificate() {
     assert_eq!(wire.get("/.well-known/acme-challenge/x").await.status, 200);
     wire.send("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
     assert_eq!(wire.reply().await.status, 200, "it has no certificate");
-    wire.send("GET / HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-Proto: https\r\n\r\n").await;
-    let reply = wire.reply().await;
-    assert_eq!((reply.status, reply.header("strict-transport-security")), (200, None), "somebody trusted ended TLS");
+    for said in ["X-Forwarded-Proto: https", "X-Forwarded-Proto: https, http", "Forwarded: for=192.0.2.7;proto=https"] {
+        wire.send(&format!("GET /headers HTTP/1.1\r\nHost: shop.test\r\n{said}\r\n\r\n")).await;
+        let reply = wire.reply().await;
+        let told = reply.body.contains("x-forwarded-proto: https\n");
+        assert!(reply.status == 200 && told, "{said}: somebody trusted ended TLS: {reply:?}");
+        assert_eq!(reply.header("strict-transport-security"), None);
+    }
     let mut stream = connect(&client(&[&shop]), https, "shop.test").await.unwrap();
     let answer = ask(&mut stream, "shop.test", "/").await;
     assert!(answer.contains("strict-transport-security: max-age=86400\r\n"), "{answer}");
