@@ -72,12 +72,15 @@ impl Findings<'_> {
 
     /// What each certificate says of itself, where it and its key can be used; why not, or for how long, is added.
     fn readable(&mut self, now: Timestamp) -> Vec<Option<Facts>> {
+        let pairs = &self.config.proxy.certificates;
+        let examined: Vec<_> = pairs.iter().map(examine).collect();
+        let valid: Vec<Facts> = examined.iter().flatten().filter(|facts| facts.is_valid(now)).cloned().collect();
         let mut readable = Vec::new();
-        for (index, files) in self.config.proxy.certificates.iter().enumerate() {
+        for (index, (files, examined)) in pairs.iter().zip(examined).enumerate() {
             let [cert, key] = keys(index);
-            match examine(files) {
+            match examined {
                 Ok(facts) => {
-                    self.time(&cert, files, &facts, now);
+                    self.time(&cert, files, &facts, &valid, now);
                     readable.push(Some(facts));
                 }
                 Err(errors) => {
@@ -125,7 +128,8 @@ impl Findings<'_> {
         }
     }
 
-    fn time(&mut self, key: &str, files: &CertificateFiles, facts: &Facts, now: Timestamp) {
+    /// Whether it is valid now and for a while; where it is not, one of the `valid` ones may be shown in its place.
+    fn time(&mut self, key: &str, files: &CertificateFiles, facts: &Facts, valid: &[Facts], now: Timestamp) {
         let path = files.cert.display();
         let Facts { not_before, not_after, .. } = *facts;
         let soon = SOON.min(not_after.duration_since(not_before) / 3);
@@ -134,6 +138,9 @@ impl Findings<'_> {
         if now < not_before {
             let what = format!("the certificate in {path} is not good before {}", clock(not_before));
             self.add(key, what, "wait, or see whether this machine's clock is right");
+        } else if not_after <= now && facts.names.iter().all(|name| valid.iter().any(|other| other.cover(name))) {
+            let what = format!("the certificate in {path} has expired, {}: another one is shown", clock(not_after));
+            self.add(key, what, "remove it, or renew it");
         } else if not_after <= now {
             self.add(
                 key,
@@ -344,8 +351,8 @@ mod tests {
             renew it, and have the program that renews it looked at; the proxy reads the file again when it changes
         deploy.toml:4:30: warning: proxy.certificates[0].key: every user of this machine may read DIR/soon.key
             chmod o-rwx DIR/soon.key
-        deploy.toml:5:12: warning: proxy.certificates[1].cert: the certificate in DIR/over.pem has expired, 2026-06-01 00:00:00 UTC: clients refuse it
-            renew it, and have the program that renews it looked at; the proxy reads the file again when it changes
+        deploy.toml:5:12: warning: proxy.certificates[1].cert: the certificate in DIR/over.pem has expired, 2026-06-01 00:00:00 UTC: another one is shown
+            remove it, or renew it
         deploy.toml:6:12: warning: proxy.certificates[2].cert: the certificate in DIR/other.pem is for other.test, and no app has such a domain: it is never used
             name the one for the apps' domains, or remove it
         deploy.toml:7:12: warning: proxy.certificates[3].cert: cannot read DIR/none.pem: No such file or directory (os error 2)
@@ -401,7 +408,7 @@ mod tests {
     #[test]
     fn a_certificate_of_a_few_days_is_not_always_about_to_end() {
         let facts = |from: &str, to: &str| Facts {
-            names: Vec::new(),
+            names: vec!["shop.test".to_owned()],
             not_before: from.parse().unwrap(),
             not_after: to.parse().unwrap(),
         };
@@ -410,12 +417,14 @@ mod tests {
         let files = CertificateFiles { cert: "c".into(), key: "k".into() };
         let said = |now: &str| {
             let mut found = Findings { config: &config, all: Vec::new() };
-            found.time("key", &files, &short, now.parse().unwrap());
+            found.time("key", &files, &short, &[], now.parse().unwrap());
             found.all.pop().map(|finding| finding.problem.what)
         };
         assert_eq!(said("2026-06-13T23:00:00Z"), None);
         assert!(said("2026-06-14T01:00:00Z").unwrap().contains("expires soon, 2026-06-16 00:00:00 UTC"));
-        assert!(said("2026-06-16T00:00:00Z").unwrap().contains("has expired"));
+        assert!(
+            said("2026-06-16T00:00:00Z").unwrap().contains("has expired, 2026-06-16 00:00:00 UTC: clients refuse it")
+        );
         assert!(said("2026-06-09T00:00:00Z").unwrap().contains("is not good before 2026-06-10"));
     }
 }

@@ -32,6 +32,8 @@ pub const ACME_TLS: &[u8] = b"acme-tls/1";
 pub struct Certificate {
     /// In lower case; `*.` at the beginning stands for one label.
     pub names: Vec<String>,
+    /// Before it clients refuse it.
+    pub not_before: Timestamp,
     /// From then on clients refuse it.
     pub not_after: Timestamp,
     /// How a handshake with it is done.
@@ -107,6 +109,11 @@ impl Facts {
         facts(&first).map_err(|why| CertificateError::Unusable { path: path.to_owned(), why })
     }
 
+    /// Whether clients take it, as far as the time goes.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        (self.not_before..self.not_after).contains(&now)
+    }
+
     /// Whether a client that asks for this host, in lower case, is content with it (RFC 6125 §6.4.3: a wildcard stands
     /// for one label).
     pub fn cover(&self, host: &str) -> bool {
@@ -120,7 +127,8 @@ impl Certificate {
     pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
         let (chain, said) = chain(&files.cert)?;
         let tls = belonging(files, chain, private_key(&files.key)?)?;
-        Ok(Self { names: said.names, not_after: said.not_after, tls: with_tickets(tls, tickets) })
+        let Facts { names, not_before, not_after } = said;
+        Ok(Self { names, not_before, not_after, tls: with_tickets(tls, tickets) })
     }
 
     /// One for this name that nobody has signed.
@@ -128,9 +136,14 @@ impl Certificate {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
         let cert = made.cert.der().clone();
-        let Facts { names, not_after, .. } = facts(&cert)?;
+        let Facts { names, not_before, not_after } = facts(&cert)?;
         let tls = server(vec![cert], key).map_err(|error| error.to_string())?;
-        Ok(Self { names, not_after, tls: with_tickets(tls, tickets) })
+        Ok(Self { names, not_before, not_after, tls: with_tickets(tls, tickets) })
+    }
+
+    /// Whether clients take it, as far as the time goes.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        (self.not_before..self.not_after).contains(&now)
     }
 }
 

@@ -38,10 +38,10 @@ struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct Certificates {
     files: HashMap<CertificateFiles, Known>,
-    /// Those with a name that stands for itself.
-    exact: HashMap<String, Arc<Certificate>>,
-    /// By what stands behind `*.`.
-    wild: HashMap<String, Arc<Certificate>>,
+    /// Those with a name that stands for itself, in the order of the configuration.
+    exact: HashMap<String, Vec<Arc<Certificate>>>,
+    /// By what stands behind `*.`, in the same order.
+    wild: HashMap<String, Vec<Arc<Certificate>>>,
 }
 
 impl Certificates {
@@ -66,23 +66,31 @@ impl Certificates {
             return None;
         }
         let mut all = Self { files, ..Self::default() };
-        // In the order of the configuration: the first one with a name has it.
         for certificate in wanted.iter().filter_map(|pair| all.files.get(pair)?.certificate.clone()) {
             for name in &certificate.names {
                 let (map, key) = match name.strip_prefix("*.") {
                     Some(parent) => (&mut all.wild, parent),
                     None => (&mut all.exact, name.as_str()),
                 };
-                map.entry(key.to_owned()).or_insert_with(|| Arc::clone(&certificate));
+                map.entry(key.to_owned()).or_default().push(Arc::clone(&certificate));
             }
         }
         Some(all)
     }
 
-    /// The one for a host in lower case (RFC 6125 §6.4.3: a wildcard stands for one label).
-    pub fn find(&self, host: &str) -> Option<&Arc<Certificate>> {
-        self.exact.get(host).or_else(|| self.wild.get(host.split_once('.')?.1))
+    /// Those for a host in lower case, the first choice first (RFC 6125 §6.4.3: a wildcard stands for one label).
+    pub fn of(&self, host: &str) -> impl Iterator<Item = &Arc<Certificate>> + Clone {
+        let wild = host.split_once('.').and_then(|(_, parent)| self.wild.get(parent));
+        self.exact.get(host).into_iter().chain(wild).flatten()
     }
+}
+
+/// The first that clients take now. Where they would refuse all, still the first: it says for whom it was, and since when not.
+pub fn best<'c>(
+    mut certificates: impl Iterator<Item = &'c Arc<Certificate>> + Clone,
+    now: Timestamp,
+) -> Option<&'c Arc<Certificate>> {
+    certificates.clone().find(|certificate| certificate.is_valid(now)).or_else(|| certificates.next())
 }
 
 fn read_or_keep(
@@ -115,6 +123,7 @@ fn read_or_keep(
 mod tests {
     use std::path::Path;
 
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
     use tokio_rustls::rustls::crypto::ring;
 
     use super::*;
@@ -126,9 +135,13 @@ mod tests {
     fn write(dir: &Path, name: &str, hosts: &[&str]) -> CertificateFiles {
         let made =
             rcgen::generate_simple_self_signed(hosts.iter().map(|&host| host.to_owned()).collect::<Vec<_>>()).unwrap();
+        write_pair(dir, name, &made.cert.pem(), &made.signing_key.serialize_pem())
+    }
+
+    fn write_pair(dir: &Path, name: &str, cert: &str, key: &str) -> CertificateFiles {
         let files = CertificateFiles { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) };
         // Replaced as by a rename, so that the change is seen within one tick of the clock.
-        for (path, text) in [(&files.cert, made.cert.pem()), (&files.key, made.signing_key.serialize_pem())] {
+        for (path, text) in [(&files.cert, cert), (&files.key, key)] {
             crate::data_dir::write_whole(path, text.as_bytes()).unwrap();
         }
         files
@@ -140,7 +153,7 @@ mod tests {
         let one = write(dir.path(), "one", &["Shop.test", "www.shop.test"]);
         let wild = write(dir.path(), "wild", &["*.shop.test", "shop.test"]);
         let all = Certificates::default().renewed(&[one, wild], &tickets()).unwrap();
-        let names = |host: &str| all.find(host).map(|found| found.names[0].as_str());
+        let names = |host: &str| all.of(host).next().map(|found| found.names[0].as_str());
         for (host, expected) in [
             ("shop.test", Some("shop.test")),
             ("www.shop.test", Some("shop.test")),
@@ -154,6 +167,39 @@ mod tests {
     }
 
     #[test]
+    fn of_several_for_a_host_the_first_that_is_valid_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let until = |name: &str, host: &str, year: i32| {
+            let (params, key) = (CertificateParams::new([host.to_owned()]), KeyPair::generate().unwrap());
+            let mut params = params.unwrap();
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(year, 1, 1));
+            write_pair(dir.path(), name, &params.self_signed(&key).unwrap().pem(), &key.serialize_pem())
+        };
+        let files = [
+            until("over", "a.test", 2026),
+            until("long", "a.test", 2028),
+            until("longer", "a.test", 2030),
+            until("wild", "*.test", 2032),
+        ];
+        let all = Certificates::default().renewed(&files, &tickets()).unwrap();
+        let shown = |host: &str, now: &str| best(all.of(host), now.parse().unwrap()).map(|found| found.not_after);
+        let year =
+            |year: i16| Some(jiff::civil::date(year, 1, 1).to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp());
+        for (host, now, expected) in [
+            ("a.test", "2025-06-01T00:00:00Z", year(2026)),
+            ("a.test", "2026-01-01T00:00:00Z", year(2028)),
+            ("a.test", "2029-06-01T00:00:00Z", year(2030)),
+            ("a.test", "2031-06-01T00:00:00Z", year(2032)),
+            ("a.test", "2033-06-01T00:00:00Z", year(2026)),
+            ("a.test", "2019-06-01T00:00:00Z", year(2026)),
+            ("b.test", "2033-06-01T00:00:00Z", year(2032)),
+            ("b.a.test", "2025-06-01T00:00:00Z", None),
+        ] {
+            assert_eq!(shown(host, now), expected, "{host} {now}");
+        }
+    }
+
+    #[test]
     fn a_changed_file_is_read_and_a_bad_one_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (tickets, files) = (tickets(), [write(dir.path(), "one", &["a.test"])]);
@@ -163,12 +209,12 @@ mod tests {
         assert!(first.renewed(&twice, &tickets).is_none(), "named twice it is the same");
         fs::write(&files[0].key, "no key").unwrap();
         let kept = first.renewed(&files, &tickets).unwrap();
-        assert!(kept.find("a.test").is_some());
+        assert!(kept.of("a.test").next().is_some());
         assert!(kept.renewed(&files, &tickets).is_none(), "it is said once");
         write(dir.path(), "one", &["b.test"]);
         let second = kept.renewed(&files, &tickets).unwrap();
-        assert!(second.find("b.test").is_some() && second.find("a.test").is_none());
-        assert!(second.renewed(&[], &tickets).unwrap().find("b.test").is_none());
+        assert!(second.of("b.test").next().is_some() && second.of("a.test").next().is_none());
+        assert!(second.renewed(&[], &tickets).unwrap().of("b.test").next().is_none());
     }
 
     #[test]

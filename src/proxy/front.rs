@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::rustls;
@@ -23,7 +24,7 @@ use rustls::server::ProducesTickets;
 
 use super::access_log::AccessLog;
 use super::certificate::Certificate;
-use super::certificates::Certificates;
+use super::certificates::{Certificates, best};
 use super::headers::Origin;
 use super::instance::lock;
 use super::routing::Routing;
@@ -53,12 +54,12 @@ impl Front {
 
     /// Whether clients can reach this host by https.
     pub fn has_certificate(&self, host: &str) -> bool {
-        self.find(host).is_some()
+        self.certificates_of(host).next().is_some()
     }
 
     /// A person's choice comes before what was ordered.
-    fn find(&self, host: &str) -> Option<&Arc<Certificate>> {
-        self.certificates.find(host).or_else(|| self.issued.find(host))
+    fn certificates_of(&self, host: &str) -> impl Iterator<Item = &Arc<Certificate>> + Clone {
+        self.certificates.of(host).chain(self.issued.of(host))
     }
 
     /// Whether there are files that may change.
@@ -181,10 +182,10 @@ impl Fronts {
         tracing::info!("[proxy] is in force as it is now");
     }
 
-    /// What to serve a host with; `None`: nothing.
+    /// What to serve a host with, one that is valid now if there is one; `None`: nothing.
     pub fn certificate(&self, host: &str, routing: &Routing) -> Option<Arc<Certificate>> {
         let front = self.current();
-        if let Some(found) = front.find(host) {
+        if let Some(found) = best(front.certificates_of(host), Timestamp::now()) {
             return Some(Arc::clone(found));
         }
         if !front.settings.self_signed {
