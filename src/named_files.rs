@@ -11,7 +11,7 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::acme;
 use crate::config::{CertificateFiles, Config, Place, Problem};
-use crate::proxy::certificate::{CertificateError, Facts, examine, is_open_to_all};
+use crate::proxy::certificate::{CertificateError, Facts, KEY_KINDS, Unusable, examine, is_open_to_all};
 use crate::text::one_line;
 
 /// A certificate that ends sooner deserves a word, unless its whole life is so short that a third of it is less.
@@ -186,7 +186,7 @@ fn is_about_key(error: &CertificateError, files: &CertificateFiles) -> bool {
         CertificateError::File { path, .. } => *path != files.cert,
         CertificateError::Pem { what, .. } => *what == "private key",
         CertificateError::Unusable { .. } => false,
-        CertificateError::Mismatch { .. } => true,
+        CertificateError::KeyKind { .. } | CertificateError::Mismatch { .. } => true,
     }
 }
 
@@ -206,8 +206,19 @@ fn remedy(error: &CertificateError) -> String {
                  openssl x509 -inform der -in {path} -out NEW"
             )
         }
-        CertificateError::Unusable { .. } => {
+        CertificateError::Unusable { path, why: Unusable::Authority } => {
+            let path = path.display();
+            format!(
+                "the first certificate in {path} must be the host's own, with the hosts in its subjectAltName; those of \
+                 authorities follow it"
+            )
+        }
+        CertificateError::Unusable { why: Unusable::Nameless, .. } => {
             "have one made that names its hosts in subjectAltName: that is where clients look".to_owned()
+        }
+        CertificateError::Unusable { why: Unusable::Malformed(_), .. } => "have another one made".to_owned(),
+        CertificateError::KeyKind { .. } => {
+            format!("have a certificate made with a key of another kind: {KEY_KINDS} can be used")
         }
         CertificateError::Mismatch { files, .. } => format!(
             "name the key that the certificate was made with; these two print the same for it:\n\
@@ -273,7 +284,7 @@ fn clock(at: Timestamp) -> String {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 
     use super::*;
     use crate::config::parse_in;
@@ -373,6 +384,38 @@ mod tests {
         deploy.toml:13:47: warning: proxy.acme.ca_file: DIR/text cannot be used: it holds no certificate in PEM form
             name a PEM file with the roots of the certificate authority; without ca_file the system's are believed
         "#);
+    }
+
+    /// Of a kind that nothing here signs with.
+    const P521: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIHuAgEAMBAGByqGSM49AgEGBSuBBAAjBIHWMIHTAgEBBEIA46N6XtW45bUpNRIw
+n0h6SCqGXG+BuNkRVLV+4n00QVPfWxDnDvbjIhkpSt7MQ0pjmekY3AYHrVQL/ZpN
+OiP4f8WhgYkDgYYABADbycU6kyQBhqQgrZ0OZf9QTcAXxE7GudKYTGbLIBzGaj5H
+qM7nunYQ/mWWTGIVDW+USto4s0+FHTyLyCVOgGAKOgFd3UKYSDB5N6ZcSzeoF6YE
+3PhQLYBG5NVeoUxEvpZgNS+pF/To9fA652fYdNeD33GU56qA5l8zOaf/zCcUsSFC
+kw==
+-----END PRIVATE KEY-----
+";
+
+    #[test]
+    fn a_key_of_another_kind_and_a_chain_in_the_wrong_order_are_told_as_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        made(dir.path(), "shop", "shop.test", (2027, 1, 1));
+        write(&dir.path().join("p521.key"), P521, 0o600);
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+        let own = fs::read_to_string(dir.path().join("shop.pem")).unwrap();
+        write(&dir.path().join("reversed.pem"), &(authority.clone() + &own), 0o644);
+        write(&dir.path().join("chain.pem"), &(own + &authority), 0o644);
+        let pairs = [("shop.pem", "p521.key"), ("reversed.pem", "shop.key"), ("chain.pem", "shop.key")];
+        insta::assert_snapshot!(said(dir.path(), &pairs, "", r#""shop.test""#), @r"
+        deploy.toml:4:30: warning: proxy.certificates[0].key: the private key in DIR/p521.key is damaged, or of a kind that is not supported
+            have a certificate made with a key of another kind: ECDSA with P-256 or P-384, RSA with 2048 to 4096 bits, and Ed25519 can be used
+        deploy.toml:5:12: warning: proxy.certificates[1].cert: the certificate in DIR/reversed.pem names no host (subjectAltName) and seems to be an authority's (basicConstraints CA)
+            the first certificate in DIR/reversed.pem must be the host's own, with the hosts in its subjectAltName; those of authorities follow it
+        ");
     }
 
     #[test]

@@ -28,6 +28,9 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// What a certificate authority that validates a host offers, and nothing else (RFC 8737, section 6.2).
 pub const ACME_TLS: &[u8] = b"acme-tls/1";
 
+/// Those that *ring* signs with.
+pub const KEY_KINDS: &str = "ECDSA with P-256 or P-384, RSA with 2048 to 4096 bits, and Ed25519";
+
 /// A certificate that can be served with. Its key is nowhere to be seen.
 pub struct Certificate {
     /// In lower case; `*.` at the beginning stands for one label.
@@ -73,9 +76,15 @@ pub enum CertificateError {
         /// Where it is.
         path: PathBuf,
         /// Why.
-        why: String,
+        why: Unusable,
     },
-    /// The two do not belong together, or are of an unknown kind.
+    /// Nobody here can sign with the key.
+    #[error("the private key in {} is damaged, or of a kind that is not supported", path.display())]
+    KeyKind {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The two do not belong together.
     #[error("the certificate in {} cannot be served with the key in {}: {error}", files.cert.display(), files.key.display())]
     Mismatch {
         /// Both.
@@ -83,6 +92,20 @@ pub enum CertificateError {
         /// Why.
         error: rustls::Error,
     },
+}
+
+/// Why a certificate is no use to a host; continues it in words.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// For no host.
+    #[error("names no host (subjectAltName)")]
+    Nameless,
+    /// The same, and it may sign others.
+    #[error("names no host (subjectAltName) and seems to be an authority's (basicConstraints CA)")]
+    Authority,
+    /// Not as certificates are.
+    #[error("{0}")]
+    Malformed(String),
 }
 
 /// What a certificate says of itself.
@@ -136,7 +159,7 @@ impl Certificate {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
         let cert = made.cert.der().clone();
-        let Facts { names, not_before, not_after } = facts(&cert)?;
+        let Facts { names, not_before, not_after } = facts(&cert).map_err(|why| why.to_string())?;
         let tls = server(vec![cert], key).map_err(|error| error.to_string())?;
         Ok(Self { names, not_before, not_after, tls: with_tickets(tls, tickets) })
     }
@@ -199,11 +222,16 @@ fn chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Facts), Certifica
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
-    PrivateKeyDer::from_pem_slice(&text(path)?).map_err(|error| CertificateError::Pem {
+    let key = PrivateKeyDer::from_pem_slice(&text(path)?).map_err(|error| CertificateError::Pem {
         path: path.to_owned(),
         what: "private key",
         error,
-    })
+    })?;
+    // Asked apart, as otherwise certificate and key would seem not to belong together.
+    match ring::sign::any_supported_type(&key) {
+        Ok(_) => Ok(key),
+        Err(_) => Err(CertificateError::KeyKind { path: path.to_owned() }),
+    }
 }
 
 /// Refuses what does not belong together.
@@ -231,16 +259,20 @@ fn server_builder() -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, rust
     Ok(builder.with_safe_default_protocol_versions()?.with_no_client_auth())
 }
 
-fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, String> {
-    let (_, parsed) = parse_x509_certificate(certificate).map_err(|error| format!("cannot be understood: {error}"))?;
-    let names = parsed.subject_alternative_name().map_err(|error| format!("has malformed names: {error}"))?;
+fn facts(certificate: &CertificateDer<'_>) -> Result<Facts, Unusable> {
+    let (_, parsed) = parse_x509_certificate(certificate)
+        .map_err(|error| Unusable::Malformed(format!("cannot be understood: {error}")))?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|error| Unusable::Malformed(format!("has malformed names: {error}")))?;
     let names: Vec<String> = names.iter().flat_map(|names| &names.value.general_names).filter_map(dns_name).collect();
     if names.is_empty() {
-        return Err("names no host (subjectAltName)".to_owned());
+        return Err(if parsed.is_ca() { Unusable::Authority } else { Unusable::Nameless });
     }
     let validity = parsed.validity();
     let [not_before, not_after] = [validity.not_before, validity.not_after].map(|time| {
-        Timestamp::from_second(time.timestamp()).map_err(|error| format!("has an impossible beginning or end: {error}"))
+        Timestamp::from_second(time.timestamp())
+            .map_err(|error| Unusable::Malformed(format!("has an impossible beginning or end: {error}")))
     });
     Ok(Facts { names, not_before: not_before?, not_after: not_after? })
 }
