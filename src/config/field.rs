@@ -186,6 +186,17 @@ impl<'s> Field<'s> {
         Some(size)
     }
 
+    /// A size in bytes that has a bound above as well.
+    pub(super) fn size_within(&self, range: RangeInclusive<u64>, least_words: &str, most_words: &str) -> Option<u64> {
+        let size = self.size(*range.start(), least_words)?;
+        if size > *range.end() {
+            let got = self.as_text().unwrap_or_default();
+            self.problem(format!(" must be at most {most_words}, got {got:?}"), "write a smaller size");
+            return None;
+        }
+        Some(size)
+    }
+
     /// A list; its elements keep their places.
     pub(super) fn list(&self, hint: &str) -> Option<Vec<Field<'s>>> {
         let DeValue::Array(array) = self.value.get_ref() else {

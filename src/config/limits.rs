@@ -25,8 +25,8 @@ pub(super) fn read(field: &Field<'_>) -> ProxyLimits {
         send_timeout: wait("send_timeout", usual.send_timeout),
         max_header_size: section
             .take("max_header_size")
-            .and_then(|field| field.size(8 * KIB, "8KiB"))
-            .and_then(|size| u32::try_from(size.min(16 << 20)).ok())
+            .and_then(|field| field.size_within(8 * KIB..=16 << 20, "8KiB", "16MiB"))
+            .and_then(|size| u32::try_from(size).ok())
             .unwrap_or(usual.max_header_size),
         max_body_size: section.take("max_body_size").and_then(|field| field.size(KIB, "1KiB")),
     };

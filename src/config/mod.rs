@@ -130,7 +130,7 @@ pub struct ProxyLimits {
     pub answer_timeout: Duration,
     /// A client that takes nothing of what is sent to it for so long is gone. Default 60 s.
     pub send_timeout: Duration,
-    /// Of a request's head, in bytes. Default 64 KiB.
+    /// Of a request's head, in bytes. Default 64 KiB, at most 16 MiB.
     pub max_header_size: u32,
     /// Of a request's body, in bytes. Default: without a limit.
     pub max_body_size: Option<u64>,

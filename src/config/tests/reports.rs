@@ -415,6 +415,19 @@ credential = { username = "a" }
 }
 
 #[test]
+fn a_head_may_have_as_much_as_the_proxy_keeps_of_one() {
+    insta::assert_snapshot!(report("[proxy.limits]\nmax_header_size = \"1GiB\"\n"), @r#"
+    deploy.toml:2:19: proxy.limits.max_header_size must be at most 16MiB, got "1GiB"
+        write a smaller size
+    "#);
+    assert!(report("[proxy.limits]\nmax_header_size = \"7KiB\"\n").contains("must be at least 8KiB, got \"7KiB\""));
+    for (size, bytes) in [("16MiB", 16 << 20), ("8KiB", 8 << 10)] {
+        let text = format!("{}[proxy.limits]\nmax_header_size = \"{size}\"\n", app(""));
+        assert_eq!(config(&text).proxy.limits.max_header_size, bytes);
+    }
+}
+
+#[test]
 fn what_tls_needs() {
     let text = "[proxy]\nhsts = \"1d\"\nself_signed = true\ncertificates = []\ntrusted_proxies = [\"10/8\", 3]\n\
                 access_log = { path = \"\", max_size = \"1KiB\", keep = 0 }\n";
