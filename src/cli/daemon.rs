@@ -57,13 +57,22 @@ fn init_to(writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static, ansi: bo
         Ok(filter) => (filter, None),
         Err(mistake) => (Targets::new().with_default(LevelFilter::INFO), Some(mistake)),
     };
-    // bollard writes whole answers of the engine at debug level, environments included.
-    let filter = filter.with_targets(["bollard", "hyper", "reqwest"].map(|target| (target, LevelFilter::INFO)));
+    let filter = bounded(filter);
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(ansi).with_writer(writer);
     tracing_subscriber::registry().with(filter).with(lines).init();
     if let Some(mistake) = mistake {
         tracing::warn!("LONGSHORE_LOG={wanted:?} is not understood: {mistake}; what is logged is `info`");
     }
+}
+
+/// What libraries say is bounded, whatever is wanted of the rest.
+fn bounded(wanted: Targets) -> Targets {
+    // rustls warns of what strangers send, and cannot say who: a port scan would fill the log. The proxy tells the same at debug
+    // level, with the address. Who names rustls gets what is asked for.
+    let quiet = Targets::new().with_target("rustls", LevelFilter::ERROR);
+    let filter = quiet.with_default(wanted.default_level().unwrap_or(LevelFilter::OFF)).with_targets(wanted);
+    // bollard writes whole answers of the engine at debug level, environments included.
+    filter.with_targets(["bollard", "hyper", "reqwest"].map(|target| (target, LevelFilter::INFO)))
 }
 
 /// The configuration of a command that runs by it, with the secrets that there are; when it is not valid, what is wrong is
@@ -87,6 +96,33 @@ pub fn finish(result: Result<()>) -> ExitCode {
         Err(err) => {
             eprintln!("error: {err:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::filter::LevelFilter as Level;
+
+    use super::*;
+
+    #[test]
+    fn what_strangers_send_is_no_warning_unless_it_is_asked_for() {
+        for (wanted, target, most) in [
+            ("info", "longshore::proxy::connection", Level::INFO),
+            ("info", "rustls::check", Level::ERROR),
+            ("debug", "longshore::proxy::connection", Level::DEBUG),
+            ("debug", "rustls::common_state", Level::ERROR),
+            ("debug", "bollard::docker", Level::INFO),
+            ("info,rustls=debug", "rustls::check", Level::DEBUG),
+            ("rustls=warn", "rustls::check", Level::WARN),
+            ("longshore::proxy=debug", "longshore::proxy::tls", Level::DEBUG),
+            ("longshore::proxy=debug", "longshore::serve", Level::OFF),
+        ] {
+            let filter = bounded(wanted.parse().unwrap());
+            let all = [tracing::Level::ERROR, tracing::Level::WARN, tracing::Level::INFO, tracing::Level::DEBUG];
+            let enabled = all.into_iter().filter(|level| filter.would_enable(target, level)).max();
+            assert_eq!(enabled.map_or(Level::OFF, Level::from_level), most, "{wanted} {target}");
         }
     }
 }
