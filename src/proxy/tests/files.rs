@@ -128,7 +128,7 @@ async fn a_client_gets_the_part_and_the_coding_that_it_asks_for() {
     let known = ask(&mut wire, "GET /s/large.txt", &format!("If-None-Match: {etag}\r\n")).await;
     assert_eq!((known.status, known.header("etag")), (304, Some(etag.as_str())));
     let other = ask(&mut wire, "GET /s/large.txt", "If-Match: \"x\"\r\n").await;
-    assert_eq!((other.status, other.header("etag"), other.body.as_str()), (412, Some(etag.as_str()), ""));
+    assert_eq!((other.status, other.header("etag"), other.body.len()), (412, Some(etag.as_str()), 0));
     let old = "If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT\r\nRange: bytes=0-1\r\n";
     assert_eq!(ask(&mut wire, "GET /s/large.txt", old).await.status, 412);
     let meant = ask(&mut wire, "GET /s/large.txt", &format!("If-Match: {etag}\r\nRange: bytes=0-1\r\n")).await;
