@@ -50,7 +50,7 @@ pub(super) struct AppHandle {
     pub driver: Driver,
     pub deployer: Deployer,
     pub wake: Arc<Notify>,
-    /// Ends its worker and its reconciliation when the app is no longer configured.
+    /// Ends its worker and its reconciliation when the app is let go.
     pub end: CancellationToken,
     /// Whether the worker has begun or waits for the engine.
     pub adoption: watch::Receiver<Adoption>,
@@ -58,9 +58,21 @@ pub(super) struct AppHandle {
 
 /// Starts an app's tasks, unless it has them already. Its deployments wait until its instances are adopted.
 pub(super) fn start(agent: &Arc<Agent>, app: &App) {
-    let Some(shared) = agent.parts.get() else { return };
+    if let Some(end) = begin(agent, app, Entrance::of(app, &agent.config()), false) {
+        tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end));
+    }
+}
+
+/// Starts those of an app that is not configured any more and has something to end: what ran is adopted, as ever.
+pub(super) fn start_departing(agent: &Arc<Agent>, app: &App, entrance: Option<Entrance>) {
+    begin(agent, app, entrance, true);
+}
+
+/// What ends the app's tasks; `None` when it has them already.
+fn begin(agent: &Arc<Agent>, app: &App, entrance: Option<Entrance>, departs: bool) -> Option<CancellationToken> {
+    let shared = agent.parts.get()?;
     let mut apps = agent.apps.write().unwrap_or_else(PoisonError::into_inner);
-    let Entry::Vacant(place) = apps.entry(app.name.clone()) else { return };
+    let Entry::Vacant(place) = apps.entry(app.name.clone()) else { return None };
     let parts = Parts {
         runtime: shared.runtime.clone(),
         routes: shared.routes.clone(),
@@ -72,7 +84,7 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
             Arc::new(move |spec| spec::prepare(&spec.service, &spec.image, &key))
         },
     };
-    let driver = Driver::start(app.name.clone(), Entrance::of(app, &agent.config()), parts);
+    let driver = Driver::start(app.name.clone(), entrance, parts);
     let end = agent.shutdown.child_token();
     let deployer = Deployer {
         app: app.name.clone(),
@@ -89,17 +101,28 @@ pub(super) fn start(agent: &Arc<Agent>, app: &App) {
         static_files: shared.static_files.clone(),
         settings_key: shared.settings_key.clone(),
         running: Arc::new(Mutex::new(None)),
+        last_configured: Arc::new(Mutex::new(app.clone())),
+        departing: CancellationToken::new(),
         shutdown: end.clone(),
     };
+    if departs {
+        deployer.departing.cancel();
+    }
     let wake = Arc::new(Notify::new());
     let (adopting, adoption) = watch::channel(Adoption::Asking);
     let handle = AppHandle { driver, deployer: deployer.clone(), wake: wake.clone(), end: end.clone(), adoption };
     place.insert(Arc::new(handle));
-    tokio::spawn(reconcile::run(agent.clone(), app.name.clone(), end.clone()));
-    let adopted = adopt::until_done(agent.clone(), deployer.app.clone(), deployer.driver.clone(), adopting, end);
-    agent.workers.spawn(async move {
+    let adopted =
+        adopt::until_done(agent.clone(), deployer.app.clone(), deployer.driver.clone(), adopting, end.clone());
+    let (agent, ended) = (agent.clone(), end.clone());
+    agent.clone().workers.spawn(async move {
+        let (name, departing) = (deployer.app.clone(), deployer.departing.clone());
         if adopted.await {
             deployer.work(wake).await;
         }
+        if departing.is_cancelled() && !ended.is_cancelled() {
+            agent.departed(&name).await;
+        }
     });
+    Some(end)
 }

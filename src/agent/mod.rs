@@ -33,6 +33,7 @@ pub mod apps;
 pub mod canaries;
 pub mod certificate_files;
 pub mod comparison;
+mod departures;
 pub mod outage;
 mod reconcile;
 pub mod tip;
@@ -168,6 +169,7 @@ impl Agent {
         for app in self.config().apps.values() {
             apps::start(self, app);
         }
+        self.end_what_is_unconfigured().await;
         let adoptions = self.handles().into_iter().map(|app| app.adoption.clone());
         join_all(adoptions.map(|mut adoption| async move {
             // An error is an app that is no longer configured.
@@ -228,7 +230,7 @@ impl Agent {
     }
 
     /// Puts a request on disk and wakes its app.
-    pub async fn submit(&self, new: NewDeployment) -> Result<Admission, StoreError> {
+    pub async fn submit(self: &Arc<Self>, new: NewDeployment) -> Result<Admission, StoreError> {
         let name = new.app.clone();
         let admission = self.store.admit(new.clone()).await?;
         if !matches!(admission, Admission::Duplicate { .. }) {
@@ -242,6 +244,10 @@ impl Agent {
             if let Some(app) = self.app(&name) {
                 app.wake.notify_one();
             }
+        }
+        // Its app may have been taken out of the configuration since the request was looked at.
+        if !self.config().apps.contains_key(&name) {
+            self.depart(&name).await;
         }
         Ok(admission)
     }
@@ -415,7 +421,7 @@ impl Agent {
     async fn follow_config(self: &Arc<Self>) {
         let config = self.config();
         for name in self.app_names().into_iter().filter(|name| !config.apps.contains_key(name)) {
-            self.let_go(&name).await;
+            self.depart(&name).await;
         }
         // Before the routes follow: nobody's hosts are taken for another's.
         if let Ok(parts) = self.parts()
@@ -426,21 +432,10 @@ impl Agent {
         for (name, app) in &config.apps {
             match self.app(name) {
                 Some(handle) => handle.driver.set_entrance(Entrance::of(app, &config)),
-                None => apps::start(self, app),
+                None => self.take_on(app).await,
             }
         }
         tokio::spawn(unconfigured::look(self.clone()));
-    }
-
-    async fn let_go(&self, name: &AppName) {
-        let gone = self.apps.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let Some(gone) = gone else { return };
-        gone.end.cancel();
-        if let Ok(parts) = self.parts() {
-            parts.routes.let_go(name).await;
-        }
-        let then = if self.canary_standing(name).is_some() { "getting no requests" } else { "serving" };
-        tracing::warn!(app = %name, "no longer configured: its instances go on running and {then}, nothing is deployed to it");
     }
 
     /// What is wrong with the engine, and since when.
@@ -509,7 +504,19 @@ impl Agent {
         let config = self.config();
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
         let files = self.certificate_files.warnings(caller_is_local);
-        let gone = self.unconfigured.warnings(&self.id, caller_is_local);
+        let departing = self.departures();
+        let gone = match self.parts() {
+            Ok(parts) => {
+                let gets_requests = |instances: &BTreeSet<InstanceId>| parts.routes.leads_to(instances);
+                // It may have come back since it was looked for.
+                let is_gone = |app: &AppName| {
+                    !config.apps.contains_key(app) && !departing.iter().any(|(departing, _)| departing == app)
+                };
+                self.unconfigured.warnings(&self.id, caller_is_local, is_gone, gets_requests)
+            }
+            Err(_) => Vec::new(),
+        };
+        let gone = departing.into_iter().map(|(_, line)| line).chain(gone);
         let uncompared = self.comparisons.warnings(&config, caller_is_local);
         let warnings = absent.chain(files).chain(self.certificates.warnings()).chain(gone).chain(uncompared);
         Readiness { problems, warnings: warnings.collect() }

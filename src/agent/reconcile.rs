@@ -42,7 +42,7 @@ fn absences(config: &Config, app: &AppName) -> Vec<Absent> {
 }
 
 /// Compares once, and keeps what was in the way.
-async fn once(agent: &Agent, name: &AppName) {
+async fn once(agent: &Arc<Agent>, name: &AppName) {
     let config = agent.config();
     let Some(app) = config.apps.get(name) else { return };
     // It would fail, at each comparison. That it is absent is told already.
@@ -61,7 +61,7 @@ async fn once(agent: &Agent, name: &AppName) {
 /// Deploys the tip when no deployment of it is on record, or says that there is none. A commit that was deployed before,
 /// failed before or was rolled back from by hand has its record and is left alone; one that failed for want of a secret
 /// is not.
-async fn compare(agent: &Agent, app: &App) -> Result<Option<Kind>, String> {
+async fn compare(agent: &Arc<Agent>, app: &App) -> Result<Option<Kind>, String> {
     let name = &app.name;
     let parts = agent.parts().map_err(|err| err.to_string())?;
     let Some(tip) = parts.mirrors.tip(app).await.map_err(|err| err.to_string())? else {

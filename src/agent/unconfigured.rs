@@ -10,27 +10,26 @@ use crate::model::{AppName, InstanceId};
 /// Between two looks, beside the one at every change of the configuration: what ends is heard of at once.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What was found at the last look.
+/// Whose instances were found at the last look.
 #[derive(Debug, Default)]
-pub struct Findings(RwLock<BTreeMap<AppName, LeftBehind>>);
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct LeftBehind {
-    instances: BTreeSet<InstanceId>,
-    /// Whether the table has any of them.
-    gets_requests: bool,
-}
+pub struct Findings(RwLock<BTreeMap<AppName, BTreeSet<InstanceId>>>);
 
 impl Findings {
-    /// A line for each app. How to end it is of use to those on this machine.
-    pub(super) fn warnings(&self, agent_id: &str, caller_is_local: bool) -> Vec<String> {
+    /// A line for each app of these that is gone now, with whether it gets requests now. How to end it is of use to those on this machine.
+    pub(super) fn warnings(
+        &self,
+        agent_id: &str,
+        caller_is_local: bool,
+        is_gone: impl Fn(&AppName) -> bool,
+        gets_requests: impl Fn(&BTreeSet<InstanceId>) -> bool,
+    ) -> Vec<String> {
         let found = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let told = |(app, left): (&AppName, &LeftBehind)| {
-            let instances = match left.instances.len() {
+        let told = |(app, left): (&AppName, &BTreeSet<InstanceId>)| {
+            let instances = match left.len() {
                 1 => "1 instance runs on".to_owned(),
                 n => format!("{n} instances run on"),
             };
-            let requests = match left.gets_requests {
+            let requests = match gets_requests(left) {
                 true => "with the requests of its domains",
                 false => "without requests",
             };
@@ -43,31 +42,29 @@ impl Findings {
                 false => said,
             }
         };
-        found.iter().map(told).collect()
+        found.iter().filter(|(app, _)| is_gone(app)).map(told).collect()
     }
 
     /// An instance is gone, whosever it was.
     pub(super) fn removed(&self, id: &InstanceId) {
         let mut found = self.0.write().unwrap_or_else(PoisonError::into_inner);
         found.values_mut().for_each(|left| {
-            left.instances.remove(id);
+            left.remove(id);
         });
-        found.retain(|_, left| !left.instances.is_empty());
+        found.retain(|_, left| !left.is_empty());
     }
 }
 
 /// Looks once, where the engine can be asked.
 pub(super) async fn look(agent: Arc<Agent>) {
+    agent.end_what_is_unconfigured().await;
     let Ok(parts) = agent.parts() else { return };
     // An engine that does not answer is told of already.
     let Ok(observed) = parts.runtime.list(None).await else { return };
     let config = agent.config();
-    let mut found: BTreeMap<AppName, LeftBehind> = BTreeMap::new();
+    let mut found: BTreeMap<AppName, BTreeSet<InstanceId>> = BTreeMap::new();
     for instance in observed.into_iter().filter(|instance| !config.apps.contains_key(&instance.app)) {
-        found.entry(instance.app).or_default().instances.insert(instance.id);
-    }
-    for left in found.values_mut() {
-        left.gets_requests = parts.routes.leads_to(&left.instances).await;
+        found.entry(instance.app).or_default().insert(instance.id);
     }
     *agent.unconfigured.0.write().unwrap_or_else(PoisonError::into_inner) = found;
 }
@@ -90,21 +87,23 @@ mod tests {
     #[test]
     fn an_app_is_told_of_until_its_last_instance_is_gone() {
         let ids = ["d1-web-1", "d1-web-2"].map(|id| InstanceId::parse(id).unwrap());
-        let left = LeftBehind { instances: ids.iter().cloned().collect(), gets_requests: true };
+        let left = ids.iter().cloned().collect();
         let findings = Findings(RwLock::new([("blog".parse().unwrap(), left)].into()));
         assert_eq!(
-            findings.warnings("a1", false),
+            findings.warnings("a1", false, |_| true, |_| true),
             [
                 "blog is not configured any more; 2 instances run on with the requests of its domains, and nobody looks after them"
             ]
         );
+        assert_eq!(findings.warnings("a1", true, |_| false, |_| true), Vec::<String>::new(), "it is back");
         findings.removed(&ids[0]);
-        let local = findings.warnings("a1", true);
+        let local = findings.warnings("a1", true, |_| true, |_| false);
         assert!(
-            local[0].contains("; 1 instance runs on ") && local[0].contains("label=longshore.app=blog)"),
+            local[0].contains("; 1 instance runs on without requests")
+                && local[0].contains("label=longshore.app=blog)"),
             "{local:?}"
         );
         findings.removed(&ids[1]);
-        assert_eq!(findings.warnings("a1", true), Vec::<String>::new());
+        assert_eq!(findings.warnings("a1", true, |_| true, |_| true), Vec::<String>::new());
     }
 }

@@ -141,7 +141,11 @@ impl Watcher<'_> {
     /// Subscribes first and reads the state after it, so that nothing falls between the two.
     async fn connect(&mut self) -> Result<Streams, AskError> {
         let (id, app) = (self.progress.deployment.id, &self.progress.deployment.app);
-        let events = self.client.events(&format!("/api/v1/events?app={app}"), None).await?;
+        let events = match self.client.events(&format!("/api/v1/events?app={app}"), None).await {
+            // It is not configured any more. The log goes on to the deployment's end all the same.
+            Err(AskError::Refused(_)) => futures_util::stream::pending().boxed(),
+            events => events?,
+        };
         let log = self.client.events(&format!("/api/v1/deployments/{id}/log?follow=1"), Some(self.last_line)).await?;
         self.refresh().await?;
         Ok(Streams { log, events })
@@ -150,7 +154,11 @@ impl Watcher<'_> {
     async fn refresh(&mut self) -> Result<(), AskError> {
         let (id, app) = (self.progress.deployment.id, self.progress.deployment.app.clone());
         self.progress.deployment = self.client.get(&format!("/api/v1/deployments/{id}")).await?;
-        self.progress.app = Some(self.client.get::<AppView>(&format!("/api/v1/apps/{app}")).await?);
+        self.progress.app = match self.client.get::<AppView>(&format!("/api/v1/apps/{app}")).await {
+            Ok(app) => Some(app),
+            Err(AskError::Refused(_)) => None,
+            Err(lost) => return Err(lost),
+        };
         Ok(())
     }
 

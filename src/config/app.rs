@@ -23,7 +23,9 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-const DEFAULT_BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+pub(super) const DEFAULT_BUILD_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+pub(super) const DEFAULT_DEADLINE: Duration = HOUR;
+pub(super) const DEFAULT_KEEP_RELEASES: u32 = 5;
 const DEFAULT_RELEASE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// Shorter secrets could be guessed from one signed delivery.
@@ -83,8 +85,10 @@ pub(super) fn read<'s>(name: &str, field: &Field<'s>, agent: &AgentConfig, forbi
     };
     let rollout = rollout::read(section.take("rollout"), requests);
     let deadline_field = section.take("deadline");
-    let deadline = deadline_field.as_ref().and_then(|field| field.duration(SECOND..=7 * DAY)).unwrap_or(HOUR);
-    let keep_releases = section.take("keep_releases").and_then(|field| field.number(1..=100, "1 to 100")).unwrap_or(5);
+    let deadline =
+        deadline_field.as_ref().and_then(|field| field.duration(SECOND..=7 * DAY)).unwrap_or(DEFAULT_DEADLINE);
+    let keep_releases = section.take("keep_releases").and_then(|field| field.number(1..=100, "1 to 100"));
+    let keep_releases = keep_releases.unwrap_or(DEFAULT_KEEP_RELEASES);
 
     let app = app_name.zip(repo).map(|(name, repo)| App {
         name,

@@ -343,6 +343,27 @@ impl Config {
 }
 
 impl App {
+    /// An app of which only the record knows any more: it can be undone, and nothing of it can be fetched or built.
+    pub fn on_record(name: AppName, services: impl IntoIterator<Item = Service>) -> Self {
+        Self {
+            name,
+            repo: RepoUrl::Local(PathBuf::new()),
+            branch: String::new(),
+            credential: Credential::None,
+            submodules: false,
+            canary_of: None,
+            webhook: None,
+            domains: Vec::new(),
+            maintenance: None,
+            release: None,
+            services: services.into_iter().map(|service| (service.name.clone(), service)).collect(),
+            rollout: RolloutPolicy { strategy: Strategy::Rolling, order: Order::StartFirst, watch: Duration::ZERO },
+            build_timeout: app::DEFAULT_BUILD_TIMEOUT,
+            deadline: app::DEFAULT_DEADLINE,
+            keep_releases: app::DEFAULT_KEEP_RELEASES,
+        }
+    }
+
     /// Every host that leads to the app, its own first, each once.
     pub fn hosts(&self) -> Vec<&str> {
         let routes = self.services.values().filter_map(|service| service.route.as_ref()?.domains.as_ref());

@@ -8,13 +8,15 @@
 //!
 //! When a secret is absent that it needs to go on, `secrets` has it wait.
 //!
+//! When the app is taken out of the configuration, what it has open ends: see `agent::departures`.
+//!
 //! `worker` takes the next deployment, `running` is the one under way and how it is stopped, after its `deadline` at the
 //! latest; `prepare` makes or finds its release, `static_files` has its files where the proxy finds them, `release_command`
 //! runs in it, `roll_out` replaces instances, and `prune` removes the images and files that nobody needs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,9 @@ pub use running::Running;
 use source::Mirrors;
 use static_files::StaticStore;
 
+/// Why what an app has open ends when it is no longer configured.
+pub const TAKEN_OUT: &str = "cancelled because the app was taken out of deploy.toml";
+
 /// What deployments of one app need.
 #[derive(Clone)]
 pub struct Deployer {
@@ -82,6 +87,10 @@ pub struct Deployer {
     pub settings_key: String,
     /// The deployment under way.
     pub running: Arc<Mutex<Option<Running>>>,
+    /// The app as it was last configured: what ends it when it is not any more needs that.
+    pub last_configured: Arc<Mutex<App>>,
+    /// The app is not configured any more. What is under way is undone, and that is all.
+    pub departing: CancellationToken,
     /// The agent is ending.
     pub shutdown: CancellationToken,
 }
@@ -148,13 +157,15 @@ impl Deployer {
     /// Runs a deployment to its end, or until the agent ends or the engine goes away.
     async fn run(&self, deployment: Deployment, again: Again) -> Result<Told, StoreError> {
         let id = deployment.id;
-        let Some(app) = self.config.borrow().apps.get(&self.app).cloned() else { return Ok(Told::Left) };
+        let app = self.as_configured();
         let running = Running::new(id);
         *running::lock(&self.running) = Some(running.clone());
         // Read again: whoever asked before it was known to run has found nothing to cancel.
         let asked = self.store.deployment(id).await?.is_some_and(|record| record.cancel_asked);
         if asked {
             running.cancel(self.store.cancelled_by(id).await?);
+        } else if self.departing.is_cancelled() {
+            running.cancel(TAKEN_OUT.to_owned());
         }
         let deadline = self.deadline(id, app.deadline).await?;
         let deadline = tokio::spawn(deadline.enforce(running.clone()));
@@ -213,6 +224,15 @@ impl Deployer {
         self.journal.finish_with(&self.app, id, finish, served).await?;
         self.expect_live().await;
         Ok(Told::Ended)
+    }
+
+    /// The app as it is configured, or as it last was.
+    fn as_configured(&self) -> App {
+        let mut last = self.last_configured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(app) = self.config.borrow().apps.get(&self.app) {
+            last.clone_from(app);
+        }
+        last.clone()
     }
 
     /// Tells the driver where instances of the live release are meant to be, now that no deployment moves any.

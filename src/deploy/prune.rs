@@ -16,8 +16,7 @@ const LEAST_KEPT: u32 = 2;
 impl Deployer {
     /// Removes what is left of release commands, and images and static files that no kept release needs. Only between deployments.
     pub(super) async fn clear_up(&self) -> Result<()> {
-        let app = self.config.borrow().apps.get(&self.app).cloned();
-        let Some(app) = app else { return Ok(()) };
+        let app = self.as_configured();
         // First, as an image stays while a container is made of it.
         let left = self.runtime.remove_left_over(&self.app).await.context("what is left of release commands stays")?;
         if left > 0 {

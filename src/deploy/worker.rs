@@ -28,7 +28,8 @@ enum Cleared {
 }
 
 impl Deployer {
-    /// Runs the app's deployments until the agent ends. `wake` says that something was queued.
+    /// Runs the app's deployments until the agent ends, or until the app departs and nothing of it is under way. `wake`
+    /// says that something was queued, or is to end.
     pub async fn work(self, wake: Arc<Notify>) {
         if matches!(self.store.unfinished(&self.app).await, Ok(None)) {
             self.expect_live().await;
@@ -36,7 +37,7 @@ impl Deployer {
         let mut cleared = Cleared::NotYet;
         let mut again = Again::AgentRestarted;
         let mut engine = self.presence.mark();
-        while !self.shutdown.is_cancelled() {
+        while !self.shutdown.is_cancelled() && !self.has_departed().await {
             // What is begun without it would only be broken off.
             let there = tokio::select! {
                 biased;
@@ -91,6 +92,11 @@ impl Deployer {
         }
     }
 
+    /// What waits has ended with the app, or is for the one that comes under its name.
+    async fn has_departed(&self) -> bool {
+        self.departing.is_cancelled() && matches!(self.store.unfinished(&self.app).await, Ok(None))
+    }
+
     /// Also what an earlier life of the agent had no time for. While the engine is away nothing can be removed: it is
     /// tried again until it was.
     async fn clear_up_unless(&self, cleared: Cleared) -> Cleared {
@@ -112,6 +118,9 @@ impl Deployer {
     async fn next(&self) -> Result<Option<Deployment>, StoreError> {
         if let Some(unfinished) = self.store.unfinished(&self.app).await? {
             return Ok(Some(unfinished));
+        }
+        if self.departing.is_cancelled() {
+            return Ok(None);
         }
         let waiting = self.store.waiting(&self.app).await?;
         let Some(choice) = self.choose(waiting).await else { return Ok(None) };

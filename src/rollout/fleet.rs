@@ -87,6 +87,28 @@ impl Entrance {
         }
     }
 
+    /// That of an app which is not configured any more, from the routes that the proxy keeps of it.
+    pub fn of_kept(routes: &[Route]) -> Option<Self> {
+        let default = routes.iter().position(|route| route.path.is_root()).unwrap_or(0);
+        let way = |(number, route): (usize, &Route)| Way {
+            service: route.service.clone(),
+            hosts: route.hosts.clone(),
+            route: ServiceRoute {
+                domains: Some(route.hosts.clone()),
+                path: route.path.clone(),
+                strip: route.strip,
+                balance: route.balance,
+                sticky: route.sticky,
+                protocol: route.protocol,
+                limits: route.limits,
+            },
+            is_default: number == default,
+        };
+        let ways: Vec<Way> = routes.iter().enumerate().map(way).collect();
+        let maintenance = routes.iter().find_map(|route| route.maintenance.clone());
+        (!ways.is_empty()).then_some(Self { ways, maintenance, is_canary: false })
+    }
+
     fn beside(canary: &App, production: &App) -> Option<Self> {
         let Self { ways: of_production, .. } = Self::of_its_own(production)?;
         let default = routed_service(canary.services.values()).map(|service| &service.name);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use tokio::sync::Mutex;
 
@@ -20,13 +21,16 @@ pub use parts::{Beside, Permanent};
 pub struct Routes {
     proxy: ProxyClient,
     parts: Mutex<Parts>,
+    /// Who is in the table that the proxy took last, for those who must not wait for it.
+    routed: RwLock<BTreeSet<InstanceId>>,
 }
 
 impl Routes {
     /// Starts from the table that the proxy keeps on disk, so that traffic goes on unchanged until each app's
     /// instances have been observed again.
     pub fn new(proxy: ProxyClient, table: Table) -> Self {
-        Self { proxy, parts: Mutex::new(Parts::of(table)) }
+        let routed = RwLock::new(members(&table.routes));
+        Self { proxy, parts: Mutex::new(Parts::of(table)), routed }
     }
 
     /// The table that the proxy keeps; empty when there is none or it cannot be read.
@@ -40,10 +44,9 @@ impl Routes {
         self.parts.lock().await.holds(app, instance)
     }
 
-    /// Whether any of these instances is in the table that the proxy has been sent.
-    pub async fn leads_to(&self, instances: &BTreeSet<InstanceId>) -> bool {
-        let routes = self.parts.lock().await.joined();
-        routes.iter().flat_map(|route| &route.members).any(|member| instances.contains(&member.instance))
+    /// Whether any of these instances is in the table that the proxy took last.
+    pub fn leads_to(&self, instances: &BTreeSet<InstanceId>) -> bool {
+        !self.routed.read().unwrap_or_else(PoisonError::into_inner).is_disjoint(instances)
     }
 
     /// Replaces an app's routes and returns once the proxy has acknowledged them.
@@ -51,7 +54,7 @@ impl Routes {
         // Held until the answer: tables reach the proxy in the order of the changes.
         let mut parts = self.parts.lock().await;
         parts.set(app, routes);
-        self.proxy.apply(parts.joined()).await.map(drop)
+        self.apply(parts.joined()).await
     }
 
     /// Takes instances that are to end out of an app's routes. Returns those that were in, once the proxy has
@@ -60,18 +63,37 @@ impl Routes {
         let mut parts = self.parts.lock().await;
         let taken = parts.take_out(app, leaving);
         if !taken.is_empty() {
-            self.proxy.apply(parts.joined()).await?;
+            self.apply(parts.joined()).await?;
         }
         Ok(taken)
+    }
+
+    /// The app is no longer configured, and has something to end: whoever is configured answers for its hosts before it does.
+    /// The share of a canary ends.
+    pub async fn depart(&self, app: &AppName) {
+        self.go(app, Parts::depart).await;
     }
 
     /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts; those of a
     /// canary end.
     pub async fn let_go(&self, app: &AppName) {
-        let changed = self.change(|parts| parts.let_go(app)).await;
-        if let Err(err) = changed {
+        self.go(app, Parts::let_go).await;
+    }
+
+    async fn go(&self, app: &AppName, how: impl FnOnce(&mut Parts, &AppName)) {
+        if let Err(err) = self.change(|parts| how(parts, app)).await {
             tracing::warn!(%app, %err, "the proxy did not take the routes without it");
         }
+    }
+
+    /// The app is configured again. Its routes follow when it sets them.
+    pub async fn take_on(&self, app: &AppName) {
+        self.parts.lock().await.take_on(app);
+    }
+
+    /// What the table that the proxy keeps has of an app that has set nothing yet in this life of the agent.
+    pub async fn kept(&self, app: &AppName) -> Vec<Route> {
+        self.parts.lock().await.kept(app).to_vec()
     }
 
     /// Says which apps are canaries of which, as it is configured; those among `suspended` get nothing.
@@ -114,11 +136,22 @@ impl Routes {
         let before = parts.joined();
         change(&mut parts);
         let joined = parts.joined();
-        if joined == before { Ok(()) } else { self.proxy.apply(joined).await.map(drop) }
+        if joined == before { Ok(()) } else { self.apply(joined).await }
+    }
+
+    async fn apply(&self, routes: Vec<Route>) -> Result<(), ApplyError> {
+        let routed = members(&routes);
+        self.proxy.apply(routes).await?;
+        *self.routed.write().unwrap_or_else(PoisonError::into_inner) = routed;
+        Ok(())
     }
 
     /// The proxy itself.
     pub fn proxy(&self) -> &ProxyClient {
         &self.proxy
     }
+}
+
+fn members(routes: &[Route]) -> BTreeSet<InstanceId> {
+    routes.iter().flat_map(|route| &route.members).map(|member| member.instance.clone()).collect()
 }

@@ -29,8 +29,8 @@ const UNDER_WAY: &str = "WHERE app = ? AND started_at IS NOT NULL AND finished_a
 
 /// The step that says that a deployment failed, or was undone, for want of a secret; its outcome is which.
 const WITHOUT_SECRET: &str = "without_secret";
-/// The step that says by whom a deployment was cancelled.
-const CANCEL_STEP: &str = "cancel";
+/// The step that says by whom, or why, a deployment was cancelled.
+pub(super) const CANCEL_STEP: &str = "cancel";
 
 /// A deployment's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -283,7 +283,7 @@ impl Store {
         .await
     }
 
-    /// By whom a deployment that had begun was first cancelled, such as `cancelled by ada`.
+    /// By whom, or why, a deployment that had begun was first cancelled, such as `cancelled by ada`.
     pub async fn cancelled_by(&self, id: DeploymentId) -> Result<String, StoreError> {
         match self.step(id, CANCEL_STEP).await? {
             Step::Done(by) => Ok(by),

@@ -23,6 +23,7 @@ mod chaos;
 mod clients;
 mod commands;
 mod deliveries;
+mod departures;
 mod disk_full;
 mod endings;
 mod engine_away;

@@ -39,6 +39,10 @@ pub(super) struct Parts {
     /// ends, so they come back only when their own app has set them.
     kept_canaries: BTreeMap<AppName, BTreeSet<InstanceId>>,
     canaries: BTreeMap<AppName, Permanent>,
+    /// These are no longer configured, or were not when they last set something: whoever is answers for their hosts.
+    departed: BTreeSet<AppName>,
+    /// Those of them that were canaries. What they set are the hosts of another app.
+    departed_canaries: BTreeSet<AppName>,
     /// These canaries get nothing.
     pub suspended: BTreeSet<AppName>,
 }
@@ -56,13 +60,15 @@ impl Parts {
         parts
     }
 
-    /// Each host and path once: for what an app has set rather than for what is kept. But an app of which nothing runs takes no
+    /// Each host and path once: for what an app has set rather than for what is kept, or set by one that is no longer configured. But an app of which nothing runs takes no
     /// host from one that answers, such as from its former name until its own first release is live. A canary has no routes
     /// of its own: its members are joined to those of its production.
     pub fn joined(&self) -> Vec<Route> {
         let all = || {
-            let apps = self.set.iter().chain(&self.kept);
-            apps.filter(|(app, _)| !self.canaries.contains_key(*app)).flat_map(|(_, routes)| routes)
+            let configured = self.set.iter().filter(|(app, _)| !self.departed.contains(*app));
+            let departed = self.set.iter().filter(|(app, _)| self.departed.contains(*app));
+            let own = |app: &AppName| !self.canaries.contains_key(app) && !self.departed_canaries.contains(app);
+            configured.chain(departed).chain(&self.kept).filter(move |(app, _)| own(app)).flat_map(|(_, routes)| routes)
         };
         let answers = |route: &&Route| !route.members.is_empty();
         let mut claimed = BTreeSet::new();
@@ -115,14 +121,34 @@ impl Parts {
         self.set.insert(app.clone(), routes);
     }
 
-    /// The app is no longer configured: its routes stay as they are, until another app answers for its hosts. A canary's end,
-    /// as they were never its own.
+    /// The app is no longer configured: what it sets from now on holds until another app answers for its hosts. A canary's
+    /// share ends, as the hosts were never its own.
+    pub fn depart(&mut self, app: &AppName) {
+        self.departed.insert(app.clone());
+        if self.canaries.remove(app).is_some() {
+            self.departed_canaries.insert(app.clone());
+        }
+    }
+
+    /// The same, and it sets nothing any more: its routes stay as they are.
     pub fn let_go(&mut self, app: &AppName) {
+        self.depart(app);
         if let Some(routes) = self.set.remove(app)
-            && self.canaries.remove(app).is_none()
+            && !self.departed_canaries.contains(app)
         {
             self.kept.insert(app.clone(), routes);
         }
+    }
+
+    /// The app is configured again.
+    pub fn take_on(&mut self, app: &AppName) {
+        self.departed.remove(app);
+        self.departed_canaries.remove(app);
+    }
+
+    /// What the table that the proxy keeps has of an app that has set nothing yet.
+    pub fn kept(&self, app: &AppName) -> &[Route] {
+        self.kept.get(app).map_or(&[], Vec::as_slice)
     }
 
     /// Which apps are canaries from now on. What one of them had set that is none any more were the hosts of another app.
@@ -235,6 +261,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_not_configured_any_more_takes_no_host_from_one_that_is() {
+        let (shop, store) = (route("shop", &["shop.test"], 2), route("store", &["shop.test"], 1));
+        let mut parts = parts(&[], &[shop.clone(), store.clone()]);
+        parts.depart(&name("shop"));
+        assert_eq!(parts.joined(), std::slice::from_ref(&store));
+        parts.set(&name("store"), vec![route("store", &["shop.test"], 0)]);
+        assert_eq!(parts.joined(), std::slice::from_ref(&shop), "of which nothing runs");
+        parts.set(&name("store"), vec![store.clone()]);
+        // Also what it had under way as it was let go.
+        parts.let_go(&name("shop"));
+        parts.set(&name("shop"), vec![shop.clone()]);
+        assert_eq!(parts.joined(), std::slice::from_ref(&store));
+        parts.take_on(&name("shop"));
+        parts.set(&name("shop"), vec![shop.clone()]);
+        assert_eq!(parts.joined(), [shop], "by name, as ever");
+    }
+
+    #[test]
     fn what_is_to_end_is_taken_out_of_its_own_routes() {
         let mut parts = parts(&[route("shop", &["shop.test"], 3), route("blog", &["blog.test"], 2)], &[]);
         let leaving = [id("shop", 2), id("shop", 9), id("blog", 1)];
@@ -310,8 +354,11 @@ mod tests {
         let shop = route("shop", &["shop.test"], 2);
         let both = || canary(parts(&[], &[shop.clone(), route("next", &["shop.test"], 1)]), 1, 3);
         let mut gone = both();
-        gone.let_go(&name("next"));
+        gone.depart(&name("next"));
         assert_eq!(gone.joined(), std::slice::from_ref(&shop));
+        gone.let_go(&name("next"));
+        gone.set(&name("next"), vec![route("next", &["shop.test"], 1)]);
+        assert_eq!(gone.joined(), std::slice::from_ref(&shop), "late");
         let mut own = both();
         own.set_canaries(BTreeMap::new());
         assert_eq!(own.joined(), [shop]);
