@@ -34,10 +34,11 @@ impl Findings {
                 false => "without requests",
             };
             let said = format!("{app} is not configured any more; {instances} {requests}, and nobody looks after them");
+            let own = format!("--filter label=longshore.agent={agent_id} --filter label=longshore.app={app}");
             match caller_is_local {
                 true => format!(
-                    "{said}; to end them: docker rm -f $(docker ps -aq --filter label=longshore.agent={agent_id} \
-                     --filter label=longshore.app={app})"
+                    "{said}; to end them: docker rm -f $(docker ps -aq {own}); and then to remove its network and images: \
+                     docker network prune -f {own}; docker image prune -af {own}"
                 ),
                 false => said,
             }
@@ -100,7 +101,8 @@ mod tests {
         let local = findings.warnings("a1", true, |_| true, |_| false);
         assert!(
             local[0].contains("; 1 instance runs on without requests")
-                && local[0].contains("label=longshore.app=blog)"),
+                && local[0].contains("docker rm -f $(docker ps -aq --filter label=longshore.agent=a1 --filter label=longshore.app=blog); ")
+                && local[0].ends_with("docker image prune -af --filter label=longshore.agent=a1 --filter label=longshore.app=blog"),
             "{local:?}"
         );
         findings.removed(&ids[1]);
