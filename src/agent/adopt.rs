@@ -18,6 +18,7 @@ use crate::proxy::table::DrainLimits;
 use crate::rollout::driver::canary;
 use crate::rollout::plan::{self, Current};
 use crate::rollout::routes::Routes;
+use crate::rollout::stand_ins::Until;
 use crate::rollout::{self, Adopted, Driver, ServiceSpec, Share};
 use crate::runtime::{Observed, RunState};
 use crate::store::Deployment;
@@ -103,7 +104,10 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         live.retain(|id| !ending.contains(id));
         ending_now.extend(current.iter().map(|c| c.id.clone()).filter(|id| ending.contains(id)));
         let held = held(&shared.routes, app, &live).await;
-        replaced = plan::replaced(&current, |id| held.contains(id));
+        // Beside a canary every old one is meant to serve, also one that was not ready.
+        if share.is_none() {
+            replaced = plan::replaced(&current, |id| held.contains(id));
+        }
     }
     let is_canary = agent.config().apps.get(app).is_some_and(|app| app.canary_of.is_some());
     // A canary's requests have its production.
@@ -131,9 +135,16 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         let under_way = records.get(&instance.deployment).is_some_and(|record| !record.status.is_terminal());
         let is_idle = under_way || replaced.contains(&instance.id);
         let duty = duty_of(&shared.routes, app, &instance, &spec, is_idle).await;
-        // A canary that was not given requests has to be ready before it is: its production answers meanwhile.
-        let stands_in = standing.contains(&instance.id);
-        let trusted = !(is_canary || stands_in) || shared.routes.holds(app, &instance.id).await;
+        let mut stands_in = None;
+        if standing.contains(&instance.id) {
+            stands_in = Some(match canary::is_undone(&agent.store, instance.deployment).await {
+                true => Until::AnyPlaceIsFilled,
+                false => Until::ItsPlaceIsFilled,
+            });
+        }
+        // Where others answer meanwhile, one that was not given requests has to be ready before it is.
+        let others_answer = is_canary || stands_in.is_some() || share.is_some();
+        let trusted = !others_answer || shared.routes.holds(app, &instance.id).await;
         let last_end = agent.store.last_end(instance.deployment, &instance.id).await?;
         adopted.push(Adopted { last_end, observed: instance, spec, duty, trusted, stands_in });
     }
@@ -209,6 +220,7 @@ fn current(observed: &Observed) -> Current {
         running: observed.state == RunState::Running,
         // Nobody has looked yet.
         proven: false,
+        ready: false,
     }
 }
 

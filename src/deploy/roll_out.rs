@@ -17,6 +17,7 @@ use crate::rollout::driver::REVERT_STEP;
 use crate::rollout::driver::canary::{self, CanaryPlan};
 use crate::rollout::machine::{Cause, Failure, Outcome, Policy, ServicePolicy};
 use crate::rollout::plan::{self, Back, Empty, Plan, Unstartable, Wanted, Way};
+use crate::rollout::stand_ins::serves_on;
 use crate::rollout::watch::History;
 use crate::rollout::{Assignment, ServiceSpec};
 use crate::store::{Finish, Release, Step};
@@ -94,20 +95,27 @@ impl Story<'_> {
         let unreadable = self.unreadable(towards).await?;
         let wanted = self.wanted(towards, &target.release, way).await?;
         let instances: BTreeMap<_, _> = wanted.iter().map(|want| (want.service.clone(), want.instances)).collect();
-        let (as_is, current): (Vec<_>, Vec<_>) =
-            self.deployer.driver.current().await.into_iter().partition(|c| unreadable.contains_key(&c.service));
+        let all = self.deployer.driver.current().await;
+        let (as_is, current): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|c| unreadable.contains_key(&c.service));
         let mut plan = plan::plan(&current, &wanted, id, way);
         let Back { slots, kept, stand_ins, empty } = plan::back_without_starting(&as_is, &unreadable, id);
         plan.slots.extend(slots);
         plan.kept.extend(kept);
+        let mut alone = Vec::new();
+        if way == Way::Back && canary::is_undone(&self.deployer.store, id).await {
+            alone = plan::left_alone(&mut plan, &all, id);
+        }
         let serving = stand_ins.iter().map(|stand_in| {
             format!(
                 "{stand_in} serves until an instance of the live release can be started, which a secret is absent for"
             )
         });
         let why = |service| towards.get(service).and_then(|spec| spec.prepared.as_ref().err());
-        let left: Vec<String> =
-            serving.chain(empty.iter().map(|place| nobody_serves(place, why(&place.service)))).collect();
+        let left: Vec<String> = serving
+            .chain(alone.iter().map(serves_on))
+            .chain(empty.iter().map(|place| nobody_serves(place, why(&place.service))))
+            .collect();
+        let stand_ins = [stand_ins, alone].concat();
         let canary = self.canary(target, &plan, way).await?;
         match (plan.slots.is_empty(), way) {
             (true, Way::Back) => {}

@@ -14,9 +14,11 @@
 //! ```
 //!
 //! New instances start beside the old ones, which all stay until the table of the last step is in force. So an abort is
-//! one switch of the table and restores nothing. At a step of p % a routed service has as many new instances as p % of
+//! one switch of the table and restores nothing. Where no old instance of a service can serve, that switch leaves the new
+//! ones that do: they stand in until one can. At a step of p % a routed service has as many new instances as p % of
 //! its number needs; services without a route get theirs at the last step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,7 @@ use super::machine::{Action, Cause, Event, Failure, Now, Outcome, Policy, ROUTE_
 use super::machine::{Switch, Timer};
 use super::plan::Slot;
 use super::shares::needed;
+use super::stand_ins::serves_on;
 use crate::model::{CanaryAction, Duty, InstanceId, ServiceName};
 
 /// The way of a canary.
@@ -113,6 +116,8 @@ pub struct Canary {
     resumed: bool,
     switches: u32,
     pauses: u32,
+    /// They serve where no old instance does.
+    alone: BTreeSet<InstanceId>,
     left: Vec<String>,
 }
 
@@ -138,6 +143,7 @@ impl Canary {
             resumed: false,
             switches: 0,
             pauses: 0,
+            alone: BTreeSet::new(),
             left: Vec::new(),
         }
     }
@@ -200,6 +206,12 @@ impl Canary {
     /// Whether it is neither promoted nor being undone.
     pub fn is_under_way(&self) -> bool {
         matches!(self.state, State::Growing | State::Routing { .. } | State::Pausing { .. })
+    }
+
+    /// Says which new instances are ready and serve where no old instance of their service could. When all is undone they
+    /// are left, as nobody would serve without them.
+    pub fn set_alone(&mut self, alone: BTreeSet<InstanceId>) {
+        self.alone = alone;
     }
 
     /// Whether a failure of this instance would count: it was asked to start.
@@ -475,16 +487,31 @@ impl Canary {
         if !self.may_be_routed {
             return self.leave(failure, actions);
         }
+        self.leave_alone(actions);
         let switch = self.next_switch();
         self.state = State::Unrouting { switch, since: None, failure };
         actions.push(Action::Share(None));
         actions.push(Action::Switch { switch, duties: self.duties_of_old_alone() });
     }
 
+    /// Those that alone serve are none of those that go. They stand in until an old one serves.
+    fn leave_alone(&mut self, actions: &mut Vec<Action>) {
+        let (alone, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.fresh)
+            .into_iter()
+            .partition(|fresh| fresh.routed && self.alone.contains(&fresh.id));
+        self.fresh = going;
+        for fresh in alone {
+            let line = serves_on(&fresh.id);
+            actions.push(Action::Say(line.clone()));
+            self.left.push(line);
+        }
+    }
+
     /// The table without the new ones is in force: they finish what they have.
     fn leave(&mut self, failure: Failure, actions: &mut Vec<Action>) {
         self.state = State::Leaving(failure);
-        self.fresh.retain(|fresh| fresh.asked);
+        let resumed = self.resumed;
+        self.fresh.retain(|fresh| fresh.asked || resumed);
         for fresh in &self.fresh {
             if fresh.routed && self.may_be_routed {
                 actions.push(Action::Drain(fresh.id.clone()));
@@ -497,7 +524,9 @@ impl Canary {
 
     fn duties_of_old_alone(&self) -> Vec<(InstanceId, Duty)> {
         let old = self.old().map(|id| (id.clone(), Duty::Serving));
-        let new = self.fresh.iter().filter(|fresh| fresh.asked).map(|fresh| (fresh.id.clone(), Duty::Draining));
+        // Of one that is resumed an earlier life of the agent may have started them.
+        let begun = self.fresh.iter().filter(|fresh| fresh.asked || self.resumed);
+        let new = begun.map(|fresh| (fresh.id.clone(), Duty::Draining));
         old.chain(new).collect()
     }
 

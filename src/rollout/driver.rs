@@ -18,6 +18,7 @@ use super::fleet::{Entrance, InstanceState, Member, Prepared, ServiceSpec, Share
 use super::machine::{Event, Failure, Outcome, Policy, Switch, Timer};
 use super::plan::{Current, Plan};
 use super::routes::Routes;
+use super::stand_ins::Until;
 use super::watch::History;
 use crate::journal::{DeployLog, Journal};
 use crate::model::{AppName, DeploymentId, Duty, InstanceId, ServiceName};
@@ -94,8 +95,8 @@ pub struct Adopted {
     pub duty: Duty,
     /// Whether it goes on being routed until its checks have spoken.
     pub trusted: bool,
-    /// Whether it was left behind, and serves only until the live release does.
-    pub stands_in: bool,
+    /// It was left behind, and serves only until the live release does.
+    pub stands_in: Option<Until>,
 }
 
 enum Signal {

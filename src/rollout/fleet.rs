@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::shares::shares;
+use super::stand_ins::Until;
 use super::upkeep::Upkeep;
 use crate::config::{App, Config, Service, ServiceRoute, routed_service};
 use crate::health::Gate;
@@ -276,7 +277,7 @@ pub(super) struct Member {
     /// It was routed by an earlier life of the agent and goes on being routed until its checks have spoken.
     pub trusted: bool,
     /// A failed deployment left it behind; it serves until the live release does, and is none of its instances.
-    pub stands_in: bool,
+    pub stands_in: Option<Until>,
     /// It ended before the runtime's answer to its start arrived.
     pub ended_early: Option<Exited>,
 }
@@ -307,7 +308,7 @@ impl Member {
             upkeep: Upkeep::default(),
             reconnecting: false,
             trusted: false,
-            stands_in: false,
+            stands_in: None,
             ended_early: None,
             spec,
         }
@@ -359,6 +360,11 @@ impl Member {
         self.duty == Duty::Serving || (self.gate.health() == Health::Ready && !self.cut_off)
     }
 
+    /// Whether it could answer now.
+    pub fn is_ready(&self) -> bool {
+        self.running && !self.cut_off && (self.gate.health() == Health::Ready || self.trusted)
+    }
+
     /// What its probe needs to know.
     pub fn target(&self, id: &InstanceId, entrance: Option<&Entrance>) -> Target {
         let entrance = entrance.filter(|_| self.spec.routed);
@@ -383,7 +389,7 @@ impl Member {
             address: self.address,
             health: self.gate.health(),
             duty: self.duty,
-            stands_in: self.stands_in,
+            stands_in: self.stands_in.is_some(),
             weight: u32::from(self.duty == Duty::Serving && self.spec.routed),
             running: self.running,
             started_at: self.started_at,

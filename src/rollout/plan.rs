@@ -23,6 +23,8 @@ pub struct Current {
     pub running: bool,
     /// It has passed its gate: it serves, or is ready now.
     pub proven: bool,
+    /// It could answer now: it is ready, or trusted until its checks have spoken.
+    pub ready: bool,
 }
 
 /// A service as it should be.
@@ -204,6 +206,29 @@ pub fn back_without_starting(
     back
 }
 
+/// Those that serve on when a canary is undone: of its instances the ready ones of a service of which no other one is ready
+/// that a plan back to the old release keeps or replaces. Whatever else would only go is taken off the plan's slots.
+pub fn left_alone(plan: &mut Plan, current: &[Current], deployment: DeploymentId) -> Vec<InstanceId> {
+    let is_new = |c: &Current| c.deployment == deployment && !is_restored(&c.id);
+    let Plan { slots, kept } = &plan;
+    let is_wanted = |service: &ServiceName| {
+        let stays = |c: &Current| c.service == *service && kept.contains(&c.id);
+        current.iter().any(stays) || slots.iter().any(|slot| slot.service == *service && slot.incoming.is_some())
+    };
+    let is_alone = |c: &&Current| {
+        let other_is_ready = current.iter().any(|other| other.service == c.service && !is_new(other) && other.ready);
+        is_new(c) && c.ready && !other_is_ready && is_wanted(&c.service)
+    };
+    let alone = current.iter().filter(is_alone).map(|c| c.id.clone()).collect::<BTreeSet<_>>();
+    // Where another one is started in its place the rollout replaces it when that is ready.
+    let only_removes = |slot: &Slot| {
+        slot.routed && slot.incoming.is_none() && slot.outgoing.as_ref().is_some_and(|id| alone.contains(id))
+    };
+    let (left, slots) = std::mem::take(&mut plan.slots).into_iter().partition(only_removes);
+    plan.slots = slots;
+    left.into_iter().filter_map(|slot: Slot| slot.outgoing).collect()
+}
+
 /// Which of the instances that exist are meant to be there, and which were left behind.
 ///
 /// In each place the newest instance counts that a deployment started which succeeded (or is under way), or that was
@@ -289,6 +314,7 @@ mod tests {
             deployment,
             running: true,
             proven: true,
+            ready: true,
         }
     }
 
@@ -369,6 +395,31 @@ mod tests {
         let names = |ids: &[InstanceId]| ids.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
         assert_eq!(names(&live), ["d1-web-1", "d3-web-2-r1", "d4-web-3"]);
         assert_eq!(names(&left), ["d3-web-1", "d2-web-3"]);
+    }
+
+    #[test]
+    fn a_canary_serves_on_while_no_old_one_of_its_service_is_ready() {
+        let left = |now: &[Current]| {
+            let mut plan = plan(now, &[wanted(2, "a")], DeploymentId(2), Way::Back);
+            let left = left_alone(&mut plan, now, DeploymentId(2));
+            (left.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>(), plan.slots.len())
+        };
+        let unready = |current: Current| Current { ready: false, ..current };
+        let canary = current(2, 1, "b");
+        let first_serves = [current(1, 1, "a"), unready(current(1, 2, "a")), canary.clone()];
+        assert_eq!(left(&first_serves), (vec![], 1));
+        let none_serves = [unready(current(1, 1, "a")), unready(current(1, 2, "a")), canary.clone()];
+        assert_eq!(left(&none_serves), (vec!["d2-web-1".to_owned()], 0));
+        let none_is_ready = [unready(current(1, 1, "a")), unready(current(1, 2, "a")), unready(canary.clone())];
+        assert_eq!(left(&none_is_ready), (vec![], 1));
+        // An old one that has ended is started anew, and takes the place of the new one when it is ready.
+        let ended = |current: Current| Current { running: false, ..unready(current) };
+        let first_ended = [ended(current(1, 1, "a")), unready(current(1, 2, "a")), canary];
+        assert_eq!(left(&first_ended), (vec![], 2));
+        let other: ServiceName = "api".parse().unwrap();
+        let of_a_new_service =
+            [current(1, 1, "a"), current(1, 2, "a"), Current { service: other, ..current(2, 1, "b") }];
+        assert_eq!(left(&of_a_new_service), (vec![], 1), "the old release has no such service");
     }
 
     #[test]

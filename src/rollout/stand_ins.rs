@@ -32,9 +32,26 @@ pub fn stand_ins(
     candidates.iter().filter(is_needed).map(|c| c.id.clone()).collect()
 }
 
-/// Whether one in `place` may go: another one is ready and serves there, or there is no such place among the `wanted` and
-/// all of these are `filled`. `None`: nobody knows yet what is wanted.
-pub fn may_go(place: u32, wanted: Option<u32>, filled: &[u32]) -> bool {
+/// How long one stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Until somebody else serves in its place.
+    ItsPlaceIsFilled,
+    /// Until anybody else of its service serves: it was a canary, and the old instances were to answer all requests.
+    AnyPlaceIsFilled,
+}
+
+/// What is said of a new instance that a canary leaves as it is undone.
+pub fn serves_on(id: &InstanceId) -> String {
+    format!("{id} serves until an instance of the live release does: none of its service is ready")
+}
+
+/// Whether one in `place` may go: another one is ready and serves there (of a canary's: anywhere), or there is no such
+/// place among the `wanted` and all of these are `filled`. `None`: nobody knows yet what is wanted.
+pub fn may_go(until: Until, place: u32, wanted: Option<u32>, filled: &[u32]) -> bool {
+    if until == Until::AnyPlaceIsFilled && !filled.is_empty() {
+        return true;
+    }
     let is_extra = |wanted: u32| place > wanted && (1..=wanted).all(|place| filled.contains(&place));
     filled.contains(&place) || wanted.is_some_and(is_extra)
 }
@@ -47,7 +64,7 @@ mod tests {
     fn instance(deployment: i64, slot: u32, running: bool) -> Current {
         let (deployment, service) = (DeploymentId(deployment), "web".parse().unwrap());
         let id = InstanceId::new(deployment, &service, slot, 0);
-        Current { id, service, slot, settings: None, deployment, running, proven: running }
+        Current { id, service, slot, settings: None, deployment, running, proven: running, ready: running }
     }
 
     #[test]
@@ -78,9 +95,18 @@ mod tests {
 
     #[test]
     fn it_goes_when_its_place_is_filled_or_none_of_those_that_are_wanted_is_missing() {
+        let may_go = |place, wanted, filled: &[u32]| may_go(Until::ItsPlaceIsFilled, place, wanted, filled);
         assert!(!may_go(1, None, &[]) && !may_go(1, Some(2), &[2]));
         assert!(may_go(1, Some(2), &[1]) && may_go(1, None, &[1]));
         assert!(!may_go(3, Some(2), &[1]) && may_go(3, Some(2), &[2, 1]));
         assert!(may_go(1, Some(0), &[]), "nobody is to come");
+    }
+
+    #[test]
+    fn a_canary_goes_when_anybody_of_the_live_release_serves() {
+        let may_go = |wanted, filled: &[u32]| may_go(Until::AnyPlaceIsFilled, 1, wanted, filled);
+        assert!(!may_go(None, &[]) && !may_go(Some(2), &[]));
+        assert!(may_go(Some(2), &[2]) && may_go(Some(2), &[1]) && may_go(None, &[2]));
+        assert!(may_go(Some(0), &[]), "nobody is to come");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bollard::query_parameters::KillContainerOptions;
 use serde_json::{Value, json};
 
 use crate::shop::{HOST, LIMIT, Options, Shop, assert_ended};
@@ -238,6 +239,75 @@ async fn one_that_crashes_or_becomes_unready_is_undone() {
     let request = crate::support::http::request("POST", HOST, "/break", &[], "");
     crate::support::http::send(address, request).await.unwrap().expect(200);
     assert_ended(&shop.agent.deployment_ended(id, LIMIT).await, "rolled_back", &["is unready"]);
+    shop.assert_live(1, &[("web", 2)]).await;
+    shop.finish().await;
+}
+
+/// Ends the containers of the live version, and waits until the canary answers all requests.
+async fn kill_the_old(shop: &Shop) {
+    for container in shop.instances("web").await {
+        if container.label("longshore.release") == "1" {
+            shop.engine.docker.kill_container(&container.id, None::<KillContainerOptions>).await.expect("killed");
+        }
+    }
+    eventually("nobody is ready but the canary", LIMIT, async || {
+        let app = shop.app().await;
+        let old = app["instances"].as_array().unwrap().iter().filter(|instance| instance["release"] == 1);
+        let down = old.filter(|instance| instance["health"] != "ready").count();
+        if down == 2 { Ok(()) } else { Err(format!("{app:#}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_alone_serves_is_undone_when_the_live_version_serves_again() {
+    let Some(engine) = engine::or_skip("canary_alone").await else { return };
+    let options = Options::default().watch("0s");
+    let mut shop = Shop::start(&engine, &Behaviour::version("v1").ready_after_ms(4000), options.clone()).await;
+    shop.deploy_first().await;
+    shop.reconfigure(&canary(options, "steps = [20]\npause = \"80s\"")).await;
+    let cut_off = "serves until an instance of the live release does: none of its service is ready";
+    for (release, is_killed) in [(2, false), (3, true)] {
+        let id = shop.push_without_waiting(&Behaviour::version(&format!("v{release}"))).await;
+        shop.says(id, "step 1 of 2").await;
+        kill_the_old(&shop).await;
+        let load = shop.load();
+        act(&shop, "abort", 202).await;
+        if is_killed {
+            shop.agent.kill().await;
+            shop.agent.start().await;
+        }
+        let ended = shop.agent.deployment_ended(id, LIMIT).await;
+        assert_ended(&ended, "rolled_back", &["the canary was aborted by "]);
+        if !is_killed {
+            assert_ended(&ended, "rolled_back", &[&format!("d{id}-web-1 {cut_off}")]);
+            shop.told(2, &["was rolled back", "d2-web-1 stands in"]).await;
+        }
+        eventually("the live version alone serves, and the canary is gone", LIMIT, async || {
+            let app = shop.app().await;
+            let all = app["instances"].as_array().unwrap();
+            let is_live = |i: &Value| i["release"] == 1 && i["health"] == "ready";
+            let none_else = shop.instances("web").await.len() == 2;
+            if all.len() == 2 && all.iter().all(is_live) && none_else { Ok(()) } else { Err(format!("{app:#}")) }
+        })
+        .await;
+        load.stop().await.assert_flawless(50);
+        assert_eq!(shop.version().await, "v1");
+        shop.assert_live(1, &[("web", 2)]).await;
+    }
+
+    // What is not ready serves nobody, whoever else does not.
+    let id = shop.push_without_waiting(&Behaviour::version("v4")).await;
+    shop.says(id, "step 1 of 2").await;
+    kill_the_old(&shop).await;
+    let new = shop.app().await["instances"].as_array().unwrap().iter().find(|i| i["release"] == 4).unwrap().clone();
+    let address: std::net::SocketAddr = new["address"].as_str().unwrap().parse().unwrap();
+    let request = crate::support::http::request("POST", HOST, "/break", &[], "");
+    crate::support::http::send(address, request).await.unwrap().expect(200);
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&ended, "rolled_back", &["is unready"]);
+    assert!(!ended["reason"].as_str().unwrap().contains("serves until"), "{ended:#}");
+    shop.all_ready().await;
     shop.assert_live(1, &[("web", 2)]).await;
     shop.finish().await;
 }

@@ -319,6 +319,24 @@ fn pausing() -> Canary {
 }
 
 #[test]
+fn one_that_alone_serves_is_left_when_all_is_undone() {
+    for undo in [wish(CanaryAction::Abort), Event::CancelAsked("no".into()), Event::ErrorsJumped("bad".into())] {
+        let mut canary = pausing();
+        let new = InstanceId::new(DeploymentId(2), &web(), 1, 0);
+        canary.set_alone(BTreeSet::from([new.clone()]));
+        let actions = canary.on(undo, Duration::from_secs(2));
+        let of_new = |duties: &[(InstanceId, Duty)]| duties.iter().any(|(id, _)| *id == new);
+        let is_switched =
+            |a: &Action| matches!(a, Action::Switch { duties, .. } if !of_new(duties) && duties.len() == 2);
+        assert!(actions.iter().any(is_switched), "{actions:?}");
+        let actions = canary.on(Event::Routed(Switch(2)), Duration::from_secs(3));
+        assert!(!actions.iter().any(|a| matches!(a, Action::Stop(_) | Action::Drain(_))), "{actions:?}");
+        let Some(Action::Finish(Outcome::Undone { left, .. })) = actions.last() else { panic!("{actions:?}") };
+        assert!(left[0].starts_with("d2-web-1 serves until"), "{left:?}");
+    }
+}
+
+#[test]
 fn one_that_a_person_holds_waits_and_goes_on_with_what_was_left() {
     let mut canary = pausing();
     canary.on(wish(CanaryAction::Pause), Duration::from_secs(41));
@@ -361,6 +379,20 @@ fn one_that_was_interrupted_goes_on_at_its_step() {
     assert!(canary.is_pausing() && !actions.iter().any(|a| matches!(a, Action::SetDeadline { .. })), "{actions:?}");
     let failed = canary.on(Event::ErrorsJumped("bad".into()), Duration::ZERO);
     assert!(matches!(&failed[2], Action::Switch { duties, .. } if duties.iter().any(|(_, d)| *d == Duty::Draining)));
+}
+
+#[test]
+fn one_that_is_undone_as_soon_as_it_is_resumed_takes_out_all_that_had_requests() {
+    let slots: Vec<Slot> = (1..=4).map(|number| slot("web", number, true, true, true)).collect();
+    let standing = Standing { step: 1, share: 50, held: false };
+    let mut canary = Canary::resumed(slots, policy(), course(&[10, 50]), standing);
+    canary.on(Event::Begin, Duration::ZERO);
+    let actions = canary.on(wish(CanaryAction::Abort), Duration::ZERO);
+    let drains = |duties: &[(InstanceId, Duty)], number| {
+        duties.contains(&(InstanceId::new(DeploymentId(2), &web(), number, 0), Duty::Draining))
+    };
+    let is_switched = |a: &Action| matches!(a, Action::Switch { duties, .. } if drains(duties, 1) && drains(duties, 2));
+    assert!(actions.iter().any(is_switched), "only the first one was started anew: {actions:?}");
 }
 
 #[test]

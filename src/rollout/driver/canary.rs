@@ -87,6 +87,11 @@ pub async fn share_left(store: &Store, id: DeploymentId) -> Result<Option<Standi
     }
 }
 
+/// Whether a deployment that is undone, or was, shared the requests at that time. One that cannot be read counts as none.
+pub async fn is_undone(store: &Store, id: DeploymentId) -> bool {
+    matches!(share_left(store, id).await, Ok(Some(standing)) if standing.share < 100)
+}
+
 impl DriverTask {
     /// The canary has come so far: on disk first, then for whoever looks.
     pub(super) async fn stand(&mut self, standing: Standing) {

@@ -41,8 +41,9 @@ impl DriverTask {
             deployment: m.deployment,
             running: m.running,
             proven: m.is_proven(),
+            ready: m.is_ready(),
         };
-        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired && !m.stands_in).map(current).collect()
+        self.members.iter().filter(|(_, m)| m.duty != Duty::Retired && m.stands_in.is_none()).map(current).collect()
     }
 
     pub(super) async fn started(&mut self, id: InstanceId, result: Result<Observed, RuntimeError>) {

@@ -1,5 +1,7 @@
 //! The machine of a rollout: the rolling one, or that of a canary.
 
+use std::collections::BTreeSet;
+
 use crate::model::InstanceId;
 use crate::rollout::canary::Canary;
 use crate::rollout::machine::{Action, Event, Now, Rollout};
@@ -15,6 +17,13 @@ impl Moves {
         match self {
             Self::Rolling(rollout) => rollout.on(event, now),
             Self::Canary(canary) => canary.on(event, now),
+        }
+    }
+
+    /// Says which new instances serve where no old one could; see [`Canary::set_alone`].
+    pub fn set_alone(&mut self, alone: BTreeSet<InstanceId>) {
+        if let Self::Canary(canary) = self {
+            canary.set_alone(alone);
         }
     }
 

@@ -96,7 +96,10 @@ impl DriverTask {
 
     /// Asks the machine and performs what it answers; performing may lead to further events.
     pub(super) async fn ask_machine(&mut self, event: Event) {
+        let Some(deployment) = self.rollout.as_ref().map(|active| active.assignment.deployment) else { return };
+        let alone = self.alone(deployment);
         let Some(active) = &mut self.rollout else { return };
+        active.machine.set_alone(alone);
         let actions = active.machine.on(event, active.began.elapsed());
         for action in actions {
             self.perform(action).await;

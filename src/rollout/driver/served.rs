@@ -11,7 +11,8 @@ impl DriverTask {
         let mut served = Served::default();
         for place in places {
             let service = &place.spec.service.name;
-            let is_here = |m: &&Member| m.slot == place.slot && m.spec.service.name == *service && !m.stands_in;
+            let is_here =
+                |m: &&Member| m.slot == place.slot && m.spec.service.name == *service && m.stands_in.is_none();
             let here = || self.members.values().filter(is_here);
             let is_served = here().any(serves);
             match served.services.iter_mut().find(|known| known.service == *service) {
@@ -30,7 +31,7 @@ impl DriverTask {
                 served.why = secret.or_else(|| here().find_map(|m| m.last_check.clone()));
             }
         }
-        let stands_in = |m: &Member| m.stands_in && serves(m);
+        let stands_in = |m: &Member| m.stands_in.is_some() && serves(m);
         served.stand_ins = self.members.iter().filter(|(_, m)| stands_in(m)).map(|(id, _)| id.clone()).collect();
         served
     }

@@ -64,7 +64,7 @@ impl DriverTask {
     fn fill_places(&mut self) {
         for place in self.places.iter().flatten() {
             let service = &place.spec.service.name;
-            let serves = |m: &Member| m.duty == Duty::Serving && !m.stands_in;
+            let serves = |m: &Member| m.duty == Duty::Serving && m.stands_in.is_none();
             let taken = |m: &Member| serves(m) && m.slot == place.slot && m.spec.service.name == *service;
             if self.members.values().any(taken) {
                 continue;
