@@ -137,7 +137,7 @@ async fn adopt(agent: &Agent, app: &AppName, driver: &Driver) -> Result<()> {
         let duty = duty_of(&shared.routes, app, &instance, &spec, is_idle).await;
         let mut stands_in = None;
         if standing.contains(&instance.id) {
-            stands_in = Some(match canary::is_undone(&agent.store, instance.deployment).await {
+            stands_in = Some(match canary::was_canary(&agent.store, instance.deployment).await {
                 true => Until::AnyPlaceIsFilled,
                 false => Until::ItsPlaceIsFilled,
             });

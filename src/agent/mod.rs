@@ -22,6 +22,7 @@ use crate::model::{AppName, DeploymentId, InstanceId, ReleaseNumber, ServiceName
 use crate::proxy::{Counts, ProxyClient};
 use crate::rollout::canary::Wish;
 use crate::rollout::driver::canary::{CanaryState, WishRefused};
+use crate::rollout::driver::waiting;
 use crate::rollout::{Entrance, InstanceState};
 use crate::runtime::presence::{Away, Presence};
 use crate::runtime::{Happened, ImageGone, Runtime, RuntimeError};
@@ -295,9 +296,12 @@ impl Agent {
         Some(ProxyStanding { answers, pid: status.runs_as(), since })
     }
 
-    /// An app's canary, if one is under way.
-    pub fn canary(&self, app: &AppName) -> Option<CanaryState> {
-        self.app(app)?.driver.canary()
+    /// An app's canary, if one is under way; as the journal knows it when its rollout does not go on yet.
+    pub async fn canary(&self, app: &AppName) -> Result<Option<CanaryState>, StoreError> {
+        match self.app(app).and_then(|handle| handle.driver.canary()) {
+            Some(canary) => Ok(Some(canary)),
+            None => Ok(waiting::on_record(&self.store, app).await?.and_then(|canary| canary.state())),
+        }
     }
 
     /// How an app stands that is a permanent canary, once that is known.
@@ -309,7 +313,8 @@ impl Agent {
     pub async fn ask_canary(&self, app: &AppName, wish: Wish) -> Result<DeploymentId, WishRefused> {
         match self.app(app) {
             Some(handle) => handle.driver.ask(app, wish).await,
-            None => Err(WishRefused::NoCanary(app.clone())),
+            // Until the engine is there nobody rolls out.
+            None => waiting::ask_on_record(&self.store, app, &wish).await,
         }
     }
 

@@ -91,7 +91,7 @@ async fn view(api: &ApiState, config: &Config, app: &App, counts: Option<&Counts
         held: store.held_tip(&app.name).await?,
         instances: api.agent.instances(&app.name).unwrap_or_default(),
         deployment: running.map(|deployment| DeploymentView::of(&deployment, public_url, Timestamp::now())),
-        canary: api.agent.canary(&app.name),
+        canary: api.agent.canary(&app.name).await?,
         canary_of: app
             .canary_of
             .as_ref()

@@ -25,7 +25,9 @@ pub(super) async fn act(
     let action = action.ok_or_else(|| wrong("action", "is missing; give promote, abort, pause or resume"))?;
     let asked = api.agent.ask_canary(&app.name, Wish { action, by: caller.name }).await;
     let id = asked.map_err(|refused| match &refused {
-        WishRefused::Unrecorded(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string()),
+        WishRefused::Unrecorded(_) | WishRefused::Journal(_) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string())
+        }
         WishRefused::NoCanary(_) | WishRefused::Senseless(..) => {
             Problem::new(StatusCode::CONFLICT, refused.to_string())
         }

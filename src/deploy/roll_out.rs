@@ -102,7 +102,7 @@ impl Story<'_> {
         plan.slots.extend(slots);
         plan.kept.extend(kept);
         let mut alone = Vec::new();
-        if way == Way::Back && canary::is_undone(&self.deployer.store, id).await {
+        if way == Way::Back && canary::was_canary(&self.deployer.store, id).await {
             alone = plan::left_alone(&mut plan, &all, id);
         }
         let serving = stand_ins.iter().map(|stand_in| {

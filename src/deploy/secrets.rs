@@ -1,8 +1,10 @@
 //! A secret is absent that a deployment needs which may have begun to act: it can neither go on nor fail, so it waits, as long
 //! as its deadline allows. Its end needs no secret: the release command is stopped, what was replaced is put back from what runs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Halt, Story, failed, spec};
@@ -16,6 +18,14 @@ use crate::store::{Finish, Step};
 /// Between two looks. Where secrets lie may be mounted any moment, which no event of a file tells.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// Returns when it is time for a look, or its canary is to be undone.
+async fn look_again(undone: &Notify) {
+    tokio::select! {
+        () = sleep(PAUSE) => {}
+        () = undone.notified() => {}
+    }
+}
+
 impl Story<'_> {
     /// Returns when the deployment can be told on: forward, or back when it was stopped meanwhile.
     pub(super) async fn until_secrets_are_there(&self) -> Result<(), Halt> {
@@ -23,8 +33,9 @@ impl Story<'_> {
         let (app, id) = (&self.app.name, self.deployment.id);
         tracing::warn!(%app, %id, "the deployment goes on when its secrets can be read: {why}");
         self.log.line(format!("it waits for a secret, and goes on by itself when that can be read: {why}"));
+        let undone = Arc::new(Notify::new());
         if self.in_rollout() {
-            self.deployer.driver.wait(id, self.log.clone());
+            self.deployer.driver.wait(id, self.log.clone(), undone.clone());
         }
         let command = self.command_begun().await?;
         let late = Instant::now() + command.as_ref().map_or(Duration::ZERO, |command| command.timeout);
@@ -44,15 +55,22 @@ impl Story<'_> {
                         self.end_late_command(command).await?;
                     }
                 }
-                () = sleep(PAUSE) => match self.absent_secret().await? {
+                () = look_again(&undone) => match self.absent_secret().await? {
                     Some(now) => why = now,
                     None => break,
                 }
             }
         }
         self.running.waits_for(None);
-        self.log.line(format!("its secrets can be read again; going on from {}", self.deployment.status));
+        if !self.is_undone().await? {
+            self.log.line(format!("its secrets can be read again; going on from {}", self.deployment.status));
+        }
         Ok(())
+    }
+
+    async fn is_undone(&self) -> Result<bool, Halt> {
+        let step = self.deployer.store.step::<Failure>(self.deployment.id, REVERT_STEP).await?;
+        Ok(matches!(step, Step::Done(_)))
     }
 
     /// Which secret cannot be read now. What is being undone does without.
@@ -61,7 +79,7 @@ impl Story<'_> {
         match self.deployment.status {
             Status::Releasing => Ok(spec::absent_secret(self.app)),
             Status::RollingOut | Status::Watching => {
-                if let Step::Done(_) = store.step::<Failure>(self.deployment.id, REVERT_STEP).await? {
+                if self.is_undone().await? {
                     return Ok(None);
                 }
                 let live = store.live_release(&self.app.name).await?;

@@ -59,6 +59,27 @@ pub struct Wish {
     pub by: String,
 }
 
+/// Why something cannot be asked of a canary that is neither promoted nor undone, and whose last step is `last`.
+pub fn refuses(standing: Standing, last: usize, action: CanaryAction) -> Option<&'static str> {
+    match action {
+        CanaryAction::Abort => None,
+        _ if standing.step >= last => Some("it is at its last step already"),
+        CanaryAction::Promote => None,
+        CanaryAction::Pause => standing.held.then_some("it is paused already"),
+        CanaryAction::Resume => (!standing.held).then_some("it is not paused"),
+    }
+}
+
+/// Where a canary stands when that was asked of it.
+pub fn wished(standing: Standing, last: usize, action: CanaryAction) -> Standing {
+    match action {
+        CanaryAction::Abort => standing,
+        CanaryAction::Promote => Standing { step: last, held: false, ..standing },
+        CanaryAction::Pause => Standing { held: true, ..standing },
+        CanaryAction::Resume => Standing { held: false, ..standing },
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// What the step needs is started and proved, one after another.
@@ -224,18 +245,13 @@ impl Canary {
 
     /// Why something cannot be asked of it now, in words.
     pub fn refuses(&self, action: CanaryAction) -> Option<&'static str> {
-        let at_last = self.standing.step == self.last();
         match (&self.state, action) {
             (State::Promoted(_), CanaryAction::Abort) => {
                 Some("it is promoted, and the old instances end; cancel the deployment to have it undone")
             }
             (State::Promoted(_), _) => Some("it is promoted already"),
             (State::Unrouting { .. } | State::Leaving(_) | State::Finished, _) => Some("it is being undone"),
-            (_, CanaryAction::Abort) => None,
-            (_, _) if at_last => Some("it is at its last step already"),
-            (_, CanaryAction::Promote) => None,
-            (_, CanaryAction::Pause) => self.standing.held.then_some("it is paused already"),
-            (_, CanaryAction::Resume) => (!self.standing.held).then_some("it is not paused"),
+            _ => refuses(self.standing, self.last(), action),
         }
     }
 
@@ -449,22 +465,21 @@ impl Canary {
             }
             CanaryAction::Promote => {
                 actions.push(Action::Say(format!("canary: promoted by {by} at {share} % of the requests")));
-                self.standing.step = self.last();
-                self.standing.held = false;
+                self.standing = wished(self.standing, self.last(), wish.action);
                 if self.is_pausing() {
                     self.state = State::Growing;
                 }
             }
             CanaryAction::Pause => {
                 actions.push(Action::Say(format!("canary: paused by {by} until it is resumed, promoted or aborted")));
-                self.standing.held = true;
+                self.standing = wished(self.standing, self.last(), wish.action);
                 if let State::Pausing { until, left } = &mut self.state {
                     *left = until.saturating_sub(now);
                 }
             }
             CanaryAction::Resume => {
                 actions.push(Action::Say(format!("canary: resumed by {by}")));
-                self.standing.held = false;
+                self.standing = wished(self.standing, self.last(), wish.action);
                 if let State::Pausing { left, .. } = self.state {
                     self.pause(left, now, actions);
                 }

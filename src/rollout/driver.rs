@@ -3,14 +3,14 @@
 //!
 //! Here is who may say what to it, and where each signal goes. `instances` keeps what is known of the app's instances,
 //! `perform` does what the machine asks (`moves` is which one), `canary` keeps how far one has come and `analysis` compares it, `counting` counts what is answered, `publish` tells the proxy and others, `suspicion` tells failures
-//! of the release from those of the engine, `upkeep` keeps running what is live.
+//! of the release from those of the engine, `upkeep` keeps running what is live, `waiting` is a canary whose rollout does not go on yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::canary::Wish;
@@ -39,6 +39,7 @@ mod stand_ins;
 mod strangers;
 mod suspicion;
 mod upkeep;
+pub mod waiting;
 
 use analysis::Analysis;
 use canary::{CanaryPlan, CanaryState, WishRefused};
@@ -47,6 +48,7 @@ use moves::Moves;
 use publish::{Push, start_pusher};
 pub use upkeep::LivePlace;
 use upkeep::{Found, TICK};
+use waiting::Watched;
 
 /// The step that says that a deployment is being undone, and why.
 pub const REVERT_STEP: &str = "revert";
@@ -107,7 +109,7 @@ enum Signal {
     Entrance(Option<Entrance>),
     Current(oneshot::Sender<Vec<Current>>),
     Expect(Vec<LivePlace>),
-    Wait(DeploymentId, DeployLog),
+    Wait(DeploymentId, DeployLog, Arc<Notify>),
     Served(Vec<LivePlace>, oneshot::Sender<Served>),
     Refresh(oneshot::Sender<Result<(), RuntimeError>>),
     Refreshed(Result<Found, RuntimeError>, oneshot::Sender<Result<(), RuntimeError>>),
@@ -189,6 +191,7 @@ impl Driver {
             engine_away: false,
             places: None,
             waiting: None,
+            watched: None,
             strangers: None,
         };
         tokio::spawn(task.run(inbox));
@@ -232,9 +235,9 @@ impl Driver {
     }
 
     /// A deployment that was cut off in its rollout waits. Meanwhile, until it is rolled out further or back, those of its
-    /// instances that pass their gates serve where nobody else is.
-    pub fn wait(&self, deployment: DeploymentId, log: DeployLog) {
-        self.send(Signal::Wait(deployment, log));
+    /// instances that pass their gates serve where nobody else is. `wake` is notified when its canary is to be undone.
+    pub fn wait(&self, deployment: DeploymentId, log: DeployLog, wake: Arc<Notify>) {
+        self.send(Signal::Wait(deployment, log, wake));
     }
 
     /// Has the engine say what there is, as instances may have ended or begun while it was away.
@@ -350,6 +353,8 @@ struct DriverTask {
     places: Option<Vec<LivePlace>>,
     /// The deployment that waits in the middle of its rollout, and its log.
     waiting: Option<(DeploymentId, DeployLog)>,
+    /// The canary whose rollout does not go on yet.
+    watched: Option<Watched>,
     /// Containers that no deployment on record has started and that were told of, once that has been read.
     strangers: Option<BTreeSet<String>>,
 }
@@ -392,8 +397,9 @@ impl DriverTask {
                 let _ = answer.send(self.current());
             }
             Signal::Expect(places) => self.expect(places).await,
-            Signal::Wait(deployment, log) => {
-                self.waiting = Some((deployment, log));
+            Signal::Wait(deployment, log, wake) => {
+                self.waiting = Some((deployment, log.clone()));
+                self.watch_waiting(deployment, log, wake).await;
                 self.serve_alone();
             }
             Signal::Served(places, answer) => {
@@ -428,6 +434,8 @@ impl DriverTask {
             Signal::Counted(round, count) => {
                 if self.is_in(round) {
                     self.counted(count).await;
+                } else if self.watched.as_ref().is_some_and(|watched| watched.round == round) {
+                    self.counted_waiting(&count).await;
                 }
             }
             Signal::Timer(round, timer) => {

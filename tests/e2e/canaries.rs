@@ -1,5 +1,7 @@
 //! Canaries: a new version gets a share of the requests, and no more than that until it has earned them all.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bollard::query_parameters::KillContainerOptions;
@@ -309,5 +311,78 @@ async fn one_that_alone_serves_is_undone_when_the_live_version_serves_again() {
     assert!(!ended["reason"].as_str().unwrap().contains("serves until"), "{ended:#}");
     shop.all_ready().await;
     shop.assert_live(1, &[("web", 2)]).await;
+    shop.finish().await;
+}
+
+/// A canary whose agent is killed at its first step, and whose secret is gone when the agent is back.
+async fn cut_off(shop: &mut Shop, secret: &Path, version: &Behaviour) -> u64 {
+    let id = shop.push_without_waiting(version).await;
+    shop.says(id, "step 1 of 2").await;
+    shop.agent.kill().await;
+    std::fs::remove_file(secret).expect("removed");
+    shop.agent.start().await;
+    id
+}
+
+#[tokio::test]
+async fn one_that_waits_for_a_secret_is_shown_judged_and_can_be_asked() {
+    let Some(engine) = engine::or_skip("canary_waits").await else { return };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let secret = dir.path().join("greeting");
+    let write = || {
+        std::fs::write(&secret, "hello from a file").expect("written");
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+    };
+    write();
+    let options = Options::default().table(&format!("[apps.shop.env]\nGREETING = {{ file = {secret:?} }}\n"));
+    let mut shop = live(&engine, &options, "steps = [20]\npause = \"80s\"").await;
+    let load = shop.load();
+
+    // What is asked of it while it waits counts when it goes on.
+    let id = cut_off(&mut shop, &secret, &Behaviour::version("v2")).await;
+    act(&shop, "pause", 202).await;
+    let twice = act(&shop, "pause", 409).await;
+    assert!(twice["detail"].as_str().unwrap().ends_with("it is paused already"), "{twice}");
+    shop.says(id, "it waits for a secret").await;
+    eventually("it is shown and compared", LIMIT, async || {
+        let canary = shop.app().await["canary"].clone();
+        let is_shown = canary["share"] == 20 && canary["step"] == 1 && canary["paused"] == true;
+        if is_shown && canary["comparison"].is_string() { Ok(()) } else { Err(format!("{canary:#}")) }
+    })
+    .await;
+    let status = shop.agent.cli(&["status", "shop"]).await;
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("canary  step 1 of 2: 20 % of the requests to v2 for "), "{status}");
+    write();
+    shop.says(id, "canary: going on with step 1 of 2").await;
+    eventually("it is held", LIMIT, async || {
+        let canary = shop.app().await["canary"].clone();
+        if canary["paused"] == true { Ok(()) } else { Err(format!("{canary:#}")) }
+    })
+    .await;
+
+    // Undoing it needs no secret.
+    shop.agent.kill().await;
+    std::fs::remove_file(&secret).expect("removed");
+    shop.agent.start().await;
+    act(&shop, "abort", 202).await;
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&ended, "rolled_back", &["the canary was aborted by ", "at 20 % of the requests"]);
+    shop.assert_live(1, &[("web", 2)]).await;
+    load.stop().await.assert_flawless(100);
+
+    // It is judged while it waits.
+    write();
+    let load = shop.load();
+    let id = cut_off(&mut shop, &secret, &Behaviour::version("v3").fail_percent(10)).await;
+    shop.says(id, "it waits for a secret").await;
+    let ended = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&ended, "rolled_back", &["worse than what it replaces, at 20 % of the requests: "]);
+    assert!(!secret.exists(), "the secret is still absent");
+    let report = load.stop().await;
+    let foreign: Vec<_> = report.failures.iter().filter(|failure| !failure.what.contains("v3 fails as told")).collect();
+    assert!(foreign.is_empty() && report.failed > 0, "{foreign:?}");
+    shop.assert_live(1, &[("web", 2)]).await;
+    write();
     shop.finish().await;
 }

@@ -32,11 +32,40 @@ pub(super) struct Analysis {
 
 impl Analysis {
     /// The false alarms allowed in all are divided among the steps.
-    fn new(step: usize, steps: usize) -> Self {
+    pub(super) fn new(step: usize, steps: usize) -> Self {
         let usual = Settings::default();
         let settings = Settings { alpha: usual.alpha / steps.max(1) as f64, ..usual };
         Self { step, judge: Judge::new(settings), tally: Tally::default(), words: None, told_at: None }
     }
+
+    /// Takes one more count.
+    pub(super) fn look(
+        &mut self,
+        count: &Count,
+        members: &BTreeMap<InstanceId, Member>,
+        deployment: DeploymentId,
+    ) -> Looked {
+        self.tally.take(&count.boot, sides(count, members, deployment));
+        let (old, new) = (self.tally.old, self.tally.new);
+        let mut words = words(&old, &new);
+        let is_worse = match self.judge.look(&old, &new) {
+            Verdict::Wait(_) => None,
+            Verdict::Promote(_) => {
+                words.push_str("; the canary is no worse");
+                None
+            }
+            Verdict::Abort { why, .. } => Some(why),
+        };
+        Looked { words, is_worse }
+    }
+}
+
+/// What one look has shown.
+pub(super) struct Looked {
+    /// How both sides compare.
+    pub words: String,
+    /// Why the canary is to be undone.
+    pub is_worse: Option<String>,
 }
 
 impl DriverTask {
@@ -50,18 +79,7 @@ impl DriverTask {
             Some(analysis) if analysis.step == standing => analysis,
             place => place.insert(Analysis::new(standing, steps)),
         };
-        analysis.tally.take(&count.boot, sides(count, &self.members, deployment));
-        let (verdict, old, new) =
-            (analysis.judge.look(&analysis.tally.old, &analysis.tally.new), analysis.tally.old, analysis.tally.new);
-        let mut words = words(&old, &new);
-        let why = match verdict {
-            Verdict::Wait(_) => None,
-            Verdict::Promote(_) => {
-                words.push_str("; the canary is no worse");
-                None
-            }
-            Verdict::Abort { why, .. } => Some(why),
-        };
+        let Looked { words, is_worse: why } = analysis.look(count, &self.members, deployment);
         let is_news = analysis.words.as_ref() != Some(&words);
         let tells = is_news && analysis.told_at.is_none_or(|told| told.elapsed() >= TOLD_EVERY);
         if tells {

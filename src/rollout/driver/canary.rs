@@ -69,6 +69,9 @@ pub enum WishRefused {
     /// It is done, but not on disk.
     #[error("it is done, but could not be written down, and a restart of the agent would forget it: {0}")]
     Unrecorded(StoreError),
+    /// The journal failed.
+    #[error("nothing was done, as the journal failed: {0}")]
+    Journal(StoreError),
 }
 
 /// How far the canary of a deployment had come, when none of it has been undone.
@@ -87,8 +90,8 @@ pub async fn share_left(store: &Store, id: DeploymentId) -> Result<Option<Standi
     }
 }
 
-/// Whether a deployment that is undone, or was, shared the requests at that time. One that cannot be read counts as none.
-pub async fn is_undone(store: &Store, id: DeploymentId) -> bool {
+/// Whether a deployment that is undone, or was, was a canary and not promoted. One that cannot be read counts as none.
+pub async fn was_canary(store: &Store, id: DeploymentId) -> bool {
     matches!(share_left(store, id).await, Ok(Some(standing)) if standing.share < 100)
 }
 
@@ -137,7 +140,14 @@ impl DriverTask {
     pub(super) async fn asked(&mut self, wish: Wish, answer: oneshot::Sender<Result<DeploymentId, WishRefused>>) {
         let under_way = self.rollout.as_ref().and_then(|active| Some((active, active.machine.canary()?)));
         let result = match under_way {
-            None => Err(WishRefused::NoCanary(self.app.clone())),
+            None => {
+                let result = match self.rollout {
+                    None => self.asked_waiting(&wish).await,
+                    Some(_) => Err(self.refusal().await),
+                };
+                let _ = answer.send(result);
+                return;
+            }
             Some((active, canary)) => match canary.refuses(wish.action) {
                 Some(why) => Err(WishRefused::Senseless(self.app.clone(), why)),
                 None => Ok(active.assignment.deployment),
@@ -155,6 +165,17 @@ impl DriverTask {
         };
         // A caller that went away is told nothing.
         let _ = answer.send(result);
+    }
+
+    /// Why nothing can be asked of a rollout without a canary: it may undo one.
+    async fn refusal(&self) -> WishRefused {
+        let undone = self.rollout.as_ref().filter(|active| active.assignment.reverting.is_some());
+        match undone {
+            Some(active) if was_canary(&self.parts.store, active.assignment.deployment).await => {
+                WishRefused::Senseless(self.app.clone(), "it is being undone")
+            }
+            _ => WishRefused::NoCanary(self.app.clone()),
+        }
     }
 }
 

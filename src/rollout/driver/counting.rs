@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Active, DriverTask, Signal};
+use super::{Active, DriverTask, Round, Signal};
 use crate::model::{AppName, DeploymentId, InstanceId, ServiceName};
 use crate::proxy;
 use crate::proxy::control::InstanceCounts;
@@ -50,6 +50,14 @@ impl DriverTask {
             return;
         }
         let round = active.round;
+        let task = self.count_again_and_again(round);
+        let Some(active) = &mut self.rollout else { return };
+        let old = active.counting.take().map(|before| before.old).unwrap_or_default();
+        active.counting = Some(Counting { history, _task: task, at_watch: None, old });
+    }
+
+    /// Counts until the task is dropped.
+    pub(super) fn count_again_and_again(&self, round: Round) -> Task {
         let (routes, app, signals) = (self.parts.routes.clone(), self.app.clone(), self.signals.clone());
         let counting = tokio::spawn(async move {
             let mut guests = Guests::default();
@@ -66,9 +74,7 @@ impl DriverTask {
                 sleep(COUNT_PAUSE).await;
             }
         });
-        let old = active.counting.take().map(|before| before.old).unwrap_or_default();
-        let task = Task::new(counting.abort_handle());
-        active.counting = Some(Counting { history, _task: task, at_watch: None, old });
+        Task::new(counting.abort_handle())
     }
 
     /// Judges the new instances from the first request on that they answer, and in the watch the whole app.

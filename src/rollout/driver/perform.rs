@@ -1,6 +1,7 @@
 //! What the machine asks for, performed: one rollout from its assignment to its outcome.
 
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -23,7 +24,12 @@ const FAILURE_LINES: u32 = 20;
 const STOP_ATTEMPTS: u32 = 5;
 
 impl DriverTask {
-    pub(super) async fn roll(&mut self, assignment: Assignment, answer: oneshot::Sender<Outcome>) {
+    pub(super) async fn roll(&mut self, mut assignment: Assignment, answer: oneshot::Sender<Outcome>) {
+        self.watched = None;
+        let undone = self.asked_meanwhile(&mut assignment).await;
+        if assignment.canary.is_none() {
+            self.canary.send_replace(None);
+        }
         // What is being undone keeps a canary's share to the end, however few of its instances are left.
         if assignment.canary.is_none() && assignment.reverting.is_none() {
             self.share = None;
@@ -70,6 +76,7 @@ impl DriverTask {
         });
         self.count();
         self.feed(Event::Begin).await;
+        self.undo_planned(undone).await;
     }
 
     /// An instance that stays goes on as it is; how it is checked, drained and routed may have changed.
@@ -280,10 +287,15 @@ impl DriverTask {
         if !matches!(outcome, Outcome::BrokenOff(_) | Outcome::TurnBack(_)) {
             self.share = None;
         }
+        let is_broken_off = matches!(outcome, Outcome::BrokenOff(_));
         if let Some(answer) = active.answer.take() {
             let _ = answer.send(outcome);
         }
         self.push_final_routes();
+        if is_broken_off {
+            let (id, log) = (active.assignment.deployment, active.assignment.log);
+            self.watch_waiting(id, log, Arc::default()).await;
+        }
     }
 }
 

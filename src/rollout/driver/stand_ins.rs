@@ -47,7 +47,7 @@ impl DriverTask {
     /// A deployment was undone: whatever it had started and serves still, nothing could take its place.
     pub(super) async fn leave_behind(&mut self, deployment: DeploymentId) {
         let mut left = Vec::new();
-        let until = match canary::is_undone(&self.parts.store, deployment).await {
+        let until = match canary::was_canary(&self.parts.store, deployment).await {
             true => Until::AnyPlaceIsFilled,
             false => Until::ItsPlaceIsFilled,
         };
