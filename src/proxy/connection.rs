@@ -33,8 +33,9 @@ const STREAMS: u32 = 128;
 const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
 /// What is kept of one stream's answer for a client that does not read.
 const SEND_BUFFER: usize = 64 << 10;
-/// Streams that a client opened and reset before they were looked at: beyond it the connection is ended (CVE-2023-44487).
-const RESETS: usize = 20;
+/// Streams that a client opened and reset before they were looked at: it may change its mind of all that it may have open at
+/// once, but not again and again. Beyond it the connection is ended (CVE-2023-44487).
+const RESETS: usize = STREAMS as usize;
 /// Streams that the proxy had to reset for a client's mistakes: beyond it the connection is ended.
 const MISTAKES: usize = 256;
 /// A silent HTTP/2 client is asked for a sign of life this often, and has this long to give one.

@@ -11,6 +11,7 @@ use super::support::*;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -160,4 +161,21 @@ async fn headers_that_claim_to_be_the_proxys_do_not_cross() {
     {
         assert_eq!(head.matches(there).count(), 1, "{there}: {head}");
     }
+}
+
+/// A client that gives up a page cancels all that it had asked for at once, at times in the packet that asked.
+#[tokio::test]
+async fn as_many_requests_as_may_be_open_may_be_cancelled_at_once() {
+    let (proxy, recorder) = (TestProxy::start().await, Recorder::start().await);
+    proxy.client.apply(vec![recorder.route()]).await.unwrap();
+    let mut bytes = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, b"")].concat();
+    let head = block(&request("GET", "/cancelled", &[]));
+    let streams: Vec<u32> = (0..127).map(|number| 2 * number + 1).collect();
+    bytes.extend(streams.iter().flat_map(|&id| frame(HEADERS, END_STREAM | END_HEADERS, id, &head)));
+    bytes.extend(streams.iter().flat_map(|&id| frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())));
+    bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 255, &block(&request("GET", "/good", &[]))));
+    let mut wire = proxy.wire().await;
+    wire.stream.write_all(&bytes).await.unwrap();
+    let seen = timeout(Duration::from_secs(10), read_until_answered(&mut wire, 255)).await.expect("an answer");
+    assert_eq!(seen.last(), Some(&(HEADERS, 255)), "{seen:?}");
 }
