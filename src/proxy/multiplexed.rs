@@ -17,6 +17,17 @@ use super::instance::lock;
 use super::message::Reply;
 use super::pool::{SendError, without_body};
 
+/// What an instance may send of one answer before its client takes it. An answer holds no more memory than this.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same for all answers of a connection: no limit (it is the largest that there is, RFC 9113 §6.9.1). With a lower one a
+/// few answers that nobody takes would use it up, and stop all others. What is kept is bounded all the same, by a window
+/// for each request under way.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// The largest head of an answer, and the largest trailers, as of an instance that speaks HTTP/1.1. Of trailers beyond it h2 drops
+/// fields and tells nobody.
+const LARGEST_HEAD: u32 = 256 << 10;
+
 /// The connection to one instance, while there is one.
 #[derive(Debug, Default)]
 pub struct Multiplexed {
@@ -39,7 +50,11 @@ impl Multiplexed {
 
     /// On a new connection, over this socket, which the next requests share.
     pub async fn begin(self: &Arc<Self>, address: SocketAddr, socket: TcpStream) -> io::Result<Stream> {
-        let handshake = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket));
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(LARGEST_HEAD)
+            .handshake(TokioIo::new(socket));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         // It ends by itself when nobody can send on it any more and all answers are there.
         tokio::spawn(async move {

@@ -11,6 +11,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2 as client;
+use hyper::header::HeaderValue;
 use hyper::server::conn::http2 as server;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
@@ -29,17 +30,30 @@ type Body = BoxBody<Bytes, Infallible>;
 /// Echoes bodies, says of a request what it saw, and gives a status in its trailers.
 struct Instance {
     address: SocketAddr,
-    connections: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     serving: JoinSet<()>,
 }
 
+#[derive(Default)]
+struct Seen {
+    /// Made so far, and open now.
+    connections: AtomicUsize,
+    open: AtomicUsize,
+    /// What `/endless` was given.
+    bytes: AtomicUsize,
+}
+
 impl Instance {
-    async fn start() -> Self {
+    async fn start(streams: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, connections) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+        let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, Arc::clone(&connections)));
-        Self { address, connections, serving }
+        serving.spawn(serve(listener, streams, Arc::clone(&seen)));
+        Self { address, seen, serving }
+    }
+
+    fn connections(&self) -> usize {
+        self.seen.connections.load(SeqCst)
     }
 
     /// Cuts every connection, and listens again at once.
@@ -51,22 +65,62 @@ impl Instance {
             }
             tokio::task::yield_now().await;
         };
-        self.serving.spawn(serve(again, Arc::clone(&self.connections)));
+        self.serving.spawn(serve(again, STREAMS, Arc::clone(&self.seen)));
     }
 }
 
-async fn serve(listener: TcpListener, connections: Arc<AtomicUsize>) {
+/// Requests at a time on one connection, where a test says nothing else.
+const STREAMS: u32 = 200;
+
+async fn serve(listener: TcpListener, streams: u32, seen: Arc<Seen>) {
     let mut open = JoinSet::new();
     loop {
         let (socket, _) = listener.accept().await.unwrap();
-        connections.fetch_add(1, SeqCst);
-        let builder = server::Builder::new(TokioExecutor::new());
-        open.spawn(builder.serve_connection(TokioIo::new(socket), service_fn(answer)));
+        let seen = Arc::clone(&seen);
+        seen.connections.fetch_add(1, SeqCst);
+        seen.open.fetch_add(1, SeqCst);
+        open.spawn(async move {
+            let answering = service_fn(|request| answer(request, Arc::clone(&seen)));
+            let mut builder = server::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(streams);
+            let _ = builder.serve_connection(TokioIo::new(socket), answering).await;
+            seen.open.fetch_sub(1, SeqCst);
+        });
     }
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    seen: Arc<Seen>,
+) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
     assert_eq!(request.version(), Version::HTTP_2);
+    let (path, size) = (request.uri().path(), request.uri().query().and_then(|size| size.parse().ok()).unwrap_or(0));
+    let large = HeaderValue::try_from("x".repeat(size)).unwrap();
+    let piece = Bytes::from_static(&[b'x'; 16 << 10]);
+    match path {
+        "/endless" => {
+            let pieces = futures_util::stream::repeat_with(move || {
+                seen.bytes.fetch_add(piece.len(), SeqCst);
+                Ok(Frame::data(piece.clone()))
+            });
+            return Ok(Response::new(BodyExt::boxed(StreamBody::new(pieces))));
+        }
+        "/open" => {
+            let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"part")))]);
+            let never = futures_util::stream::pending();
+            return Ok(Response::new(BodyExt::boxed(StreamBody::new(futures_util::StreamExt::chain(first, never)))));
+        }
+        "/head" => {
+            let body = Empty::new().map_err(|never| match never {}).boxed();
+            return Ok(Response::builder().header("x-large", large).body(body).unwrap());
+        }
+        "/trailers" => {
+            let trailers = [("x-large".parse().unwrap(), large)].into_iter().collect();
+            let body = request.into_body().with_trailers(async move { Some(Ok(trailers)) });
+            return Ok(Response::new(body.boxed()));
+        }
+        _ => {}
+    }
     let said = format!(
         "{} {} te={:?} for={:?}",
         request.method(),
@@ -80,18 +134,39 @@ async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, hy
 }
 
 async fn routed() -> (TestProxy, Instance) {
-    let (proxy, instance) = (TestProxy::start().await, Instance::start().await);
+    allowing(STREAMS).await
+}
+
+/// An instance that takes so many requests at a time on one connection.
+async fn allowing(streams: u32) -> (TestProxy, Instance) {
+    let (proxy, instance) = (TestProxy::start().await, Instance::start(streams).await);
+    route_to(&proxy, instance.address).await;
+    (proxy, instance)
+}
+
+async fn route_to(proxy: &TestProxy, address: SocketAddr) {
     let id = InstanceId::parse("d1-web-1").unwrap();
-    let members = vec![Member { instance: id, address: instance.address, weight: 1, group: 0 }];
+    let members = vec![Member { instance: id, address, weight: 1, group: 0 }];
     let route = Route { protocol: Protocol::H2c, members, ..route("shop", "shop.test", &[]) };
     proxy.client.apply(vec![route]).await.unwrap();
-    (proxy, instance)
+}
+
+/// Asks, reads the head of the answer, and leaves the rest.
+async fn begin(proxy: &TestProxy, path: &str) -> Wire {
+    let mut wire = proxy.wire().await;
+    wire.send(&format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
+    let head = timeout(Duration::from_secs(10), wire.until(b"\r\n\r\n")).await.expect("an answer").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    wire
 }
 
 async fn connect(proxy: &TestProxy) -> client::SendRequest<Body> {
     let socket = TcpStream::connect(proxy.address).await.unwrap();
-    let (sender, connection) =
-        client::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
+    let (sender, connection) = client::Builder::new(TokioExecutor::new())
+        .max_header_list_size(1 << 20)
+        .handshake(TokioIo::new(socket))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     sender
 }
@@ -129,7 +204,7 @@ async fn calls_stream_both_ways_on_one_connection_and_end_with_trailers() {
         let end = body.collect().await.unwrap();
         assert_eq!(end.trailers().unwrap()["grpc-status"], "0");
     }
-    assert_eq!(instance.connections.load(SeqCst), 1);
+    assert_eq!(instance.connections(), 1);
     assert_eq!(proxy.counts().await.served, 3);
 }
 
@@ -155,6 +230,43 @@ async fn a_connection_that_the_instance_cut_costs_no_request() {
         assert!(answer.into_body().collect().await.is_ok());
         instance.restart().await;
     }
-    assert!(instance.connections.load(SeqCst) >= 5);
+    assert!(instance.connections() >= 5);
     assert_eq!(proxy.counts().await.failed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_hold_up_nobody_else() {
+    let (proxy, instance) = routed().await;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        stalled.push(begin(&proxy, "/endless").await);
+    }
+    eventually("the instance can send no more of any", || async {
+        let before = instance.seen.bytes.load(SeqCst);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        before == instance.seen.bytes.load(SeqCst)
+    })
+    .await;
+    let mut other = proxy.wire().await;
+    other.send("POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\n\r\nhello").await;
+    let reply = timeout(Duration::from_secs(5), other.reply()).await.expect("it is answered");
+    assert_eq!((reply.body.as_str(), instance.connections()), ("hello", 1));
+}
+
+/// As large as those of an instance that speaks HTTP/1.1.
+#[tokio::test]
+async fn heads_and_trailers_may_be_large() {
+    let (proxy, _instance) = routed().await;
+    let mut wire = proxy.wire().await;
+    for size in [30_000, 250_000] {
+        let reply = wire.get(&format!("/head?{size}")).await;
+        assert_eq!((reply.status, reply.header("x-large").map(str::len)), (200, Some(size)));
+    }
+    assert_eq!(wire.get("/head?300000").await.status, 502);
+    let mut client = connect(&proxy).await;
+    for size in [30_000, 250_000] {
+        let request = Request::get(format!("http://shop.test/trailers?{size}")).body(Empty::new().boxed()).unwrap();
+        let answer = client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(answer.trailers().unwrap()["x-large"].len(), size);
+    }
 }
