@@ -281,7 +281,7 @@ impl Attempt<'_> {
             return Ok(Reply { head, body: Answer::Own(None) });
         }
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());
-        let link = if still_uploading {
+        let link = if still_uploading && !link.moves_by_itself() {
             // The rest of the upload must move while nobody reads the answer, and the other way round.
             Carrier::ByItself(link.detach())
         } else {

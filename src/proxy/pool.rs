@@ -31,13 +31,13 @@ use super::multiplexed::{Multiplexed, Stream};
 use super::wait::{Cut, Timer};
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
-const IDLE_LIMIT: Duration = Duration::from_secs(4);
+pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(4);
 /// With this many idle connections, those of requests that take none are not kept.
 const ENOUGH: usize = 32;
 /// How long an instance may take to close a connection after its last answer.
 const LEAVE_LIMIT: Duration = Duration::from_millis(100);
 /// A stopped container's address does not refuse, it is silent.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 type Io = TokioIo<TcpStream>;
 
@@ -52,7 +52,7 @@ pub enum Speech {
     Http2,
 }
 
-/// The connections of one instance that are idle, and the one that is shared.
+/// The connections of one instance that are idle, and those that are shared.
 #[derive(Debug)]
 pub struct Pool {
     address: SocketAddr,
@@ -94,18 +94,14 @@ impl Pool {
 
     /// A new connection, by hand of the request that needs it.
     pub async fn connect(&self, speech: Speech) -> io::Result<Box<Link>> {
-        let connecting = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(self.address));
-        let stream = connecting.await.map_err(|_| {
-            io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_LIMIT:?}"))
-        })??;
-        stream.set_nodelay(true)?;
         let wire = match speech {
-            Speech::Plain => Wire::Plain(Exchange::new(stream)),
+            Speech::Plain => Wire::Plain(Exchange::new(dial(self.address).await?)),
             Speech::Any => {
-                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+                let socket = TokioIo::new(dial(self.address).await?);
+                let (sender, connection) = http1::handshake(socket).await.map_err(io::Error::other)?;
                 Wire::Any(Any { sender, connection: Some(connection), closed: None })
             }
-            Speech::Http2 => Wire::Http2(self.http2.get_or_init(Arc::default).begin(self.address, stream).await?),
+            Speech::Http2 => Wire::Http2(self.http2.get_or_init(Arc::default).begin(self.address).await?),
         };
         Ok(Link::new(wire, false))
     }
@@ -149,11 +145,26 @@ impl Pool {
 
     /// Closes what idled too long or was closed from the other side.
     pub fn sweep(&self) {
+        if let Some(http2) = self.http2.get() {
+            http2.sweep();
+        }
         let mut idle = lock(&self.idle);
         if !idle.links.is_empty() {
             idle.links.retain_mut(|link| link.is_usable());
         }
     }
+}
+
+/// A socket to an instance.
+pub(super) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let connecting = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(address));
+    let socket = connecting.await.map_err(|_| not_in_time())??;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+pub(super) fn not_in_time() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_LIMIT:?}"))
 }
 
 /// One connection to an instance.
@@ -193,7 +204,7 @@ enum Wire {
     Plain(Exchange),
     /// hyper, for all.
     Any(Any),
-    /// On the connection that all share.
+    /// On one that others share.
     Http2(Stream),
 }
 
@@ -307,6 +318,11 @@ impl Link {
     /// The instance announced how long it keeps idle connections (`Keep-Alive: timeout=…`): stay well below.
     pub fn keep_at_most(&mut self, announced: Duration) {
         self.idle_limit = IDLE_LIMIT.min(announced.mul_f32(0.8));
+    }
+
+    /// Whether its bytes move although nobody drives it.
+    pub fn moves_by_itself(&self) -> bool {
+        matches!(self.wire, Wire::Http2(_))
     }
 
     /// Lets the connection go on by itself until the exchange under way ends, then closes it.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -30,6 +31,7 @@ type Body = BoxBody<Bytes, Infallible>;
 /// Echoes bodies, says of a request what it saw, and gives a status in its trailers.
 struct Instance {
     address: SocketAddr,
+    streams: u32,
     seen: Arc<Seen>,
     serving: JoinSet<()>,
 }
@@ -49,7 +51,7 @@ impl Instance {
         let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, streams, Arc::clone(&seen)));
-        Self { address, seen, serving }
+        Self { address, streams, seen, serving }
     }
 
     fn connections(&self) -> usize {
@@ -65,7 +67,7 @@ impl Instance {
             }
             tokio::task::yield_now().await;
         };
-        self.serving.spawn(serve(again, STREAMS, Arc::clone(&self.seen)));
+        self.serving.spawn(serve(again, self.streams, Arc::clone(&self.seen)));
     }
 }
 
@@ -105,11 +107,7 @@ async fn answer(
             });
             return Ok(Response::new(BodyExt::boxed(StreamBody::new(pieces))));
         }
-        "/open" => {
-            let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"part")))]);
-            let never = futures_util::stream::pending();
-            return Ok(Response::new(BodyExt::boxed(StreamBody::new(futures_util::StreamExt::chain(first, never)))));
-        }
+        "/pause" => tokio::time::sleep(Duration::from_millis(100)).await,
         "/head" => {
             let body = Empty::new().map_err(|never| match never {}).boxed();
             return Ok(Response::builder().header("x-large", large).body(body).unwrap());
@@ -268,5 +266,71 @@ async fn heads_and_trailers_may_be_large() {
         let request = Request::get(format!("http://shop.test/trailers?{size}")).body(Empty::new().boxed()).unwrap();
         let answer = client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
         assert_eq!(answer.trailers().unwrap()["x-large"].len(), size);
+    }
+}
+
+/// Asks for a page that takes a moment, so often at once.
+async fn burst(proxy: &TestProxy, requests: usize) {
+    let at_once = (0..requests).map(|_| async { proxy.wire().await.get("/pause").await.status });
+    assert_eq!(join_all(at_once).await, vec![200; requests]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_requests_than_a_connection_takes_are_given_another() {
+    let (proxy, instance) = allowing(5).await;
+    let long = join_all((0..12).map(|_| begin(&proxy, "/endless"))).await;
+    assert_eq!(instance.connections(), 3);
+    assert_eq!(proxy.wire().await.get("/").await.status, 200, "there is room on the third");
+    drop(long);
+    eventually("all but one are closed", || async { instance.seen.open.load(SeqCst) == 1 }).await;
+    burst(&proxy, 5).await;
+    assert_eq!(instance.connections(), 3, "that one is used again");
+    assert_eq!(proxy.counts().await.failed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_has_its_place_until_both_sides_are_through() {
+    let (proxy, instance) = allowing(1).await;
+    let mut client = connect(&proxy).await;
+    let (say, mut said) = mpsc::unbounded_channel::<Frame<Bytes>>();
+    let frames = futures_util::stream::poll_fn(move |cx| said.poll_recv(cx).map(|frame| frame.map(Ok)));
+    say.send(Frame::data("first".into())).unwrap();
+    let mut answer = client.send_request(call(BodyExt::boxed(StreamBody::new(frames)))).await.unwrap().into_body();
+    assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let mut wire = proxy.wire().await;
+    let reply = timeout(Duration::from_secs(5), wire.get("/")).await.expect("it does not wait for the call");
+    assert_eq!((reply.status, instance.connections()), (200, 2));
+    drop(say);
+    assert_eq!(answer.collect().await.unwrap().trailers().unwrap()["grpc-status"], "0");
+    eventually("the surplus one is closed", || async { instance.seen.open.load(SeqCst) == 1 }).await;
+    assert_eq!((wire.get("/").await.status, instance.connections()), (200, 2), "the place is free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_a_bound_to_an_instances_connections() {
+    let (proxy, instance) = allowing(1).await;
+    burst(&proxy, 60).await;
+    assert_eq!(instance.connections(), 32, "the rest waited for their turn");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_connections_that_the_instance_cut_cost_no_request() {
+    let (proxy, mut instance) = allowing(1).await;
+    for round in 1..5 {
+        burst(&proxy, 4).await;
+        instance.restart().await;
+        assert_eq!(proxy.wire().await.get("/").await.status, 200, "round {round}");
+    }
+    assert_eq!(proxy.counts().await.failed, 0);
+}
+
+#[tokio::test]
+async fn an_instance_that_speaks_something_else_is_a_bad_gateway() {
+    let (proxy, backend) = (TestProxy::start().await, Backend::start("d1-web-1").await);
+    route_to(&proxy, backend.address).await;
+    for _ in 0..3 {
+        let mut wire = proxy.wire().await;
+        let reply = timeout(Duration::from_secs(5), wire.get("/")).await.expect("it is told at once");
+        assert_eq!(reply.status, 502);
     }
 }
