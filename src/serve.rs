@@ -97,7 +97,7 @@ async fn start(config_path: PathBuf, config: Config, inherited: Option<std::net:
     })?;
     let store = Store::open(&data_dir.join(data_dir::JOURNAL))?;
     let id = store.kept_random(AGENT_ID_KEY, 6).await?;
-    let identity = Identity::take(&id)?;
+    let identity = Identity::take(&id).await?;
     data_dir::write_whole(&data_dir.join(data_dir::AGENT_ID), id.as_bytes()).context("cannot write agent-id")?;
     let settings_key = store.kept_random("settings_key", 32).await?;
     let listener = match inherited {

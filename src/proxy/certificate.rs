@@ -33,19 +33,15 @@ pub const KEY_KINDS: &str = "ECDSA with P-256 or P-384, RSA with 2048 to 4096 bi
 
 /// A certificate that can be served with. Its key is nowhere to be seen.
 pub struct Certificate {
-    /// In lower case; `*.` at the beginning stands for one label.
-    pub names: Vec<String>,
-    /// Before it clients refuse it.
-    pub not_before: Timestamp,
-    /// From then on clients refuse it.
-    pub not_after: Timestamp,
+    /// What it says of itself.
+    pub facts: Facts,
     /// How a handshake with it is done.
     pub tls: Arc<ServerConfig>,
 }
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("names", &self.names).field("not_after", &self.not_after).finish()
+        f.debug_struct("Certificate").field("facts", &self.facts).finish_non_exhaustive()
     }
 }
 
@@ -148,10 +144,9 @@ impl Facts {
 impl Certificate {
     /// Reads both files.
     pub fn read(files: &CertificateFiles, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, CertificateError> {
-        let (chain, said) = chain(&files.cert)?;
+        let (chain, facts) = chain(&files.cert)?;
         let tls = belonging(files, chain, private_key(&files.key)?)?;
-        let Facts { names, not_before, not_after } = said;
-        Ok(Self { names, not_before, not_after, tls: with_tickets(tls, tickets) })
+        Ok(Self { facts, tls: with_tickets(tls, tickets) })
     }
 
     /// One for this name that nobody has signed.
@@ -159,14 +154,9 @@ impl Certificate {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
         let cert = made.cert.der().clone();
-        let Facts { names, not_before, not_after } = facts(&cert).map_err(|why| why.to_string())?;
+        let facts = facts(&cert).map_err(|why| why.to_string())?;
         let tls = server(vec![cert], key).map_err(|error| error.to_string())?;
-        Ok(Self { names, not_before, not_after, tls: with_tickets(tls, tickets) })
-    }
-
-    /// Whether clients take it, as far as the time goes.
-    pub fn is_valid(&self, now: Timestamp) -> bool {
-        (self.not_before..self.not_after).contains(&now)
+        Ok(Self { facts, tls: with_tickets(tls, tickets) })
     }
 }
 

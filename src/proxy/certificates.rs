@@ -67,7 +67,7 @@ impl Certificates {
         }
         let mut all = Self { files, ..Self::default() };
         for certificate in wanted.iter().filter_map(|pair| all.files.get(pair)?.certificate.clone()) {
-            for name in &certificate.names {
+            for name in &certificate.facts.names {
                 let (map, key) = match name.strip_prefix("*.") {
                     Some(parent) => (&mut all.wild, parent),
                     None => (&mut all.exact, name.as_str()),
@@ -90,7 +90,7 @@ pub fn best<'c>(
     mut certificates: impl Iterator<Item = &'c Arc<Certificate>> + Clone,
     now: Timestamp,
 ) -> Option<&'c Arc<Certificate>> {
-    certificates.clone().find(|certificate| certificate.is_valid(now)).or_else(|| certificates.next())
+    certificates.clone().find(|certificate| certificate.facts.is_valid(now)).or_else(|| certificates.next())
 }
 
 fn read_or_keep(
@@ -100,7 +100,7 @@ fn read_or_keep(
 ) -> Option<Arc<Certificate>> {
     match Certificate::read(pair, tickets) {
         Ok(certificate) => {
-            let (names, not_after) = (&certificate.names, certificate.not_after);
+            let (names, not_after) = (&certificate.facts.names, certificate.facts.not_after);
             tracing::info!(?names, %not_after, file = %pair.cert.display(), "certificate in use");
             if not_after < Timestamp::now() {
                 tracing::warn!(?names, %not_after, "this certificate has expired: clients refuse it");
@@ -153,7 +153,7 @@ mod tests {
         let one = write(dir.path(), "one", &["Shop.test", "www.shop.test"]);
         let wild = write(dir.path(), "wild", &["*.shop.test", "shop.test"]);
         let all = Certificates::default().renewed(&[one, wild], &tickets()).unwrap();
-        let names = |host: &str| all.of(host).next().map(|found| found.names[0].as_str());
+        let names = |host: &str| all.of(host).next().map(|found| found.facts.names[0].as_str());
         for (host, expected) in [
             ("shop.test", Some("shop.test")),
             ("www.shop.test", Some("shop.test")),
@@ -182,7 +182,7 @@ mod tests {
             until("wild", "*.test", 2032),
         ];
         let all = Certificates::default().renewed(&files, &tickets()).unwrap();
-        let shown = |host: &str, now: &str| best(all.of(host), now.parse().unwrap()).map(|found| found.not_after);
+        let shown = |host: &str, now: &str| best(all.of(host), now.parse().unwrap()).map(|found| found.facts.not_after);
         let year =
             |year: i16| Some(jiff::civil::date(year, 1, 1).to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp());
         for (host, now, expected) in [

@@ -256,9 +256,10 @@ async fn wait_for_room(
     visit: &mut Visit,
 ) -> Result<(Claim, Arc<Way>), NoClaim> {
     let (NoClaim::NoMember(way) | NoClaim::Busy(way)) = &none else { return Err(none) };
-    visit.found(way);
+    let way = Arc::clone(way);
+    visit.found(&way);
     let tally = Tally::new(&way.counters);
-    let waited = proxy.routing.wait(seeker, none).await;
+    let waited = proxy.routing.wait(seeker, &way, none).await;
     // Its end is told by whoever answers it.
     tally.forget();
     waited

@@ -194,7 +194,7 @@ impl Fronts {
         // One for each name that is configured, and for a wildcard one in all: strangers cannot have certificates made.
         let name = routing.name_of(host)?;
         let mut made = lock(&self.self_signed);
-        if let Some(found) = made.iter().find(|certificate| certificate.names.contains(&name)) {
+        if let Some(found) = made.iter().find(|certificate| certificate.facts.names.contains(&name)) {
             return Some(Arc::clone(found));
         }
         match Certificate::self_signed(&name, &self.tickets) {

@@ -121,12 +121,8 @@ pub enum NoClaim {
 }
 
 impl Routing {
-    /// For a request that has just been refused an instance: waits in the queue of its route until one has room.
-    pub async fn wait(&self, seeker: Seeker<'_>, none: NoClaim) -> Result<(Claim, Arc<Way>), NoClaim> {
-        let way = match &none {
-            NoClaim::NoMember(way) | NoClaim::Busy(way) => Arc::clone(way),
-            _ => return Err(none),
-        };
+    /// Waits in the queue of this route, if it has one, until an instance has room. A request that has been refused one comes here.
+    pub async fn wait(&self, seeker: Seeker<'_>, way: &Way, none: NoClaim) -> Result<(Claim, Arc<Way>), NoClaim> {
         match way.queue.enter(way.limits.queue) {
             None => Err(none),
             Some(place) => {
