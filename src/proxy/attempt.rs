@@ -31,10 +31,11 @@ use super::headers;
 use super::http1::{Interims, LinkError};
 use super::instance::{Claim, Instance};
 use super::message::{ForInstance, Reply};
-use super::pool::{Link, SendError, Speech, Waits};
+use super::pool::{Link, SendError, Speech};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
 use super::table::Protocol;
+use super::wait::Waits;
 use super::{tunnel, websocket};
 
 /// Tries after the first.
@@ -66,6 +67,8 @@ pub(super) struct Attempt<'a> {
     pub(super) replayable: bool,
     /// Where interim answers go, if its client can be sent any.
     pub(super) interims: Option<&'a Interims>,
+    /// What may end the wait for an answer.
+    pub(super) waits: &'a mut Waits,
     /// Of its body, if it has one.
     pub(super) progress: Option<Arc<Progress>>,
     pub(super) visit: &'a mut Visit,
@@ -111,7 +114,7 @@ impl Attempt<'_> {
     async fn run(&mut self, mut request: ForInstance) -> Result<(Box<Link>, Reply<Source>), NoAnswer> {
         loop {
             let speech = self.speech();
-            let idle = if self.may_reuse { self.claim.instance().pool.take(speech) } else { None };
+            let idle = if self.may_reuse { self.claim.instance().pool.take(speech, self.claimed) } else { None };
             let mut link = match idle {
                 Some(link) => link,
                 None => match self.claim.instance().pool.connect(speech).await {
@@ -178,14 +181,14 @@ impl Attempt<'_> {
 
     /// Waits for the head of the answer, as long as is reasonable.
     async fn exchange(
-        &self,
+        &mut self,
         link: &mut Link,
         request: ForInstance,
     ) -> Result<Result<Reply<Source>, SendError>, NoAnswer> {
         let instance = self.claim.instance();
-        let Waits { mut timer, mut cut } = std::mem::take(&mut link.waits);
+        let Waits { timer, ear } = &mut *self.waits;
         let answered = {
-            let is_cut = poll_fn(|cx| cut.poll(cx, instance.requests_cut()));
+            let is_cut = poll_fn(|cx| ear.poll(cx, instance.requests_cut()));
             let mut answer = pin!(link.send(request, self.replayable, self.interims, is_cut));
             let mut deadline = tokio::time::Instant::from_std(self.claimed) + self.answer_timeout;
             poll_fn(|cx| {
@@ -207,7 +210,6 @@ impl Attempt<'_> {
             })
             .await
         };
-        link.waits = Waits { timer, cut };
         match answered {
             Ok(Err(SendError::Broken { error: LinkError::Cut, .. })) if !instance.is_lost() => Err(NoAnswer::TooLate),
             answered => answered,

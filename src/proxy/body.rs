@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access_log::PassedBytes;
@@ -18,7 +18,7 @@ use super::files::FileBody;
 use super::http1::{LinkError, Pipe};
 use super::instance::Claim;
 use super::pool::Link;
-use super::wait::Cut;
+use super::wait::Ear;
 use crate::discard::discard;
 
 /// What a request brings to an instance.
@@ -217,10 +217,10 @@ pub struct Relay {
     link: Option<Carrier>,
     claim: Option<Claim>,
     tally: Tally,
-    /// Ends an event stream; any other answer ends with the requests of its instance.
-    stream: Option<CancellationToken>,
-    /// For that, where it is not the connection's.
-    cut: Cut,
+    /// The end of an event stream; any other answer ends with the requests of its instance.
+    stream: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// For that.
+    ear: Ear,
     /// It has ended because the instance's time to finish is over.
     is_cut: bool,
 }
@@ -283,12 +283,12 @@ impl Relay {
         let (claim, stream) = match is_stream {
             true => {
                 let (claim, token) = claim.into_stream();
-                (claim, Some(token))
+                (claim, Some(Box::pin(token.cancelled_owned())))
             }
             false => (claim, None),
         };
         let mut relay =
-            Self { source, link: Some(link), claim: Some(claim), tally, stream, cut: Cut::default(), is_cut: false };
+            Self { source, link: Some(link), claim: Some(claim), tally, stream, ear: Ear::default(), is_cut: false };
         if relay.source.is_at_end(relay.link.as_ref()) {
             relay.complete();
         }
@@ -318,10 +318,9 @@ impl Relay {
     /// Whether the limit of a drain has come. To be asked only when there is nothing to send: most answers never need it.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(claim) = &self.claim else { return Poll::Pending };
-        match (&self.stream, &mut self.link) {
-            (Some(stream), _) => self.cut.poll(cx, stream),
-            (None, Some(Carrier::Here(link))) => link.waits.cut.poll(cx, claim.instance().requests_cut()),
-            (None, _) => self.cut.poll(cx, claim.instance().requests_cut()),
+        match &mut self.stream {
+            Some(is_cut) => is_cut.as_mut().poll(cx),
+            None => self.ear.poll(cx, claim.instance().requests_cut()),
         }
     }
 

@@ -90,7 +90,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
         // Who has just spoken is answered.
         biased;
         opened = opened => opened,
-        () = proxy.close_idle.cancelled() => return,
+        () = proxy.close_idle.wait() => return,
     };
     let (is_http2, stream) = match opened {
         Ok(opened) => opened,
@@ -148,7 +148,7 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = proxy.close_idle.cancelled(), if !told_to_close => {
+            () = proxy.close_idle.wait(), if !told_to_close => {
                 told_to_close = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -27,6 +27,7 @@ use super::path_prefix::PathPrefix;
 use super::routing::{NoClaim, Seeker, Way};
 use super::server::Proxy;
 use super::table::{Protocol, lookup_host};
+use super::wait::Waits;
 
 /// What a client asks for.
 #[derive(Debug)]
@@ -38,34 +39,37 @@ pub struct Asked<'a> {
     upgrade: Option<OnUpgrade>,
     /// Where interim answers go. hyper sends a client none.
     interims: Option<&'a Interims>,
+    /// What may end its waits.
+    waits: &'a mut Waits,
     /// When the head was there.
     arrived: Instant,
 }
 
 impl<'a> Asked<'a> {
     /// By a plain request.
-    pub fn plainly(head: Box<RequestHead>, interims: &'a Interims, arrived: Instant) -> Self {
-        Self { head, body: None, upgrade: None, interims: Some(interims), arrived }
+    pub fn plainly(head: Box<RequestHead>, interims: &'a Interims, waits: &'a mut Waits, arrived: Instant) -> Self {
+        Self { head, body: None, upgrade: None, interims: Some(interims), waits, arrived }
     }
-}
 
-impl From<Request<Incoming>> for Asked<'_> {
-    fn from(mut request: Request<Incoming>) -> Self {
+    /// By a request that hyper has read.
+    fn at_length(mut request: Request<Incoming>, waits: &'a mut Waits) -> Self {
         let upgrade = Some(hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();
-        Self { head: Box::new(head.into()), body: Some(body), upgrade, interims: None, arrived: Instant::now() }
+        let (head, arrived) = (Box::new(head.into()), Instant::now());
+        Self { head, body: Some(body), upgrade, interims: None, waits, arrived }
     }
 }
 
 /// Answers a request that hyper has read, for hyper to write the answer.
 pub async fn handle(proxy: Arc<Proxy>, origin: Arc<Origin>, request: Request<Incoming>) -> Response<Sending> {
     let origin = proxy.fronts.newer(&origin).unwrap_or(origin);
-    answer(&proxy, &origin, request.into()).await.into_response()
+    let mut waits = Waits::default();
+    answer(&proxy, &origin, Asked::at_length(request, &mut waits)).await.into_response()
 }
 
 /// Answers one request of a client.
 pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<Sending> {
-    let Asked { head, body, upgrade, interims, arrived } = asked;
+    let Asked { head, body, upgrade, interims, waits, arrived } = asked;
     let is_plain = body.is_none();
     let id = proxy.next_request_id();
     let mut visit = proxy.fronts.access_log().begin(&head, origin, id);
@@ -74,7 +78,7 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<S
     let is_http2 = head.version == Version::HTTP_2;
     let is_held_back = !is_plain && head.fields.contains(&EXPECT);
     let body = ClientBody::new(body, is_held_back, origin.limits.max_body_size, visit.bytes());
-    let request = Incomer { head, body, is_plain, upgrade, interims, arrived };
+    let request = Incomer { head, body, is_plain, upgrade, interims, waits, arrived };
     let (mut reply, by) = match forward(proxy, origin, request, id, &mut visit).await {
         Ok(reply) => (reply, Maker::App),
         Err(own) => (own.response(headers::form_of_errors(&accepted), &id.value()).into(), Maker::Proxy),
@@ -128,6 +132,7 @@ struct Incomer<'a> {
     is_plain: bool,
     upgrade: Option<OnUpgrade>,
     interims: Option<&'a Interims>,
+    waits: &'a mut Waits,
     arrived: Instant,
 }
 
@@ -152,7 +157,7 @@ async fn forward(
     id: RequestId<'_>,
     visit: &mut Visit,
 ) -> Result<Reply<Answer>, Own> {
-    let Incomer { mut head, body, is_plain, upgrade: client, interims, arrived } = request;
+    let Incomer { mut head, body, is_plain, upgrade: client, interims, waits, arrived } = request;
     if head.method == Method::CONNECT {
         return Err(Own::MethodNotAllowed);
     }
@@ -188,10 +193,14 @@ async fn forward(
     let asked = head.uri.clone();
     let seeker = Seeker { host: &host, path: asked.path(), fields: &head.fields, tried: &[], waited: false };
     let claimed = match proxy.routing.claim(seeker) {
-        Err(none) => wait_for_room(proxy, seeker, none, visit).await,
-        claimed => claimed,
+        Ok((claim, way)) => Ok((claim, way, arrived)),
+        // The time in the queue is not the instance's.
+        Err(none) => {
+            let waited = wait_for_room(proxy, seeker, none, visit).await;
+            waited.map(|(claim, way)| (claim, way, Instant::now()))
+        }
     };
-    let (claim, way) = match claimed {
+    let (claim, way, claimed) = match claimed {
         Ok(claimed) => claimed,
         Err(none) => return without_instance(none, &host, head, visit).await,
     };
@@ -232,8 +241,7 @@ async fn forward(
         answer_timeout: origin.limits.answer_timeout,
         claim,
         arrived,
-        // The time in the queue is not the instance's.
-        claimed: if way.limits.queue == 0 { arrived } else { Instant::now() },
+        claimed,
         tally: Tally::new(&way.counters),
         way,
         tried: Vec::new(),
@@ -242,6 +250,7 @@ async fn forward(
         may_reuse: replayable || protocol == Protocol::H2c,
         replayable,
         interims,
+        waits,
         progress,
         visit,
     };

@@ -1,8 +1,11 @@
 //! An instance as the proxy knows it: its connections, what it has under way, and whether it failed lately.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -12,6 +15,7 @@ use super::control::InstanceCounts;
 use super::counts::Latencies;
 use super::pool::Pool;
 use super::queue::Queue;
+use super::wait::{Bell, Signal};
 use crate::model::InstanceId;
 
 /// How long an instance that refused a connection is passed over while others remain.
@@ -35,13 +39,11 @@ pub struct Instance {
     routed: AtomicBool,
     requests: AtomicU64,
     streams: AtomicU64,
-    answered: AtomicU64,
     server_errors: AtomicU64,
     latency: Latencies,
     /// To end open streams one by one; requests have one end for all.
     open_streams: Mutex<OpenStreams>,
-    /// Made when first asked for, as [`Pool`]'s shared connection is: tables are large.
-    cut_requests: OnceLock<CancellationToken>,
+    requests_cut: Signal,
     /// Its requests were cut because it cannot answer any more.
     lost: AtomicBool,
     /// Someone waits on `changed`.
@@ -61,19 +63,18 @@ struct OpenStreams {
 }
 
 impl Instance {
-    /// A member of a table.
-    pub fn new(id: InstanceId, pool: Pool) -> Arc<Self> {
+    /// A member of a table; the end of its requests is told by `bell`.
+    pub fn new(id: InstanceId, pool: Pool, bell: &Bell) -> Arc<Self> {
         Arc::new(Self {
             id,
             pool,
             routed: AtomicBool::new(true),
             requests: AtomicU64::new(0),
             streams: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
             server_errors: AtomicU64::new(0),
             latency: Latencies::default(),
             open_streams: Mutex::default(),
-            cut_requests: OnceLock::new(),
+            requests_cut: Signal::new(bell),
             lost: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             changed: Notify::new(),
@@ -101,17 +102,17 @@ impl Instance {
     /// It began an answer, with a 5xx status or another, so long after it was given the request.
     pub fn note_answer(&self, is_server_error: bool, took: Duration) {
         self.latency.add(took);
-        self.answered.fetch_add(1, Relaxed);
-        self.server_errors.fetch_add(u64::from(is_server_error), Relaxed);
+        if is_server_error {
+            self.server_errors.fetch_add(1, Release);
+        }
     }
 
     /// What it has answered.
     pub fn counts(&self) -> InstanceCounts {
-        InstanceCounts {
-            answered: self.answered.load(Relaxed),
-            server_errors: self.server_errors.load(Relaxed),
-            latency: self.latency.read(),
-        }
+        // In this order, so that there are never more errors than answers.
+        let server_errors = self.server_errors.load(Acquire);
+        let latency = self.latency.read();
+        InstanceCounts { answered: latency.total(), server_errors, latency }
     }
 
     /// Whether the newest table has it.
@@ -143,15 +144,19 @@ impl Instance {
         }
     }
 
-    /// Fires when the requests under way are to end.
-    pub fn requests_cut(&self) -> &CancellationToken {
-        self.cut_requests.get_or_init(CancellationToken::new)
+    /// That the requests under way are to end.
+    pub fn requests_cut(&self) -> &Signal {
+        &self.requests_cut
     }
 
     /// Ends every request under way; answers how many there were.
     pub fn cut_requests(&self) -> u64 {
+        self.requests_cut.mark();
         let under_way = self.requests();
-        self.requests_cut().cancel();
+        // One that is counted in later looks before it waits.
+        if under_way > 0 {
+            self.requests_cut.ring();
+        }
         under_way
     }
 
@@ -282,7 +287,7 @@ mod tests {
     use super::*;
 
     fn instance() -> Arc<Instance> {
-        Instance::new(InstanceId::parse("d1-web-1").unwrap(), Pool::new(([127, 0, 0, 1], 1).into()))
+        Instance::new(InstanceId::parse("d1-web-1").unwrap(), Pool::new(([127, 0, 0, 1], 1).into()), &Bell::default())
     }
 
     #[test]

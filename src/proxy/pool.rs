@@ -28,7 +28,6 @@ use super::http1::{Exchange, Interims, LinkError, Pipe, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
-use super::wait::{Cut, Timer};
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
 pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -79,14 +78,15 @@ impl Pool {
         self.address
     }
 
-    /// An idle connection that is not known to be closed; the one used last, so that the others may age.
-    pub fn take(&self, speech: Speech) -> Option<Box<Link>> {
+    /// An idle connection that is not known to be closed; the one used last, so that the others may age. `now` may be of
+    /// a moment ago.
+    pub fn take(&self, speech: Speech, now: Instant) -> Option<Box<Link>> {
         if speech == Speech::Http2 {
             return self.http2.get()?.share().map(|stream| Link::new(Wire::Http2(stream), true));
         }
         loop {
             let mut link = lock(&self.idle).links.pop()?;
-            if link.is_usable() {
+            if link.is_usable(now) {
                 return Some(link);
             }
         }
@@ -150,7 +150,8 @@ impl Pool {
         }
         let mut idle = lock(&self.idle);
         if !idle.links.is_empty() {
-            idle.links.retain_mut(|link| link.is_usable());
+            let now = Instant::now();
+            idle.links.retain_mut(|link| link.is_usable(now));
         }
     }
 }
@@ -176,8 +177,6 @@ pub struct Link {
     pub is_extra: bool,
     /// The instance was asked to close it after its answer.
     pub ends: bool,
-    /// What may end its wait for an answer.
-    pub waits: Waits,
     idle_since: Instant,
     idle_limit: Duration,
 }
@@ -186,15 +185,6 @@ impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Link").field("reused", &self.reused).finish_non_exhaustive()
     }
-}
-
-/// What may end the wait for an answer.
-#[derive(Debug, Default)]
-pub struct Waits {
-    /// Its time-out.
-    pub timer: Timer,
-    /// The end of the instance's time to finish.
-    pub cut: Cut,
 }
 
 /// Who speaks on a connection.
@@ -239,7 +229,6 @@ impl Link {
             reused,
             is_extra: false,
             ends: false,
-            waits: Waits::default(),
             idle_since: Instant::now(),
             idle_limit: IDLE_LIMIT,
         })
@@ -368,8 +357,8 @@ impl Link {
         }
     }
 
-    fn is_usable(&mut self) -> bool {
-        if self.idle_since.elapsed() >= self.idle_limit {
+    fn is_usable(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.idle_since) >= self.idle_limit {
             return false;
         }
         // Reads, so an end of the stream that has arrived is found.
@@ -488,7 +477,7 @@ mod tests {
         assert_eq!(lock(&pool.idle).links.len(), ENOUGH, "one more is closed");
 
         let shared = used(&pool, false).await;
-        let taken = pool.take(Speech::Plain).unwrap();
+        let taken = pool.take(Speech::Plain, Instant::now()).unwrap();
         assert!(taken.reused && !taken.is_extra, "it is like any other now");
         pool.put(taken);
         pool.put(shared);

@@ -34,7 +34,7 @@ pub(super) async fn wind_down(proxy: &Proxy) {
     tracing::info!(connections = proxy.tasks.len(), ?grace, "proxy ends");
     proxy.close();
     let _ = timeout_at(now + IDLE_GRACE.min(grace), proxy.tasks.wait()).await;
-    proxy.close_idle.cancel();
+    proxy.close_idle.set();
     if timeout_at(now + grace, proxy.tasks.wait()).await.is_err() {
         tracing::warn!(connections = proxy.tasks.len(), "closing what did not end in time");
         for instance in proxy.routing.instances() {
@@ -87,7 +87,7 @@ async fn finish(proxy: &Proxy, limits: DrainLimits) {
     let streams = started + limits.streams;
     let cut_requests = async {
         sleep_until(requests).await;
-        proxy.close_idle.cancel();
+        proxy.close_idle.set();
         proxy.routing.instances().iter().map(|instance| instance.cut_requests()).sum::<u64>()
     };
     let cuts = async {

@@ -21,12 +21,14 @@ use super::pool::Pool;
 use super::queue::{Queue, RouteLimits};
 use super::sticky::StickyCookie;
 use super::table::{Maintenance, Protocol, StaticFiles, Table};
+use super::wait::Bell;
 use crate::model::{AppName, InstanceId, ServiceName};
 
 /// Routes and everything known of instances.
 #[derive(Debug, Default)]
 pub struct Routing {
     state: Mutex<State>,
+    bell: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,11 @@ pub enum NoClaim {
 }
 
 impl Routing {
+    /// For what may end a wait for an instance: rings when requests of one are to end.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
     /// Waits in the queue of this route, if it has one, until an instance has room. A request that has been refused one comes here.
     pub async fn wait(&self, seeker: Seeker<'_>, way: &Way, none: NoClaim) -> Result<(Claim, Arc<Way>), NoClaim> {
         match way.queue.enter(way.limits.queue) {
@@ -196,7 +203,7 @@ impl Routing {
             let state = lock(&self.state);
             (state.instances.clone(), state.lasting.clone())
         };
-        let next = Next::of(table, &before, lasting);
+        let next = Next::of(table, &before, lasting, &self.bell);
         let is_kept = |instance: &&Arc<Instance>| next.kept.contains(&Arc::as_ptr(instance));
         let left: Vec<Arc<Instance>> = before.iter().filter(|instance| !is_kept(instance)).cloned().collect();
         // Before anything can look: what is not routed is forgotten once it has nothing under way.
@@ -292,9 +299,9 @@ struct Next {
 
 impl Next {
     /// Instances that are known go on as they are.
-    fn of(table: &Table, before: &[Arc<Instance>], mut lasting: Lasting) -> Self {
+    fn of(table: &Table, before: &[Arc<Instance>], mut lasting: Lasting, bell: &Bell) -> Self {
         // An instance whose requests were cut is beyond return; should its id come back, it starts anew.
-        let sound = before.iter().filter(|instance| !instance.requests_cut().is_cancelled());
+        let sound = before.iter().filter(|instance| !instance.requests_cut().is_set());
         let mut known: HashMap<(&InstanceId, SocketAddr), &Arc<Instance>> = HashMap::with_capacity(before.len());
         known.extend(sound.map(|instance| ((&instance.id, instance.pool.address()), instance)));
         let mut members = Vec::with_capacity(before.len());
@@ -307,7 +314,7 @@ impl Next {
                 .iter()
                 .map(|member| match known.get(&(&member.instance, member.address)) {
                     Some(same) => Arc::clone(same),
-                    None => Instance::new(member.instance.clone(), Pool::new(member.address)),
+                    None => Instance::new(member.instance.clone(), Pool::new(member.address), bell),
                 })
                 .collect();
             members.extend(of_route.iter().cloned());

@@ -37,6 +37,7 @@ use super::routing::Routing;
 use super::saved::Saved;
 use super::table::DrainLimits;
 use super::tls::Handshakes;
+use super::wait::Signal;
 use super::{alive, connection, handover, listen};
 use crate::config::ProxyConfig;
 use crate::data_dir;
@@ -137,7 +138,7 @@ pub struct Proxy {
     /// Asks HTTP/2 clients to leave: unlike others they can be told while they idle.
     pub(super) leaving: CancellationToken,
     /// Closes idle client connections.
-    pub(super) close_idle: CancellationToken,
+    pub(super) close_idle: Signal,
     /// Closes everything.
     pub(super) abort: CancellationToken,
 }
@@ -152,8 +153,10 @@ impl Proxy {
         activated: bool,
     ) -> (Arc<Self>, mpsc::Receiver<Successor>) {
         let (successors, succeeded) = mpsc::channel(1);
+        let routing = Routing::default();
         let proxy = Self {
-            routing: Routing::default(),
+            close_idle: Signal::new(routing.bell()),
+            routing,
             drains: Drains::default(),
             fronts,
             challenges: Challenges::default(),
@@ -177,7 +180,6 @@ impl Proxy {
             stop: CancellationToken::new(),
             grace: Mutex::new(GRACE),
             leaving: CancellationToken::new(),
-            close_idle: CancellationToken::new(),
             abort: CancellationToken::new(),
         };
         (Arc::new(proxy), succeeded)

@@ -68,8 +68,8 @@ impl ClientStream {
     /// Its socket, where nothing stands between that and the client.
     pub fn socket(&self) -> Option<&TcpStream> {
         match &self.socket {
-            Socket::Plain(socket) => Some(socket),
-            Socket::Tls(_) => None,
+            Socket::Plain(socket) if self.ahead.is_empty() => Some(socket),
+            Socket::Plain(_) | Socket::Tls(_) => None,
         }
     }
 

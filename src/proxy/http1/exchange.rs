@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use hyper::body::Frame;
 use hyper::{Method, StatusCode};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
@@ -17,6 +16,7 @@ use super::interims::Interims;
 use super::pipe::{self, Filled, Pipe};
 use super::request;
 use super::response::{self, Head, Length};
+use super::socket;
 use super::spare::Spare;
 
 /// The largest head of an answer.
@@ -96,7 +96,7 @@ impl Exchange {
         request::write(request, &mut output);
         let mut written = 0;
         while written < output.len() {
-            match self.socket.write(&output[written..]).await {
+            match socket::write(&self.socket, &output[written..]).await {
                 Ok(bytes) => written += bytes,
                 Err(error) => return Err(Unanswered { error: error.into(), is_unsent: written == 0, is_silent: true }),
             }
@@ -270,7 +270,7 @@ fn is_interim(status: StatusCode) -> bool {
 #[cfg(test)]
 mod tests {
     use hyper::Request;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;

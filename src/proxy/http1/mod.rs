@@ -16,6 +16,7 @@ mod pipe;
 mod request;
 mod response;
 mod serve;
+mod socket;
 mod spare;
 
 pub use exchange::{Exchange, LinkError, Unanswered};

@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 
 use super::super::access_log::Sending;
@@ -23,16 +24,15 @@ use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
 use super::super::message::{Reply, RequestHead};
 use super::super::server::Proxy;
-use super::super::wait::Timer;
+use super::super::wait::{Timer, Waits};
 use super::head;
 use super::interims::Interims;
 use super::pipe::{self, Pipe};
 use super::request::{self, Arrived};
 use super::response::{self, Coding};
+use super::socket;
 use super::spare::Spare;
 
-/// What is read at a time.
-const READ: usize = 4 << 10;
 /// Data of a body that is written together with the head, in one piece.
 const JOINED: usize = 16 << 10;
 /// A client that ends its side so soon behind its request has said only that this was all; one that does later has left.
@@ -44,7 +44,8 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// A client's connection.
 pub trait ClientSocket: AsyncRead + AsyncWrite + Unpin {
-    /// Where bytes may be written past it, when all that was written to it has left.
+    /// Where bytes may be read and written past it, when all that was written to it has left; `None` where it changes them, or
+    /// has read ahead.
     fn socket(&self) -> Option<&TcpStream>;
 }
 
@@ -61,8 +62,7 @@ pub enum Served {
 pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: &Arc<Origin>) -> io::Result<Served> {
     let mut input = BytesMut::new();
     let mut origin = Arc::clone(origin);
-    let mut timer = Timer::default();
-    let mut is_over = pin!(proxy.close_idle.cancelled());
+    let mut waits = Waits::default();
     loop {
         let deadline = Instant::now() + origin.limits.header_timeout;
         let mut seen = 0;
@@ -82,10 +82,10 @@ pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: 
                 if let Poll::Ready(read) = poll_input(stream, cx, &mut input) {
                     return Poll::Ready(read.map(Some));
                 }
-                if is_idle && is_over.as_mut().poll(cx).is_ready() {
+                if is_idle && waits.ear.poll(cx, &proxy.close_idle).is_ready() {
                     return Poll::Ready(Ok(None));
                 }
-                timer.poll(cx, deadline).map(|()| Err(io::ErrorKind::TimedOut.into()))
+                waits.timer.poll(cx, deadline).map(|()| Err(io::ErrorKind::TimedOut.into()))
             });
             if matches!(read.await?, None | Some(0)) {
                 return Ok(Served::Ended);
@@ -100,7 +100,7 @@ pub async fn serve<S: ClientSocket>(proxy: &Arc<Proxy>, stream: &mut S, origin: 
         }
         let to_head = request.method == Method::HEAD;
         let mut client = Client::new(&mut *stream, &mut input);
-        let Some(mut reply) = answer(proxy, &mut client, &origin, request).await? else {
+        let Some(mut reply) = answer(proxy, &mut client, &mut waits, &origin, request).await? else {
             return Ok(Served::Ended);
         };
         if is_last {
@@ -127,7 +127,7 @@ struct Client<'a, S> {
     has_ended: bool,
 }
 
-impl<'a, S: AsyncRead + Unpin> Client<'a, S> {
+impl<'a, S: ClientSocket> Client<'a, S> {
     fn new(stream: &'a mut S, input: &'a mut BytesMut) -> Self {
         Self { stream, input, spoke_at: Instant::now(), has_ended: false }
     }
@@ -148,14 +148,15 @@ impl<'a, S: AsyncRead + Unpin> Client<'a, S> {
 }
 
 /// Asks for the answer, and passes interim ones on; `None` when the client leaves meanwhile.
-async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
+async fn answer<S: ClientSocket>(
     proxy: &Proxy,
     client: &mut Client<'_, S>,
+    waits: &mut Waits,
     origin: &Origin,
     request: Box<RequestHead>,
 ) -> io::Result<Option<Reply<Sending>>> {
     let interims = Interims::default();
-    let asked = Asked::plainly(request, &interims, client.spoke_at.into_std());
+    let asked = Asked::plainly(request, &interims, waits, client.spoke_at.into_std());
     let mut answer = pin!(forward::answer(proxy, origin, asked));
     loop {
         let waited = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
@@ -336,13 +337,21 @@ async fn write_piped(socket: &TcpStream, output: &mut Vec<u8>, mut pipe: Pipe, p
 /// Writes what is in `output`, which is empty then, the data and what belongs behind it.
 async fn write<S>(stream: &mut S, output: &mut Vec<u8>, data: Bytes, tail: &'static [u8]) -> io::Result<()>
 where
-    S: AsyncWrite + Unpin,
+    S: ClientSocket,
 {
     if output.len() + data.len() <= JOINED {
         output.extend_from_slice(&data);
         output.extend_from_slice(tail);
         drop(data);
-        stream.write_all(output).await?;
+        let written = match stream.socket() {
+            Some(socket) if !output.is_empty() => {
+                // As a poll of the stream would: one that never waits for its client lets others have their turn.
+                consume_budget().await;
+                socket::write_now(socket, output)?
+            }
+            _ => 0,
+        };
+        stream.write_all(&output[written..]).await?;
     } else {
         stream.write_all_buf(&mut output.as_slice().chain(data).chain(tail)).await?;
     }
@@ -351,12 +360,12 @@ where
     stream.flush().await
 }
 
-/// Reads what there is, through a buffer that is there only meanwhile.
-fn poll_input<S>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>>
-where
-    S: AsyncRead + Unpin,
-{
-    let mut space = [const { MaybeUninit::uninit() }; READ];
+/// Adds what there is to `input`, through a buffer that is there only meanwhile.
+fn poll_input<S: ClientSocket>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
+    if let Some(socket) = stream.socket() {
+        return socket::poll_read(socket, cx, input);
+    }
+    let mut space = [const { MaybeUninit::uninit() }; socket::READ];
     let mut read = ReadBuf::uninit(&mut space);
     ready!(Pin::new(stream).poll_read(cx, &mut read))?;
     input.extend_from_slice(read.filled());
