@@ -24,6 +24,7 @@ use super::server::Proxy;
 use super::stream::ClientStream;
 use super::streams::{Idleness, StreamAnswer, Streams};
 use super::tls;
+use super::wait::unless_cancelled;
 use super::watched::{Switched, Watched};
 
 /// Requests at a time on one HTTP/2 connection.
@@ -113,9 +114,9 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
 }
 
 async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin>) -> io::Result<()> {
-    match http1::serve(proxy, &mut stream, &origin).await? {
-        Served::Ended => Ok(()),
-        Served::Unusual(read) => {
+    match unless_cancelled(&proxy.abort, http1::serve(proxy, &mut stream, &origin)).await.transpose()? {
+        None | Some(Served::Ended) => Ok(()),
+        Some(Served::Unusual(read)) => {
             stream.as_mut().get_pin_mut().get_mut().put_back(&read);
             Box::pin(serve_any_http1(proxy, stream, origin)).await.map_err(io::Error::other)
         }

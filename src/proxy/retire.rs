@@ -38,6 +38,7 @@ pub(super) async fn wind_down(proxy: &Proxy) {
     if timeout_at(now + grace, proxy.tasks.wait()).await.is_err() {
         tracing::warn!(connections = proxy.tasks.len(), "closing what did not end in time");
         for instance in proxy.routing.instances() {
+            instance.cut_requests();
             instance.cut_streams(usize::MAX);
         }
         let _ = timeout(CUT_SETTLES, proxy.tasks.wait()).await;

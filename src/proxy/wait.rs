@@ -2,7 +2,7 @@
 //! what is waited for besides stays registered from one wait to the next, and is asked only when it has called.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool,
@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 /// What may end the waits of one task.
 #[derive(Debug, Default)]
@@ -117,6 +118,19 @@ impl Ear {
             }
         }
     }
+}
+
+/// Runs until `token` is cancelled: `None` then.
+pub async fn unless_cancelled<F: Future>(token: &CancellationToken, future: F) -> Option<F::Output> {
+    let (mut future, mut cancelled) = (pin!(future), None);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        let is_cancelled = || Sparing::new(token.clone().cancelled_owned(), cx);
+        cancelled.get_or_insert_with(is_cancelled).poll(cx).map(|()| None)
+    })
+    .await
 }
 
 /// A future that is polled only when it has asked for that, or another task waits for it: an answer may bring its task back

@@ -3,6 +3,7 @@
 mod access_log;
 mod agents;
 mod challenges;
+mod ending;
 mod files;
 mod h2c;
 mod handover;
