@@ -23,8 +23,9 @@ const CONNECTIONS: u32 = 64;
 const HOST: &str = "localhost";
 /// Kept connections that do nothing.
 const IDLE: usize = 8_000;
-/// Milliseconds that each connection waits between two requests, where all proxies are offered the same load.
-const PAUSE: u32 = 5;
+/// The most milliseconds that each connection waits between two requests, where all proxies are offered the same load: at
+/// random, as clients that all ask at once mostly wait for each other.
+const PAUSE: u32 = 10;
 const AT_ONE_LOAD: Load = Load { size: PAGES[0].1, tls: false, pause: PAUSE };
 
 /// What is asked for: a name and the size of its answer.
@@ -71,7 +72,7 @@ struct Run {
 struct Load {
     size: usize,
     tls: bool,
-    /// Milliseconds between two requests of a connection.
+    /// The most milliseconds between two requests of a connection.
     pause: u32,
 }
 
@@ -80,7 +81,7 @@ async fn wrk(server: &Server, load: Load) -> Run {
     let script = directory.path().join("done.lua");
     let pause = match load.pause {
         0 => String::new(),
-        pause => format!("function delay()\n   return {pause}\nend\n"),
+        pause => format!("function delay()\n   return math.random(0, {pause})\nend\n"),
     };
     write(&script, &format!("{}{pause}", include_str!("done.lua")));
     let (scheme, port) = match load.tls {

@@ -114,7 +114,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
 }
 
 async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin>) -> io::Result<()> {
-    match unless_cancelled(&proxy.abort, http1::serve(proxy, &mut stream, &origin)).await.transpose()? {
+    let served = unless_cancelled(&proxy.abort, pin!(http1::serve(proxy, &mut stream, &origin))).await;
+    match served.transpose()? {
         None | Some(Served::Ended) => Ok(()),
         Some(Served::Unusual(read)) => {
             stream.as_mut().get_pin_mut().get_mut().put_back(&read);

@@ -2,7 +2,7 @@
 //! what is waited for besides stays registered from one wait to the next, and is asked only when it has called.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool,
@@ -120,9 +120,9 @@ impl Ear {
     }
 }
 
-/// Runs until `token` is cancelled: `None` then.
-pub async fn unless_cancelled<F: Future>(token: &CancellationToken, future: F) -> Option<F::Output> {
-    let (mut future, mut cancelled) = (pin!(future), None);
+/// Runs until `token` is cancelled: `None` then. Pinned by its owner, the future is not there twice.
+pub async fn unless_cancelled<F: Future>(token: &CancellationToken, mut future: Pin<&mut F>) -> Option<F::Output> {
+    let mut cancelled = None;
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));

@@ -35,6 +35,9 @@ use super::spare::Spare;
 
 /// Data of a body that is written together with the head, in one piece.
 const JOINED: usize = 16 << 10;
+/// How often others get a turn before a head goes without the first bytes of its body. At best the system is asked for news
+/// each time.
+const TURNS: u8 = 2;
 /// A client that ends its side so soon behind its request has said only that this was all; one that does later has left.
 pub const HALF_CLOSE: Duration = Duration::from_millis(50);
 /// A client that was refused has so long to read of it.
@@ -223,7 +226,7 @@ async fn send<S: ClientSocket>(
         write(client.stream, output, Bytes::new(), b"").await?;
         return Ok(true);
     }
-    let (mut is_over, mut has_waited) = (body.is_end_stream(), false);
+    let (mut is_over, mut turns) = (body.is_end_stream(), TURNS);
     if is_over && coding == Coding::Chunked {
         output.extend_from_slice(LAST_CHUNK);
     }
@@ -249,10 +252,9 @@ async fn send<S: ClientSocket>(
                 continue;
             }
             Next::End => Frame::data(Bytes::new()),
-            // Servers that write the two apart are only just behind: in two packets an answer costs a third more. So others get
-            // a turn first, and at best the system is asked for news.
-            Next::Later if !has_waited => {
-                has_waited = true;
+            // Servers that write the two apart are only just behind: in two packets an answer costs a third more.
+            Next::Later if turns > 0 => {
+                turns -= 1;
                 tokio::task::yield_now().await;
                 continue;
             }
