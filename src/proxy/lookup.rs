@@ -3,6 +3,7 @@
 // Only the agent puts in what is looked up: nobody can choose hosts that collide.
 use foldhash::{HashMap, HashMapExt};
 
+use super::giving_way;
 use super::path_prefix::PathPrefix;
 use super::table::Route;
 
@@ -33,7 +34,7 @@ impl Lookup {
     /// Of a table's routes.
     pub fn new(routes: &[Route]) -> Self {
         let mut hosts: HashMap<String, Vec<Way>> = HashMap::with_capacity(routes.len());
-        for (position, route) in routes.iter().enumerate() {
+        for (position, route) in giving_way::each(routes).enumerate() {
             for host in &route.hosts {
                 hosts.entry(host.clone()).or_default().push(Way { path: route.path.clone(), route: position });
             }

@@ -34,6 +34,7 @@ mod forward;
 mod front;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod giving_way;
 mod handover;
 mod headers;
 mod http1;

@@ -13,6 +13,7 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use super::control::{AppCounts, InstanceCounts, QueueCount};
 use super::counts::Counters;
 use super::fields::Fields;
+use super::giving_way;
 use super::instance::{Claim, Instance, lock};
 use super::lookup::{Lookup, NoRoute};
 use super::path_prefix::PathPrefix;
@@ -306,7 +307,7 @@ impl Next {
         known.extend(sound.map(|instance| ((&instance.id, instance.pool.address()), instance)));
         let mut members = Vec::with_capacity(before.len());
         let mut routes = Vec::with_capacity(table.routes.len());
-        for route in &table.routes {
+        for route in giving_way::each(&table.routes) {
             let mut files = route.files.clone();
             files.sort_by_key(|files| std::cmp::Reverse(files.prefix.as_str().len()));
             let of_route: Vec<Arc<Instance>> = route

@@ -8,6 +8,7 @@ use std::time::Duration;
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use serde::{Deserialize, Serialize};
 
+use super::giving_way;
 use super::path_prefix::PathPrefix;
 use super::pick::Balance;
 use super::queue::RouteLimits;
@@ -19,6 +20,7 @@ pub struct Table {
     /// Grows with every table.
     pub generation: u64,
     /// One per routed service.
+    #[serde(with = "giving_way")]
     pub routes: Vec<Route>,
 }
 
@@ -207,7 +209,7 @@ impl Table {
     pub fn validate(&self) -> Result<(), InvalidTable> {
         let mut owner: HashMap<(&str, &PathPrefix), &AppName> = HashMap::with_capacity(self.routes.len());
         let mut instances = HashSet::with_capacity(self.routes.iter().map(|route| route.members.len()).sum());
-        for route in &self.routes {
+        for route in giving_way::each(&self.routes) {
             for host in &route.hosts {
                 if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
                     return Err(InvalidTable::Host { app: route.app.clone(), host: host.clone() });
