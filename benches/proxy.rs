@@ -156,7 +156,7 @@ async fn at_the_same_load(servers: &[Server]) -> Figure {
     let medians = rounds(servers, "1 KB at the same load", AT_ONE_LOAD).await;
     let [ours, nginx] = &medians[..] else { panic!("two of them") };
     let rate = (ours.rate / 1000.0).round();
-    let what = format!("99th percentile of a GET of 1 KB, {rate}.000 requests/s offered");
+    let what = format!("99th percentile of a GET of 1 KB, {rate},000 requests/s offered");
     Figure::new(what, ours.p99, "ms").against("nginx", nginx.p99).target(Target::RatioAtMost(1.0))
 }
 

@@ -230,6 +230,7 @@ async fn an_agent_that_is_killed_again_and_again_does_not_keep_a_deployment_goin
     let ended = shop.deployment(id).await;
     assert_ended(&ended, "rolled_back", &["it took longer than its deadline of 10s"]);
     assert_eq!(shop.version().await, "v1");
+    shop.all_ready().await;
     shop.assert_live(1, &[("web", 1)]).await;
     shop.finish().await;
 }
