@@ -41,8 +41,9 @@ impl Figure {
         self
     }
 
+    /// To the hundredth that is shown: the medians of the same program differ by more.
     fn ratio(&self) -> Option<f64> {
-        self.peer.map(|(_, theirs)| self.ours / theirs)
+        self.peer.map(|(_, theirs)| (self.ours / theirs * 100.0).round() / 100.0)
     }
 
     /// Whether it is as it should be; `None` without a target.

@@ -279,7 +279,7 @@ impl Attempt<'_> {
             self.tally.served();
             self.visit.answered(head.status, Maker::App);
             let is_websocket = websocket::is_agreed(&head.fields);
-            self.proxy.spawn(tunnel::run(client, link, self.claim, is_websocket, std::mem::take(self.visit)));
+            tunnel::spawn(self.proxy, client, link, self.claim, is_websocket, std::mem::take(self.visit));
             return Ok(Reply { head, body: Answer::Own(None) });
         }
         let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());

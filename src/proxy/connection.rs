@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper::StatusCode;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1 as any_http1, http2};
@@ -55,6 +56,9 @@ impl ClientSocket for Patient {
 }
 
 /// Serves a connection that was accepted, until it ends or everything is closed.
+///
+/// What most connections never need is boxed, without its type: so it is no part of all of them, nor of the stack under each
+/// of their requests.
 pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAddr, secure: bool) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%peer, %error, "client is gone already");
@@ -75,7 +79,7 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     let opened = async {
         match secure {
             true => {
-                let tls = proxy.handshakes.accept(proxy, socket).await?;
+                let tls = proxy.handshakes.accept(proxy, socket).boxed().await?;
                 Ok::<_, io::Error>((tls::is_http2(&tls), ClientStream::tls(tls)))
             }
             false => {
@@ -103,9 +107,8 @@ pub(super) async fn serve(proxy: &Arc<Proxy>, socket: TcpStream, peer: SocketAdd
     let mut stream = TimeoutWriter::new(stream);
     stream.set_timeout(Some(limits.send_timeout));
     let stream = Box::pin(stream);
-    // Boxed: what most connections never need is no part of all of them.
     let ended = match is_http2 {
-        true => Box::pin(serve_http2(proxy, stream, origin)).await.map_err(io::Error::other),
+        true => serve_http2(proxy, stream, origin).boxed().await.map_err(io::Error::other),
         false => serve_http1(proxy, stream, origin).await,
     };
     if let Err(error) = ended {
@@ -119,7 +122,7 @@ async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin
         None | Some(Served::Ended) => Ok(()),
         Some(Served::Unusual(read)) => {
             stream.as_mut().get_pin_mut().get_mut().put_back(&read);
-            Box::pin(serve_any_http1(proxy, stream, origin)).await.map_err(io::Error::other)
+            serve_any_http1(proxy, stream, origin).boxed().await.map_err(io::Error::other)
         }
     }
 }

@@ -316,6 +316,8 @@ impl Link {
 
     /// Lets the connection go on by itself until the exchange under way ends, then closes it.
     /// Dropping what is returned breaks it off.
+    // Made where it is needed, the task's kilobytes would be on the stack of each request.
+    #[inline(never)]
     pub fn detach(self: Box<Self>) -> AbortOnDropHandle<()> {
         let connection = match self.wire {
             Wire::Any(any) => any.without_sender(),
@@ -331,6 +333,7 @@ impl Link {
     }
 
     /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.
+    #[inline(never)]
     fn leave(self: Box<Self>) {
         let wire = self.wire;
         if let Wire::Http2(_) = wire {

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::access_log::{End, PassedBytes, Visit};
 use super::instance::Claim;
 use super::pool::Link;
+use super::server::Proxy;
 use super::websocket::{self, Frames};
 
 /// Without a byte for so long it is taken to be between two messages.
@@ -32,8 +33,15 @@ pub(super) const QUIET_LIMIT: Duration = Duration::from_secs(2);
 /// connection under what it is just sending.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
+/// Runs it beside the client's connection.
+// Made where it is needed, its kilobytes would be on the stack of each request.
+#[inline(never)]
+pub fn spawn(proxy: &Proxy, client: OnUpgrade, link: Box<Link>, claim: Claim, is_websocket: bool, visit: Visit) {
+    proxy.spawn(run(client, link, claim, is_websocket, visit));
+}
+
 /// Joins the client's side, once the 101 is on its way, to the instance's. Holds the claim as long as both are joined.
-pub async fn run(client: OnUpgrade, link: Box<Link>, claim: Claim, is_websocket: bool, mut visit: Visit) {
+async fn run(client: OnUpgrade, link: Box<Link>, claim: Claim, is_websocket: bool, mut visit: Visit) {
     let (claim, cut) = claim.into_stream();
     // Dropped in the middle, it is the proxy that goes.
     visit.ends(End::TimeOver);

@@ -369,11 +369,21 @@ where
     stream.flush().await
 }
 
-/// Adds what there is to `input`, through a buffer that is there only meanwhile.
+/// Adds what there is to `input`.
 fn poll_input<S: ClientSocket>(stream: &mut S, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
-    if let Some(socket) = stream.socket() {
-        return socket::poll_read(socket, cx, input);
+    match stream.socket() {
+        Some(socket) => socket::poll_read(socket, cx, input),
+        None => poll_plaintext(stream, cx, input),
     }
+}
+
+/// Through a buffer that is there only meanwhile.
+#[inline(never)]
+fn poll_plaintext<S: ClientSocket>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    input: &mut BytesMut,
+) -> Poll<io::Result<usize>> {
     let mut space = [const { MaybeUninit::uninit() }; socket::READ];
     let mut read = ReadBuf::uninit(&mut space);
     ready!(Pin::new(stream).poll_read(cx, &mut read))?;
