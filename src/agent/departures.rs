@@ -5,7 +5,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{Agent, apps};
-use crate::config::App;
+use crate::config::{App, Config};
 use crate::deploy::TAKEN_OUT;
 use crate::model::{AppName, DeploymentId};
 use crate::rollout::Entrance;
@@ -122,14 +122,17 @@ impl Agent {
         apps::start(self, app);
     }
 
-    /// A line for each app that is about to be let go.
-    pub(super) fn departures(&self) -> Vec<(AppName, String)> {
+    /// A line for each app that is about to be let go, be it configured again meanwhile.
+    pub(super) fn departures(&self, config: &Config) -> Vec<(AppName, String)> {
         let departing = self.handles().into_iter().filter(|app| app.deployer.departing.is_cancelled());
         let line = |name: AppName| {
             let what = self.running(&name).map_or("what was under way".to_owned(), |running| running.id.to_string());
             let waits = self.waits(&name).map(|waits| format!("; it waits: {}", waits.why)).unwrap_or_default();
-            let line =
-                format!("{name} is not configured any more; {what} of it is being undone before it is let go{waits}");
+            let (now, next) = match config.apps.contains_key(&name) {
+                true => ("is configured again", "begins anew"),
+                false => ("is not configured any more", "is let go"),
+            };
+            let line = format!("{name} {now}; {what} of it is being undone before it {next}{waits}");
             (name, line)
         };
         departing.map(|app| line(app.deployer.app.clone())).collect()

@@ -509,7 +509,7 @@ impl Agent {
         let config = self.config();
         let absent = config.absent.iter().map(|absent| absent::warning(absent, caller_is_local));
         let files = self.certificate_files.warnings(caller_is_local);
-        let departing = self.departures();
+        let departing = self.departures(&config);
         let gone = match self.parts() {
             Ok(parts) => {
                 let gets_requests = |instances: &BTreeSet<InstanceId>| parts.routes.leads_to(instances);

@@ -171,6 +171,26 @@ async fn the_pusher_hears_the_end_of_a_release_command_that_is_stopped() {
 }
 
 #[tokio::test]
+async fn one_that_comes_back_before_it_is_gone_is_told_of_as_such() {
+    let Some(engine) = engine::or_skip("departing_and_back").await else { return };
+    let options = Options::web("instances = 2\nhealth = { path = \"/healthz\" }\nstop_grace = \"5s\"");
+    let mut shop = Shop::live(&engine, &Behaviour::version("v1"), options.clone()).await;
+    // It takes its time to go.
+    let id = shop.push_without_waiting(&Behaviour::version("v2").never_ready().ignore_sigterm()).await;
+    shop.says(id, "web-1: starting").await;
+    shop.reload(&shop.without()).await;
+    shop.status_says(&format!("shop is not configured any more; #{id} of it is being undone before it is let go"))
+        .await;
+    shop.reload(&Shop::config(&shop.repo, &options)).await;
+    shop.status_says(&format!("shop is configured again; #{id} of it is being undone before it begins anew")).await;
+    let undone = shop.agent.deployment_ended(id, LIMIT).await;
+    assert_ended(&undone, "cancelled", &[TAKEN_OUT]);
+    shop.comes_back(&options, &[undone]).await;
+    assert_ended(&shop.push(&Behaviour::version("v3")).await, "succeeded", &[]);
+    shop.finish().await;
+}
+
+#[tokio::test]
 async fn a_new_name_gets_the_requests_and_the_old_one_is_told_of_without() {
     let Some(engine) = engine::or_skip("renamed").await else { return };
     let options = Options::default();
