@@ -108,12 +108,14 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<S
 /// Refuses what a client sent in place of a request, of which no more is known than perhaps its first line.
 pub fn refuse(proxy: &Proxy, origin: &Origin, head: &[u8], own: &Own) -> Reply<Sending> {
     let id = proxy.next_request_id();
-    let mut visit = proxy.fronts.access_log().begin_refused(http1::first_line(head), origin, id);
+    let line = http1::first_line(head);
+    let method = line.and_then(|(method, ..)| Method::from_bytes(method).ok()).unwrap_or(Method::GET);
+    let mut visit = proxy.fronts.access_log().begin_refused(line, origin, id);
     let mut reply: Reply<Answer> = own.response(Form::Plain, &id.value()).into();
     let status = reply.head.status;
     visit.answered(status, Maker::Proxy);
     lead_to_https(origin, &mut reply.head.fields);
-    reply.map(|answer| Sending::new(answer, visit, &Method::GET, status))
+    reply.map(|answer| Sending::new(answer, visit, &method, status))
 }
 
 /// Tells browsers to use https alone, where that is wanted and the app says nothing of it.

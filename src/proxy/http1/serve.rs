@@ -196,7 +196,8 @@ async fn refuse<S: ClientSocket>(
     why: &Own,
 ) -> io::Result<Served> {
     let reply = forward::refuse(proxy, origin, input, why);
-    send(&mut Client::new(stream, input), reply, false, origin.limits.send_timeout).await?;
+    let to_head = matches!(request::first_line(input), Some((b"HEAD", ..)));
+    send(&mut Client::new(stream, input), reply, to_head, origin.limits.send_timeout).await?;
     stream.shutdown().await?;
     // Closed while the client still sends, the connection would be reset under the answer.
     let forgetting = async {

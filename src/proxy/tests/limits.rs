@@ -66,6 +66,11 @@ async fn heads_and_bodies_have_a_largest_size() {
     assert!(wire.is_closed().await);
 
     let mut wire = proxy.wire().await;
+    wire.send(&head.replacen("GET", "HEAD", 1)).await;
+    let said = wire.until(b"\r\n\r\n").await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 431 ") && wire.is_closed().await, "and no body: {said}");
+
+    let mut wire = proxy.wire().await;
     wire.send(&format!("POST /size HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)))
         .await;
     assert_eq!(wire.reply().await.body, "1000");
