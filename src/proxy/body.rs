@@ -315,7 +315,7 @@ impl Relay {
         self.link = None;
     }
 
-    /// Whether the limit of a drain has come. To be asked only when there is nothing to send: most answers never need it.
+    /// Whether the limit of a drain has come. To be asked only when there is something to wait for: most answers never need it.
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(claim) = &self.claim else { return Poll::Pending };
         match &mut self.stream {
@@ -324,7 +324,29 @@ impl Relay {
         }
     }
 
+    /// Whether the limit has come, be there more of it or not. What a lost instance has said is passed on to its end.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(claim) = &self.claim else { return false };
+        let is_cut = match &mut self.stream {
+            Some(is_cut) => is_cut.as_mut().poll(cx).is_ready(),
+            None => claim.instance().requests_cut().is_set(),
+        };
+        is_cut && !claim.instance().is_lost()
+    }
+
+    /// Ready once it has ended because the limit has come while its client was waited for.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.poll_cut(cx).is_ready() && self.is_over(cx) {
+            self.cut_off();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
+        if self.is_over(cx) {
+            return Poll::Ready(self.cut_off().map(Err));
+        }
         let polled = self.source.poll_frame(self.link.as_mut(), cx);
         self.note(cx, polled)
     }
@@ -334,6 +356,9 @@ impl Relay {
     }
 
     fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, BrokenAnswer>>> {
+        if self.is_over(cx) {
+            return Poll::Ready(self.cut_off().map(Err));
+        }
         let Some(Carrier::Here(link)) = &mut self.link else { return Poll::Ready(None) };
         match link.poll_pipe(cx, pipe) {
             // It is not handed over yet.
@@ -421,6 +446,14 @@ impl Answer {
         match self {
             Self::Relayed(relay) => relay.poll_pipe(cx, pipe),
             Self::Own(_) | Self::File(_) => Poll::Ready(None),
+        }
+    }
+
+    /// To be asked while its client is waited for: ready once it has ended, with the time that its instance had.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Relayed(relay) => relay.poll_over(cx),
+            Self::Own(_) | Self::File(_) => Poll::Pending,
         }
     }
 

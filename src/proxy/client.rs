@@ -531,7 +531,8 @@ impl Keeper {
             if wanted.is_abandoned() {
                 continue;
             }
-            self.generation += 1;
+            // A proxy may say that it has whatever number: one that has the last refuses what comes.
+            self.generation = self.generation.saturating_add(1);
             let table = Table { generation: self.generation, routes: wanted.routes.clone() };
             self.sent = Some((self.generation, wanted));
             write_message(write, &Order::Apply(table)).await?;

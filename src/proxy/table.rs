@@ -199,6 +199,9 @@ pub enum InvalidTable {
     /// A share of nothing: what is not to be chosen is left out instead.
     #[error("instance {0} has weight 0; leave it out of the table instead")]
     ZeroWeight(InstanceId),
+    /// Each table has a higher number than the one before.
+    #[error("generation {} leaves no number for the next table", u64::MAX)]
+    LastGeneration,
     /// An id stands for one running copy, so it has one address and one place.
     #[error("instance {0} is listed twice")]
     InstanceTwice(InstanceId),
@@ -207,6 +210,9 @@ pub enum InvalidTable {
 impl Table {
     /// Checks what the types do not: hosts are names and claimed once, instances are listed once with a share.
     pub fn validate(&self) -> Result<(), InvalidTable> {
+        if self.generation == u64::MAX {
+            return Err(InvalidTable::LastGeneration);
+        }
         let mut owner: HashMap<(&str, &PathPrefix), &AppName> = HashMap::with_capacity(self.routes.len());
         let mut instances = HashSet::with_capacity(self.routes.iter().map(|route| route.members.len()).sum());
         for route in giving_way::each(&self.routes) {
@@ -381,5 +387,7 @@ mod tests {
         assert!(check(vec![route("a", &[], &[("d1-web-1", 0)])]).unwrap().contains("weight 0"));
         let same = check(vec![route("a", &[], &[("d1-web-1", 1)]), route("b", &[], &[("d1-web-1", 1)])]);
         assert_eq!(same.unwrap(), "instance d1-web-1 is listed twice");
+        let last = Table { generation: u64::MAX, routes: Vec::new() }.validate().unwrap_err().to_string();
+        assert_eq!(last, "generation 18446744073709551615 leaves no number for the next table");
     }
 }

@@ -50,6 +50,15 @@ impl Sending {
         self.note(&Poll::Ready(Some(Ok(bytes))), |&bytes| bytes);
     }
 
+    /// See [`Answer::poll_over`].
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let over = self.answer.poll_over(cx);
+        if over.is_ready() {
+            self.visit.ends(End::TimeOver);
+        }
+        over
+    }
+
     /// What has come, or not, of the answer's body.
     fn note<T>(&mut self, polled: &Poll<Option<Result<T, BrokenAnswer>>>, bytes: impl Fn(&T) -> usize) {
         let Self { answer, visit } = self;

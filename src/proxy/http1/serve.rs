@@ -245,8 +245,10 @@ async fn send<S: ClientSocket>(
             Next::Frame(frame) => frame,
             Next::Piped(pipe) => {
                 let moved = pipe.len();
-                if let Some(socket) = client.stream.socket() {
-                    write_piped(socket, output, pipe, patience).await?;
+                if let Some(socket) = client.stream.socket()
+                    && !in_time(&mut body, write_piped(socket, output, pipe, patience)).await?
+                {
+                    return Ok(false);
                 }
                 body.note_piped(moved);
                 is_over = body.is_end_stream();
@@ -259,10 +261,10 @@ async fn send<S: ClientSocket>(
                 tokio::task::yield_now().await;
                 continue;
             }
-            Next::Later => {
-                write(client.stream, output, Bytes::new(), b"").await?;
-                continue;
-            }
+            Next::Later => match in_time(&mut body, write(client.stream, output, Bytes::new(), b"")).await? {
+                true => continue,
+                false => return Ok(false),
+            },
             Next::Broken => {
                 // It must not look whole: what there is of it goes out, and then the connection ends.
                 write(client.stream, output, Bytes::new(), b"").await?;
@@ -290,10 +292,22 @@ async fn send<S: ClientSocket>(
                 (false, true) => b"\r\n0\r\n\r\n",
             };
         }
-        write(client.stream, output, data, tail).await?;
+        if !in_time(&mut body, write(client.stream, output, data, tail)).await? {
+            return Ok(false);
+        }
     }
     write(client.stream, output, Bytes::new(), b"").await?;
     Ok(true)
+}
+
+/// Whether a piece of an answer was written before the time of its instance was over.
+async fn in_time(body: &mut Sending, writing: impl Future<Output = io::Result<()>>) -> io::Result<bool> {
+    let mut writing = pin!(writing);
+    std::future::poll_fn(|cx| match writing.as_mut().poll(cx) {
+        Poll::Ready(written) => Poll::Ready(written.map(|()| true)),
+        Poll::Pending => body.poll_over(cx).map(|()| Ok(false)),
+    })
+    .await
 }
 
 /// What comes next of a body.

@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::support::*;
 use crate::config::ProxyLimits;
+use crate::model::InstanceId;
 
 /// No two places in it look alike.
 fn page(length: usize) -> Vec<u8> {
@@ -64,7 +65,7 @@ async fn with_send_timeout(limit: Duration) -> (TestProxy, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut route = route("shop", "shop.test", &[]);
     let address = listener.local_addr().unwrap();
-    let instance = crate::model::InstanceId::parse("d1-web-1").unwrap();
+    let instance = InstanceId::parse("d1-web-1").unwrap();
     route.members.push(crate::proxy::table::Member { instance, address, weight: 1, group: 0 });
     proxy.client.apply(vec![route]).await.unwrap();
     (proxy, listener)
@@ -141,6 +142,43 @@ async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
     }
     assert_eq!(proxy.counts().await.client_aborted, 2);
     playing.abort();
+}
+
+/// Its instance always has more to say, so the answer itself is never waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instances_time_is_over_for_clients_that_take_their_answers_slowly_as_well() {
+    let length = 64 << 20;
+    for takes_nothing in [true, false] {
+        let (proxy, listener) = played_instance().await;
+        let playing = tokio::spawn(plays(listener, page(length), usize::MAX, Duration::ZERO));
+        let mut client = proxy.wire().await;
+        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        client.until(b"\r\n\r\n").await.unwrap();
+        let (over, is_over) = tokio::sync::oneshot::channel::<()>();
+        let reading = tokio::spawn(async move {
+            let mut buffer = vec![0; 20 << 10];
+            let mut total = client.rest.len();
+            if takes_nothing {
+                is_over.await.unwrap();
+            }
+            while let Ok(read @ 1..) = client.stream.read(&mut buffer).await {
+                total += read;
+                if !takes_nothing {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            }
+            total
+        });
+        proxy.client.apply(Vec::new()).await.unwrap();
+        let drained = proxy.client.drain(&InstanceId::parse("d1-web-1").unwrap(), limits(200, 200)).await;
+        assert_eq!((drained.confirmed, drained.cut_requests), (true, 1), "{drained:?}");
+        assert!(drained.took < Duration::from_secs(1), "takes nothing: {takes_nothing}, {drained:?}");
+        assert_eq!((proxy.counts().await.served, proxy.counts().await.failed), (0, 1));
+        let _ = over.send(());
+        let total = timeout(Duration::from_secs(20), reading).await.expect("its connection is closed").unwrap();
+        assert!(total < length, "{total}");
+        playing.abort();
+    }
 }
 
 /// Whatever its size, and so wherever on the way the rest of it was when its client was given up.
