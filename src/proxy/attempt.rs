@@ -282,14 +282,14 @@ impl Attempt<'_> {
             tunnel::spawn(self.proxy, client, link, self.claim, is_websocket, std::mem::take(self.visit));
             return Ok(Reply { head, body: Answer::Own(None) });
         }
-        let still_uploading = self.progress.is_some_and(|progress| !progress.is_done());
-        let link = if still_uploading && !link.moves_by_itself() {
+        let upload = self.progress.filter(|progress| !progress.is_done());
+        let link = if upload.is_some() && !link.moves_by_itself() {
             // The rest of the upload must move while nobody reads the answer, and the other way round.
             Carrier::ByItself(link.detach())
         } else {
             Carrier::Here(link)
         };
-        let relay = Relay::new(source, link, self.claim, self.tally, is_stream);
+        let relay = Relay::new(source, link, self.claim, self.tally, is_stream, upload);
         Ok(Reply { head, body: Answer::Relayed(relay) })
     }
 }

@@ -221,6 +221,8 @@ pub struct Relay {
     stream: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// For that.
     ear: Ear,
+    /// What is still on its way to the instance.
+    upload: Option<Arc<Progress>>,
     /// It has ended because the instance's time to finish is over.
     is_cut: bool,
 }
@@ -279,7 +281,14 @@ pub enum Carrier {
 
 impl Relay {
     /// An answer whose body is still to come (or empty).
-    pub fn new(source: Source, link: Carrier, claim: Claim, tally: Tally, is_stream: bool) -> Self {
+    pub fn new(
+        source: Source,
+        link: Carrier,
+        claim: Claim,
+        tally: Tally,
+        is_stream: bool,
+        upload: Option<Arc<Progress>>,
+    ) -> Self {
         let (claim, stream) = match is_stream {
             true => {
                 let (claim, token) = claim.into_stream();
@@ -287,8 +296,16 @@ impl Relay {
             }
             false => (claim, None),
         };
-        let mut relay =
-            Self { source, link: Some(link), claim: Some(claim), tally, stream, ear: Ear::default(), is_cut: false };
+        let mut relay = Self {
+            source,
+            link: Some(link),
+            claim: Some(claim),
+            tally,
+            stream,
+            ear: Ear::default(),
+            upload,
+            is_cut: false,
+        };
         if relay.source.is_at_end(relay.link.as_ref()) {
             relay.complete();
         }
@@ -390,6 +407,12 @@ impl Relay {
                 self.complete();
                 Poll::Ready(None)
             }
+            // The instance is not to blame for what its client did not send.
+            Poll::Ready(Some(Err(_))) if self.upload.as_ref().is_some_and(|upload| upload.is_broken()) => {
+                self.claim = None;
+                self.link = None;
+                Poll::Ready(Some(Err(BrokenAnswer::ClientBroke)))
+            }
             Poll::Ready(Some(Err(error))) => {
                 self.fail();
                 Poll::Ready(Some(Err(BrokenAnswer::Upstream(error))))
@@ -426,6 +449,9 @@ pub enum BrokenAnswer {
     /// The instance left, and its budget for requests is over.
     #[error("the instance's time to finish is over")]
     DrainLimit,
+    /// The client left, or erred, in the middle of its request.
+    #[error("the request was broken off")]
+    ClientBroke,
     /// The client took nothing of it for too long.
     #[error("the client takes nothing of it")]
     NotTaken,

@@ -75,7 +75,7 @@ impl Sending {
             Poll::Ready(Some(Err(BrokenAnswer::DrainLimit))) => visit.ends(End::TimeOver),
             Poll::Ready(Some(Err(BrokenAnswer::File(_)))) => visit.ends(End::Broken),
             // The client is the one who left.
-            Poll::Ready(Some(Err(BrokenAnswer::NotTaken))) | Poll::Pending => {}
+            Poll::Ready(Some(Err(BrokenAnswer::ClientBroke | BrokenAnswer::NotTaken))) | Poll::Pending => {}
         }
     }
 }

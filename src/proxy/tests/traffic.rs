@@ -307,6 +307,28 @@ async fn every_end_is_counted_once_and_blamed_on_the_right_side() {
     assert_eq!(counts.latency, of_instance.latency);
 }
 
+/// The instance had begun to answer before it had the whole request, and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_in_the_middle_of_an_upload_is_no_failure_of_the_instance() {
+    for framing in ["Content-Length: 1000\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
+        let (proxy, instance) = played_instance().await;
+        let mut client = proxy.wire().await;
+        client.send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\n{framing}")).await;
+        let mut instance = Wire { stream: instance.accept().await.unwrap().0, rest: Vec::new() };
+        instance.until(b"hello").await.unwrap();
+        instance.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nworld\r\n").await;
+        client.until(b"world").await.unwrap();
+        drop(client);
+        eventually("its end is counted", || async {
+            let counts = proxy.counts().await;
+            counts.client_aborted + counts.failed + counts.served > 0
+        })
+        .await;
+        let counts = proxy.counts().await;
+        assert_eq!((counts.client_aborted, counts.failed), (1, 0), "{framing:?}: {counts:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_timed_until_they_begin() {
     let proxy = TestProxy::start().await;
