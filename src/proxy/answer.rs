@@ -7,8 +7,8 @@ use hyper::header::{
 };
 use hyper::{Response, StatusCode};
 
-use super::body::Answer;
 use super::headers::{Form, X_REQUEST_ID};
+use super::relay::Answer;
 use crate::model::shorten;
 
 /// What the proxy has to say itself.

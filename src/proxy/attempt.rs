@@ -24,7 +24,6 @@ use hyper::upgrade::OnUpgrade;
 
 use super::access_log::{Maker, Visit};
 use super::answer::Own;
-use super::body::{Answer, Carrier, Progress, Relay, Source};
 use super::counts::Tally;
 use super::fields::Fields;
 use super::headers;
@@ -32,9 +31,11 @@ use super::http1::{Interims, LinkError};
 use super::instance::{Claim, Instance};
 use super::message::{ForInstance, Reply};
 use super::pool::{Link, SendError, Speech};
+use super::relay::{Answer, Carrier, Relay, Source};
 use super::routing::{Seeker, Way};
 use super::server::Proxy;
 use super::table::Protocol;
+use super::upload::Progress;
 use super::wait::Waits;
 use super::{tunnel, websocket};
 

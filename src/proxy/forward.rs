@@ -13,7 +13,6 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use super::access_log::{Maker, Sending, Visit};
 use super::answer::Own;
 use super::attempt::{Attempt, EXTRA_TRIES};
-use super::body::{Answer, ClientBody, Outgoing, Progress};
 use super::challenges::CHALLENGE_PATH;
 use super::counts::Tally;
 use super::fields::Fields;
@@ -24,9 +23,11 @@ use super::http1::Interims;
 use super::instance::Claim;
 use super::message::{ForInstance, Reply, RequestHead, RequestId};
 use super::path_prefix::PathPrefix;
+use super::relay::Answer;
 use super::routing::{NoClaim, Seeker, Way};
 use super::server::Proxy;
 use super::table::{Protocol, lookup_host};
+use super::upload::{ClientBody, Outgoing, Progress};
 use super::wait::Waits;
 
 /// What a client asks for.

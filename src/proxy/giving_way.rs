@@ -47,3 +47,24 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Things<T> {
         each(std::iter::from_fn(|| sequence.next_element().transpose())).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_or_moved_by_a_pause() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Numbers(#[serde(with = "super")] Vec<usize>);
+
+        for length in [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 5 * AT_ONCE] {
+            let numbers: Vec<usize> = (0..length).collect();
+            assert_eq!(each(&numbers).copied().collect::<Vec<_>>(), numbers);
+            let text = serde_json::to_string(&Numbers(numbers.clone())).unwrap();
+            assert_eq!(text, serde_json::to_string(&numbers).unwrap());
+            assert_eq!(serde_json::from_str::<Numbers>(&text).unwrap().0, numbers);
+        }
+        let wrong = serde_json::from_str::<Numbers>("[1, true]").unwrap_err().to_string();
+        assert!(wrong.contains("invalid type: boolean `true`, expected usize"), "{wrong}");
+    }
+}

@@ -6,8 +6,8 @@ use hyper::header::HeaderValue;
 use hyper::http::{request, response};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
-use super::body::Outgoing;
 use super::fields::Fields;
+use super::upload::Outgoing;
 
 /// What one request is called in logs, its app's and ours.
 #[derive(Debug, Clone, Copy)]

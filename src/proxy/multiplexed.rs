@@ -19,11 +19,12 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
-use super::body::{BrokenUpload, Outgoing, Source};
 use super::http1::LinkError;
 use super::instance::lock;
 use super::message::Reply;
 use super::pool::{CONNECT_LIMIT, IDLE_LIMIT, SendError, dial, not_in_time, without_body};
+use super::relay::Source;
+use super::upload::{BrokenUpload, Outgoing};
 
 /// What an instance may send of one answer before its client takes it. An answer holds no more memory than this.
 const STREAM_WINDOW: u32 = 256 << 10;

@@ -23,11 +23,12 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{Outgoing, Source};
 use super::http1::{Exchange, Interims, LinkError, Pipe, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
+use super::relay::Source;
+use super::upload::Outgoing;
 
 /// How long a connection may idle: below the keep-alive limits of common servers (Node closes after 5 s).
 pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(4);
@@ -333,6 +334,7 @@ impl Link {
     }
 
     /// Lets the instance close first: who does so keeps the port for a minute, and this side runs out of them.
+    // As with `detach`.
     #[inline(never)]
     fn leave(self: Box<Self>) {
         let wire = self.wire;

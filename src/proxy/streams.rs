@@ -11,8 +11,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::access_log::Sending;
-use super::body::BrokenAnswer;
 use super::instance::lock;
+use super::relay::BrokenAnswer;
 
 /// The streams of a connection: each that is open holds a handle of it.
 #[derive(Debug, Default)]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Method, StatusCode};
 
-use super::super::body::{Answer, BrokenAnswer};
 use super::super::http1::Pipe;
+use super::super::relay::{Answer, BrokenAnswer};
 use super::{End, Visit};
 
 /// An answer's body with the visit that it belongs to. Of the answer itself it changes nothing.

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::answer::Own;
-use super::body::Answer;
+use super::relay::Answer;
 use super::table::{FileRoot, StaticFiles};
 
 mod body;

@@ -19,10 +19,10 @@ use tokio::time::{Instant, timeout};
 
 use super::super::access_log::Sending;
 use super::super::answer::Own;
-use super::super::body::BrokenAnswer;
 use super::super::forward::{self, Asked};
 use super::super::headers::Origin;
 use super::super::message::{Reply, RequestHead};
+use super::super::relay::BrokenAnswer;
 use super::super::server::Proxy;
 use super::super::wait::{Timer, Waits};
 use super::head;
