@@ -88,6 +88,7 @@ const PURE: &[&str] = &[
     "proxy/lookup.rs",
     "proxy/path_prefix.rs",
     "proxy/pick.rs",
+    "proxy/stagger.rs",
     "queue.rs",
     "trigger/github.rs",
     "trigger/post_receive.rs",

@@ -11,13 +11,11 @@ use super::client;
 use super::control::Report;
 use super::instance::{Instance, lock};
 use super::server::Proxy;
+use super::stagger::Stagger;
 use super::table::{DrainLimits, Table};
 use super::tunnel::QUIET_LIMIT;
 use crate::model::InstanceId;
 
-/// Streams are closed one after another over the last fifth of their budget, so that their clients do not all come
-/// back in one moment.
-const STAGGER: u32 = 5;
 /// How long a cut may take to be noticed by whoever holds the claims; a stream may wait for the end of a message.
 const CUT_SETTLES: Duration = QUIET_LIMIT.saturating_add(Duration::from_millis(250));
 /// Ended drains whose numbers are kept for an agent that lost its connection meanwhile.
@@ -172,7 +170,7 @@ async fn drain_all(instances: &[Arc<Instance>], watched: watch::Receiver<Deadlin
 async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> Drained {
     let started = Instant::now();
     let mut drained = Drained::default();
-    let (mut requests_cut, mut streams_cut) = (false, false);
+    let (mut requests_cut, mut streams_cut, mut stagger) = (false, false, Stagger::new(started.into_std()));
     // A table that has the instance again ends the drain: it is to stay.
     let is_over = |instance: &Instance| instance.load() == 0 || instance.is_routed();
     loop {
@@ -186,7 +184,7 @@ async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> 
             let _ = timeout(CUT_SETTLES, instance.until(is_over)).await;
             break;
         }
-        let open = instance.streams();
+        let (open, uncut) = (instance.streams(), instance.uncut_streams());
         tokio::select! {
             biased;
             () = instance.until(|now| is_over(now) || now.streams() != open) => if is_over(instance) { break },
@@ -194,22 +192,13 @@ async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> 
                 requests_cut = true;
                 drained.cut_requests = instance.cut_requests();
             }
-            () = sleep_until(next_stream_cut(started, deadlines.streams, open)), if open > 0 && !streams_cut => {
-                if Instant::now() < deadlines.streams {
-                    drained.cut_streams += instance.cut_streams(1);
-                }
+            () = sleep_until(stagger.next(deadlines.streams.into_std(), uncut).into()), if open > 0 && !streams_cut => {
+                let due = stagger.take_due(deadlines.streams.into_std(), uncut, Instant::now().into_std());
+                drained.cut_streams += instance.cut_streams(due);
             }
             _ = watched.changed() => {}
         }
     }
     drained.took = started.elapsed();
     drained
-}
-
-/// When one more of `open` streams is due to be closed: they are spread evenly over the last part of the budget.
-pub(super) fn next_stream_cut(started: Instant, limit: Instant, open: u64) -> Instant {
-    let last_part = limit.saturating_duration_since(started) / STAGGER;
-    let left = limit.saturating_duration_since(Instant::now()).min(last_part);
-    let open = u32::try_from(open).unwrap_or(u32::MAX).max(1);
-    limit - left + left / open
 }

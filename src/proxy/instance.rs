@@ -170,6 +170,11 @@ impl Instance {
         self.lost.load(SeqCst)
     }
 
+    /// Open streams that were not told to end yet.
+    pub fn uncut_streams(&self) -> usize {
+        lock(&self.open_streams).cuts.len()
+    }
+
     /// Ends up to `count` open streams; answers how many.
     pub fn cut_streams(&self, count: usize) -> u64 {
         let mut streams = lock(&self.open_streams);

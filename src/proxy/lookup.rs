@@ -3,7 +3,6 @@
 // Only the agent puts in what is looked up: nobody can choose hosts that collide.
 use foldhash::{HashMap, HashMapExt};
 
-use super::giving_way;
 use super::path_prefix::PathPrefix;
 use super::table::Route;
 
@@ -32,9 +31,10 @@ pub enum NoRoute {
 
 impl Lookup {
     /// Of a table's routes.
-    pub fn new(routes: &[Route]) -> Self {
-        let mut hosts: HashMap<String, Vec<Way>> = HashMap::with_capacity(routes.len());
-        for (position, route) in giving_way::each(routes).enumerate() {
+    pub fn new<'a>(routes: impl IntoIterator<Item = &'a Route>) -> Self {
+        let routes = routes.into_iter();
+        let mut hosts: HashMap<String, Vec<Way>> = HashMap::with_capacity(routes.size_hint().0);
+        for (position, route) in routes.enumerate() {
             for host in &route.hosts {
                 hosts.entry(host.clone()).or_default().push(Way { path: route.path.clone(), route: position });
             }

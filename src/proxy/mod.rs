@@ -52,6 +52,7 @@ mod relay;
 mod retire;
 mod routing;
 mod saved;
+mod stagger;
 mod sticky;
 mod stream;
 mod streams;

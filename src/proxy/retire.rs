@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::control::Report;
-use super::drain::next_stream_cut;
 use super::orders::Successor;
 use super::server::Proxy;
+use super::stagger::Stagger;
 use super::table::DrainLimits;
 use super::tunnel::{LINGER, QUIET_LIMIT};
 
@@ -109,21 +109,20 @@ async fn finish(proxy: &Proxy, limits: DrainLimits) {
 
 /// Closes streams one after another over the last part of their budget.
 async fn cut_streams(proxy: &Proxy, started: Instant, limit: Instant) -> u64 {
-    let mut cut = 0;
+    let (mut cut, mut stagger) = (0, Stagger::new(started.into_std()));
     loop {
         let instances = proxy.routing.instances();
         let now = Instant::now();
         if now >= limit {
             return cut + instances.iter().map(|instance| instance.cut_streams(usize::MAX)).sum::<u64>();
         }
-        let open = instances.iter().map(|instance| instance.streams()).sum();
-        let next = next_stream_cut(started, limit, open);
+        let open = || instances.iter().map(|instance| instance.uncut_streams()).sum();
+        let next: Instant = stagger.next(limit.into_std(), open()).into();
         sleep_until(next.min(now + RECOUNT)).await;
-        if Instant::now() >= next
-            && Instant::now() < limit
-            && let Some(busiest) = instances.iter().max_by_key(|instance| instance.streams())
-        {
-            cut += busiest.cut_streams(1);
+        for _ in 0..stagger.take_due(limit.into_std(), open(), Instant::now().into_std()) {
+            if let Some(busiest) = instances.iter().max_by_key(|instance| instance.uncut_streams()) {
+                cut += busiest.cut_streams(1);
+            }
         }
     }
 }

@@ -336,7 +336,7 @@ impl Next {
         }
         let mut kept = HashSet::with_capacity(members.len());
         kept.extend(members.iter().map(Arc::as_ptr));
-        Self { lookup: Lookup::new(&table.routes), routes, members, kept, lasting }
+        Self { lookup: Lookup::new(giving_way::each(&table.routes)), routes, members, kept, lasting }
     }
 }
 
