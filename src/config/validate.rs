@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::Spanned;
 use toml::de::DeTable;
 
 use super::absent::{Absences, Kept, Source};
@@ -102,10 +103,7 @@ pub(super) fn parse_again(
     environment: &Environment<'_>,
     before: &Kept,
 ) -> Result<Config, Problems> {
-    let (tree, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        return Err(Problems { file: file.to_owned(), problems: syntax::problems(text, &errors) });
-    }
+    let tree = tree(text, file)?;
     let reader = Reader::new(text, dir, environment, before);
     let config = whole(Section::new(&reader, String::new(), 0..0, tree.get_ref()));
     let files = reader.take_files();
@@ -118,15 +116,26 @@ pub(super) fn parse_again(
     Ok(Config { files, warnings, absent: Absences { all, source, kept }, ..config })
 }
 
+fn tree<'t>(text: &'t str, file: &str) -> Result<Spanned<DeTable<'t>>, Problems> {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    let problems = match tree.get_ref().is_empty() {
+        _ if !errors.is_empty() => syntax::problems(text, &errors),
+        // Read again at the wrong moment it would let every app go.
+        true => vec![Problem::of_file(
+            "has no settings at all: it may be half written",
+            "write it whole; to let every app go, leave a table such as [agent] in it",
+        )],
+        false => return Ok(tree),
+    };
+    Err(Problems { file: file.to_owned(), problems })
+}
+
 /// `[proxy]` alone, whatever is wrong elsewhere in the file: the proxy needs nothing else, and no secret.
 pub fn load_proxy(path: &Path) -> Result<ProxyConfig, Problems> {
     let file = path.display().to_string();
     let text = read(path).map_err(|problem| Problems { file: file.clone(), problems: vec![problem] })?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let (tree, errors) = DeTable::parse_recoverable(&text);
-    if !errors.is_empty() {
-        return Err(Problems { file, problems: syntax::problems(&text, &errors) });
-    }
+    let tree = tree(&text, &file)?;
     let before = Kept::new();
     let reader = Reader::new(&text, absolute.parent().unwrap_or(Path::new("/")), &|_: &str| None, &before);
     let section = Section::new(&reader, String::new(), 0..0, tree.get_ref());

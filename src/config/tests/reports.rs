@@ -960,3 +960,17 @@ fn tables_that_are_none() {
         move it to [apps.shop.services.web], or drop the services table
     "#);
 }
+
+/// A file that is being written may be read at any moment, and an agent without apps stops all that runs.
+#[test]
+fn a_file_that_says_nothing_is_not_one_without_apps() {
+    for text in ["", "\n\n", "# [apps.shop]\n"] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(report(text), @r"
+            deploy.toml: has no settings at all: it may be half written
+                write it whole; to let every app go, leave a table such as [agent] in it
+            ");
+        }
+    }
+    assert!(config("[agent]\n").apps.is_empty());
+}
