@@ -23,7 +23,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::http1::{Exchange, Interims, LinkError, Pipe, Unanswered};
+use super::http1::{Exchange, Interims, LARGEST_HEAD, LinkError, Pipe, Unanswered};
 use super::instance::lock;
 use super::message::{ForInstance, Reply};
 use super::multiplexed::{Multiplexed, Stream};
@@ -99,7 +99,11 @@ impl Pool {
             Speech::Plain => Wire::Plain(Exchange::new(dial(self.address).await?)),
             Speech::Any => {
                 let socket = TokioIo::new(dial(self.address).await?);
-                let (sender, connection) = http1::handshake(socket).await.map_err(io::Error::other)?;
+                let (sender, connection) = http1::Builder::new()
+                    .max_buf_size(LARGEST_HEAD)
+                    .handshake(socket)
+                    .await
+                    .map_err(io::Error::other)?;
                 Wire::Any(Any { sender, connection: Some(connection), closed: None })
             }
             Speech::Http2 => Wire::Http2(self.http2.get_or_init(Arc::default).begin(self.address).await?),

@@ -19,8 +19,8 @@ use super::response::{self, Head, Length};
 use super::socket;
 use super::spare::Spare;
 
-/// The largest head of an answer.
-const LARGEST_HEAD: usize = 256 << 10;
+/// The largest head of an answer, whoever reads it.
+pub const LARGEST_HEAD: usize = 256 << 10;
 /// What is read at a time: a head and a small body, and as much of a large one as is worth a call. With both in one buffer,
 /// which is kept, the next answer of 64 KiB is read with its head at once.
 const READ: usize = 8 << 10;

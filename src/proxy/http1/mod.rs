@@ -19,7 +19,7 @@ mod serve;
 mod socket;
 mod spare;
 
-pub use exchange::{Exchange, LinkError, Unanswered};
+pub use exchange::{Exchange, LARGEST_HEAD, LinkError, Unanswered};
 pub use interims::Interims;
 pub use pipe::{MOST as MOST_PIPES, Pipe};
 pub use request::first_line;
