@@ -23,7 +23,8 @@ use super::headers::Origin;
 use super::http1::{self, ClientSocket, Served};
 use super::server::Proxy;
 use super::stream::ClientStream;
-use super::streams::{Idleness, StreamAnswer, Streams};
+use super::streams::{Idleness, Streams};
+use super::taking::Taking;
 use super::tls;
 use super::wait::unless_cancelled;
 use super::watched::{Switched, Watched};
@@ -129,15 +130,16 @@ async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin
 
 async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
     let limits = origin.limits;
-    let switched = Switched::default();
+    let (switched, taking) = (Switched::default(), Taking::default());
     let service = service_fn(|request| {
-        let (proxy, origin, switched) = (Arc::clone(proxy), Arc::clone(&origin), switched.clone());
+        let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
+        let (switched, taking) = (switched.clone(), taking.clone());
         async move {
             let response = forward::handle(proxy, origin, request).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 switched.tell();
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|answer| taking.give(answer)))
         }
     });
     let connection = any_http1::Builder::new()
@@ -153,6 +155,8 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
+            // What is not whole must not look as if it were: nothing may follow it.
+            () = taking.is_over(None) => return Ok(()),
             () = proxy.close_idle.wait(), if !told_to_close => {
                 told_to_close = true;
                 connection.as_mut().graceful_shutdown();
@@ -162,6 +166,11 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
     }
 }
 
+tokio::task_local! {
+    /// Of the stream that a task runs.
+    static TAKING: Taking;
+}
+
 /// When the proxy goes, a client is told at once: with GOAWAY twice, so that what it sends before it has read of it is
 /// still answered (RFC 9113 §6.8).
 async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
@@ -169,13 +178,13 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
     let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
-        let (number, streams) = (streams.begin(), Arc::clone(&streams));
         async move {
             let response = forward::handle(proxy, origin, request).await;
-            Ok::<_, Infallible>(response.map(|answer| StreamAnswer::new(answer, number, streams)))
+            Ok::<_, Infallible>(response.map(|answer| TAKING.with(|taking| taking.give(answer))))
         }
     });
-    let connection = http2::Builder::new(OfClients(Arc::clone(proxy)))
+    let each = EachStream { proxy: Arc::clone(proxy), of: Arc::clone(&streams), patience: limits.send_timeout };
+    let connection = http2::Builder::new(each)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
@@ -189,7 +198,6 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let mut look = interval_at(Instant::now() + limits.header_timeout, limits.header_timeout);
-    let mut review = interval_at(Instant::now() + limits.send_timeout, limits.send_timeout);
     let (mut told_to_close, mut idleness) = (false, Idleness::default());
     loop {
         let is_over = tokio::select! {
@@ -201,10 +209,6 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
                 true if told_to_close => return Ok(()),
                 is_idle => is_idle,
             },
-            _ = review.tick() => {
-                streams.give_up(limits.send_timeout);
-                false
-            }
             () = proxy.abort.cancelled() => return Ok(()),
         };
         if is_over {
@@ -215,12 +219,30 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
     }
 }
 
-/// Runs each stream as what it is: something of a client's.
+/// Runs each stream of a connection in a task of its own.
 #[derive(Clone)]
-struct OfClients(Arc<Proxy>);
+struct EachStream {
+    proxy: Arc<Proxy>,
+    of: Arc<Streams>,
+    /// A client may take nothing of an answer for so long. HTTP/2 has a window for each stream (RFC 9113 §5.2), so the
+    /// connection itself may be as lively as ever.
+    patience: Duration,
+}
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OfClients {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for EachStream {
     fn execute(&self, stream: F) {
-        self.0.spawn(stream);
+        let (open, taking, patience) = (self.of.begin(), Taking::default(), self.patience);
+        self.proxy.spawn(async move {
+            let _open = open;
+            let mut stream = pin!(TAKING.scope(taking.clone(), stream));
+            tokio::select! {
+                biased;
+                () = stream.as_mut() => return,
+                () = taking.is_over(Some(patience)) => {}
+            }
+            // Its client is told once it takes more. Dropped, the stream would be reset at once, but as cancelled, which there are
+            // clients that take for an end (Node.js does).
+            stream.await;
+        });
     }
 }

@@ -180,7 +180,7 @@ async fn drain(instance: &Instance, mut watched: watch::Receiver<Deadlines>) -> 
             drained.cut_streams += instance.cut_streams(usize::MAX);
         }
         if requests_cut && (streams_cut || instance.streams() == 0) {
-            // Who does not notice now is stuck where hyper writes to its client: the instance is rid of it all the same.
+            // Whoever has not noticed by then is not waited for.
             let _ = timeout(CUT_SETTLES, instance.until(is_over)).await;
             break;
         }

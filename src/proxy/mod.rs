@@ -2,7 +2,7 @@
 //!
 //! A request passes [`server`] (the listener), `connection` (the client's, in its version of HTTP), `forward` (the
 //! request), `routing` (the claim: look up, pick and count in, under one lock), `attempt` (its tries), `pool` (a connection of
-//! that instance) and `body` (the answer, which holds the claim to its end); its head is a `message` with `fields`, and
+//! that instance) and `relay` (the answer, which holds the claim to its end); its head is a `message` with `fields`, and
 //! `access_log` tells of it. Static files are answered by `files`, without a claim. The agent's word comes in through
 //! [`control`] and `orders`, is kept on disk by `saved` and ends in a swapped table; `drain` sees off what left it. [`client`]
 //! is the agent's side of the socket, and [`supervise`] its care for the process. A new process takes over by `handover`, and
@@ -56,9 +56,11 @@ mod stagger;
 mod sticky;
 mod stream;
 mod streams;
+mod taking;
 mod tls;
 mod tunnel;
 mod upload;
+mod upload_tasks;
 mod wait;
 mod watched;
 mod websocket;

@@ -14,17 +14,18 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Request, Uri, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
-use super::http1::LinkError;
+use super::http1::{LARGEST_HEAD, LinkError};
 use super::instance::lock;
 use super::message::Reply;
 use super::pool::{CONNECT_LIMIT, IDLE_LIMIT, SendError, dial, not_in_time, without_body};
 use super::relay::Source;
 use super::upload::{BrokenUpload, Outgoing};
+use super::upload_tasks::{self, UploadTasks};
 
 /// What an instance may send of one answer before its client takes it. An answer holds no more memory than this.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -32,9 +33,6 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// few answers that nobody takes would use it up, and stop all others. What is kept is bounded all the same, by a window
 /// for each request under way.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// The largest head of an answer, and the largest trailers, as of an instance that speaks HTTP/1.1. Of trailers beyond it h2 drops
-/// fields and tells nobody.
-const LARGEST_HEAD: u32 = 256 << 10;
 /// Connections that take requests. With all of them full, a request waits on one for another to end, as long as for an
 /// answer: most end soon, and a refusal would turn away what only came in a burst.
 const MOST_CONNECTIONS: usize = 32;
@@ -125,16 +123,17 @@ impl Multiplexed {
     }
 
     async fn open_one(self: &Arc<Self>, address: SocketAddr, turn: OwnedMutexGuard<()>) -> io::Result<Stream> {
-        let handshake = http2::Builder::new(TokioExecutor::new())
+        let handshake = http2::Builder::new(UploadTasks)
             // None before the instance has said how many: it would refuse those that are too many.
             .initial_max_send_streams(0)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(LARGEST_HEAD)
+            // Of trailers as well: of larger ones h2 drops fields and tells nobody.
+            .max_header_list_size(LARGEST_HEAD as u32)
             .handshake(TokioIo::new(dial(address).await?));
         let (sender, connection) = handshake.await.map_err(io::Error::other)?;
         let places = Arc::new(Places::default());
-        let running = run(connection, Arc::clone(&places), turn);
+        let running = upload_tasks::among(run(connection, Arc::clone(&places), turn));
         // It ends by itself when nobody can send on it any more and all answers are there.
         tokio::spawn(async move {
             if let Err(error) = running.await {
@@ -208,7 +207,7 @@ impl Connection {
 
 /// Moves a connection's bytes until it ends, and notes how many requests it takes.
 async fn run(
-    mut connection: http2::Connection<TokioIo<TcpStream>, Placed, TokioExecutor>,
+    mut connection: http2::Connection<TokioIo<TcpStream>, Placed, UploadTasks>,
     places: Arc<Places>,
     turn: OwnedMutexGuard<()>,
 ) -> hyper::Result<()> {
@@ -247,7 +246,11 @@ impl Body for Placed {
     type Error = BrokenUpload;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenUpload>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let body = &mut self.get_mut().body;
+        if let Outgoing::Upload(_, progress) = body {
+            upload_tasks::note(progress);
+        }
+        Pin::new(body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -133,6 +133,8 @@ impl Relay {
 
     fn complete(&mut self) {
         self.tally.served();
+        // The rest of it may still be wanted.
+        self.upload = None;
         let claim = self.claim.take();
         match self.link.take() {
             Some(Carrier::Here(link)) => {
@@ -170,11 +172,10 @@ impl Relay {
         is_cut && !claim.instance().is_lost()
     }
 
-    /// Ready once it has ended because the limit has come while its client was waited for.
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once it has ended because the limit has come while its client was waited for; how it has.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Option<BrokenAnswer>> {
         if self.poll_cut(cx).is_ready() && self.is_over(cx) {
-            self.cut_off();
-            return Poll::Ready(());
+            return Poll::Ready(self.cut_off());
         }
         Poll::Pending
     }
@@ -259,6 +260,15 @@ impl Relay {
     }
 }
 
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Whoever broke off his answer has no use for the request either.
+        if let Some(upload) = &self.upload {
+            upload.give_up();
+        }
+    }
+}
+
 /// Why an answer ends before it is complete; the client's connection is closed, so that it can tell.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokenAnswer {
@@ -294,8 +304,9 @@ impl Answer {
         }
     }
 
-    /// To be asked while its client is waited for: ready once it has ended, with the time that its instance had.
-    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// To be asked while its client is waited for: ready once it has ended, with the time that its instance had. Its client must
+    /// learn that it is not whole, if it says why.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Option<BrokenAnswer>> {
         match self {
             Self::Relayed(relay) => relay.poll_over(cx),
             Self::Own(_) | Self::File(_) => Poll::Pending,

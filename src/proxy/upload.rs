@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::access_log::PassedBytes;
 use crate::discard::discard;
@@ -56,6 +57,11 @@ impl ClientBody {
         passed: Option<Arc<PassedBytes>>,
     ) -> Self {
         Self { incoming, is_held_back, left: most, passed }
+    }
+
+    /// Its client is not to be heard out.
+    fn forget(&mut self) {
+        self.incoming = None;
     }
 }
 
@@ -107,6 +113,7 @@ pub struct Progress {
     done: AtomicBool,
     broken: AtomicBool,
     too_large: AtomicBool,
+    given_up: CancellationToken,
 }
 
 impl Progress {
@@ -119,6 +126,7 @@ impl Progress {
             done: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             too_large: AtomicBool::new(false),
+            given_up: CancellationToken::new(),
         }
     }
 
@@ -145,6 +153,26 @@ impl Progress {
     /// The client's body broke off or was malformed.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
+    }
+
+    /// Nobody is to have the rest of it.
+    pub fn give_up(&self) {
+        self.given_up.cancel();
+    }
+
+    /// Resolves when that was said.
+    pub async fn given_up(&self) {
+        self.given_up.cancelled().await;
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let Self::Upload(incoming, progress) = self
+            && progress.given_up.is_cancelled()
+        {
+            incoming.forget();
+        }
     }
 }
 

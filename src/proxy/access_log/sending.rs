@@ -51,7 +51,7 @@ impl Sending {
     }
 
     /// See [`Answer::poll_over`].
-    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Option<BrokenAnswer>> {
         let over = self.answer.poll_over(cx);
         if over.is_ready() {
             self.visit.ends(End::TimeOver);

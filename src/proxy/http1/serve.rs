@@ -305,7 +305,7 @@ async fn in_time(body: &mut Sending, writing: impl Future<Output = io::Result<()
     let mut writing = pin!(writing);
     std::future::poll_fn(|cx| match writing.as_mut().poll(cx) {
         Poll::Ready(written) => Poll::Ready(written.map(|()| true)),
-        Poll::Pending => body.poll_over(cx).map(|()| Ok(false)),
+        Poll::Pending => body.poll_over(cx).map(|_| Ok(false)),
     })
     .await
 }

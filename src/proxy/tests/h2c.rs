@@ -43,6 +43,16 @@ struct Seen {
     open: AtomicUsize,
     /// What `/endless` was given.
     bytes: AtomicUsize,
+    /// Echoes that are over, whole or not.
+    ended: AtomicUsize,
+}
+
+struct Echo(Arc<Seen>);
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, SeqCst);
+    }
 }
 
 impl Instance {
@@ -127,7 +137,12 @@ async fn answer(
         request.headers().get("x-forwarded-for"),
     );
     let status = [("grpc-status".parse().unwrap(), "0".parse().unwrap())].into_iter().collect();
-    let body = request.into_body().with_trailers(async move { Some(Ok(status)) }).boxed();
+    let echo = Echo(seen);
+    let heard = request.into_body().map_frame(move |frame| {
+        let _kept = &echo;
+        frame
+    });
+    let body = heard.with_trailers(async move { Some(Ok(status)) }).boxed();
     Ok(Response::builder().header("x-said", said).body(body).unwrap())
 }
 
@@ -204,6 +219,29 @@ async fn calls_stream_both_ways_on_one_connection_and_end_with_trailers() {
     }
     assert_eq!(instance.connections(), 1);
     assert_eq!(proxy.counts().await.served, 3);
+}
+
+/// While its answer waits for the client, nothing moves either way but what the client might still send.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_outlives_its_budget_ends_on_both_sides() {
+    let (proxy, instance) = routed().await;
+    let mut client = connect(&proxy).await;
+    let (say, mut said) = mpsc::unbounded_channel::<Frame<Bytes>>();
+    let frames = futures_util::stream::poll_fn(move |cx| said.poll_recv(cx).map(|frame| frame.map(Ok)));
+    // More than the client's own window takes of its echo.
+    for _ in 0..256 {
+        say.send(Frame::data(Bytes::from_static(&[b'x'; 16 << 10]))).unwrap();
+    }
+    let answer = client.send_request(call(BodyExt::boxed(StreamBody::new(frames)))).await.unwrap();
+    assert_eq!(instance.seen.ended.load(SeqCst), 0);
+    proxy.client.apply(Vec::new()).await.unwrap();
+    let drained = proxy.client.drain(&InstanceId::parse("d1-web-1").unwrap(), limits(300, 300)).await;
+    assert_eq!((drained.confirmed, drained.cut_requests), (true, 1), "{drained:?}");
+    assert!(drained.took < Duration::from_secs(1), "{drained:?}");
+    eventually("the instance hears of it", || async { instance.seen.ended.load(SeqCst) == 1 }).await;
+    assert!(!say.is_closed(), "the client knows nothing yet");
+    assert!(answer.into_body().collect().await.is_err(), "it is told when it takes more");
+    assert_eq!(proxy.counts().await.failed, 1);
 }
 
 #[tokio::test]

@@ -292,6 +292,29 @@ async fn an_answer_that_its_client_does_not_take_is_not_kept_for_ever() {
     assert_eq!(client.get("/").await.0, 200);
 }
 
+/// Where hyper writes, the answer is not asked for more: it is its stream that has to be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instances_time_is_over_for_streams_that_are_not_taken_as_well() {
+    let (proxy, old, mut client) = with_backend().await;
+    let large = || BodyExt::boxed(Full::from(vec![b'x'; 8 << 20]));
+    let mut untaken = Vec::new();
+    for _ in 0..3 {
+        untaken.push(client.send(to("POST", "/echo", large())).await.unwrap());
+    }
+    assert_eq!(proxy.in_flight(&old).await, 3);
+    let new = Backend::start("d2-web-1").await;
+    proxy.route(&[&new]).await;
+    let drained = proxy.client.drain(&old.id, limits(200, 200)).await;
+    assert_eq!((drained.confirmed, drained.cut_requests), (true, 3), "{drained:?}");
+    assert!(drained.took < Duration::from_secs(1), "{drained:?}");
+    assert_eq!((proxy.counts().await.failed, proxy.in_flight(&old).await), (3, 0));
+    for answer in untaken {
+        let why = answer.into_body().collect().await.expect_err("not whole, and not taken for whole");
+        assert!(format!("{why:?}").contains("INTERNAL_ERROR"), "{why:?}");
+    }
+    assert_eq!(client.get("/").await, (200, "d2-web-1".to_owned()), "the connection goes on");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_asked_to_leave_and_loses_nothing() {
     let (proxy, _backend, mut client) = with_backend().await;

@@ -148,11 +148,14 @@ async fn who_takes_nothing_is_let_go_and_who_leaves_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instances_time_is_over_for_clients_that_take_their_answers_slowly_as_well() {
     let length = 64 << 20;
-    for takes_nothing in [true, false] {
+    let get = "GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+    // Its body makes hyper the one who writes the answer.
+    let post = "POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 2\r\n\r\n\r\n";
+    for (request, takes_nothing) in [(get, true), (get, false), (post, true), (post, false)] {
         let (proxy, listener) = played_instance().await;
         let playing = tokio::spawn(plays(listener, page(length), usize::MAX, Duration::ZERO));
         let mut client = proxy.wire().await;
-        client.send("GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        client.send(request).await;
         client.until(b"\r\n\r\n").await.unwrap();
         let (over, is_over) = tokio::sync::oneshot::channel::<()>();
         let reading = tokio::spawn(async move {
@@ -172,7 +175,7 @@ async fn an_instances_time_is_over_for_clients_that_take_their_answers_slowly_as
         proxy.client.apply(Vec::new()).await.unwrap();
         let drained = proxy.client.drain(&InstanceId::parse("d1-web-1").unwrap(), limits(200, 200)).await;
         assert_eq!((drained.confirmed, drained.cut_requests), (true, 1), "{drained:?}");
-        assert!(drained.took < Duration::from_secs(1), "takes nothing: {takes_nothing}, {drained:?}");
+        assert!(drained.took < Duration::from_secs(1), "{request} takes nothing: {takes_nothing}, {drained:?}");
         assert_eq!((proxy.counts().await.served, proxy.counts().await.failed), (0, 1));
         let _ = over.send(());
         let total = timeout(Duration::from_secs(20), reading).await.expect("its connection is closed").unwrap();

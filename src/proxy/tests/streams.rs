@@ -170,11 +170,10 @@ async fn what_outlives_its_budget_is_cut_and_counted() {
     proxy.route(&[&new]).await;
     let drained = proxy.client.drain(&old.id, limits(200, 200)).await;
     assert_eq!((drained.cut_requests, drained.confirmed), (2, true), "{drained:?}");
-    assert!(drained.took < Duration::from_secs(10), "{drained:?}");
+    assert!(drained.took < Duration::from_secs(1), "{drained:?}");
     assert_eq!(slow.reply().await.status, 504);
-    assert_eq!(proxy.counts().await.failed, 1);
+    assert_eq!((proxy.counts().await.failed, proxy.in_flight(&old).await), (2, 0));
     drop(stuck);
-    eventually("all is let go", || async { proxy.in_flight(&old).await == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
