@@ -23,7 +23,7 @@ use super::headers::Origin;
 use super::http1::{self, ClientSocket, Served};
 use super::server::Proxy;
 use super::stream::ClientStream;
-use super::streams::{Idleness, Streams};
+use super::streams::Streams;
 use super::taking::Taking;
 use super::tls;
 use super::wait::unless_cancelled;
@@ -174,7 +174,7 @@ tokio::task_local! {
 /// When the proxy goes, a client is told at once: with GOAWAY twice, so that what it sends before it has read of it is
 /// still answered (RFC 9113 §6.8).
 async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
-    let streams = Arc::new(Streams::default());
+    let streams = Streams::new();
     let limits = origin.limits;
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
@@ -198,22 +198,27 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let mut look = interval_at(Instant::now() + limits.header_timeout, limits.header_timeout);
-    let (mut told_to_close, mut idleness) = (false, Idleness::default());
+    let mut told_to_close = false;
+    // hyper has the end of an answer for longer than one wait for a client that takes little.
+    let on_its_way = 2 * limits.send_timeout;
     loop {
         let is_over = tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
             () = proxy.leaving.cancelled(), if !told_to_close => true,
-            _ = look.tick() => match idleness.look(&streams) {
-                // Not even that: one that sends a frame byte by byte would never.
-                true if told_to_close => return Ok(()),
-                is_idle => is_idle,
+            _ = look.tick() => match streams.idle() {
+                None => false,
+                Some(idle) if !told_to_close => idle.since.elapsed() >= limits.header_timeout,
+                Some(idle) if idle.has_had_any && idle.since.elapsed() < on_its_way => false,
+                // It has not even said that it heard: one that sends a frame byte by byte would never.
+                Some(_) => return Ok(()),
             },
             () = proxy.abort.cancelled() => return Ok(()),
         };
         if is_over {
             told_to_close = true;
-            look.reset_after(FAREWELL.min(limits.header_timeout));
+            let farewell = FAREWELL.min(limits.header_timeout);
+            look = interval_at(Instant::now() + farewell, farewell);
             connection.as_mut().graceful_shutdown();
         }
     }

@@ -1,41 +1,63 @@
-//! The streams of one HTTP/2 connection: whether it has any.
+//! The streams of one HTTP/2 connection: since when it has none.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
-/// The streams of a connection.
-#[derive(Debug, Default)]
-pub struct Streams {
-    begun: AtomicU64,
-    open: Arc<()>,
+use tokio::time::Instant;
+
+use super::instance::lock;
+
+/// The streams of a connection. One ends here when its answer is handed over to the connection, which is before its client
+/// has it.
+#[derive(Debug)]
+pub struct Streams(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    open: usize,
+    has_had_any: bool,
+    /// Of the last change.
+    at: Instant,
 }
 
-/// An open stream.
-#[derive(Debug)]
-pub struct OpenStream {
-    _counted: Arc<()>,
+/// A connection without streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Idle {
+    /// Since when.
+    pub since: Instant,
+    /// What it has had may still be on its way.
+    pub has_had_any: bool,
 }
 
 impl Streams {
+    /// Of a connection that begins.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State { open: 0, has_had_any: false, at: Instant::now() })))
+    }
+
     /// A request has come.
-    pub fn begin(&self) -> OpenStream {
-        self.begun.fetch_add(1, Relaxed);
-        OpenStream { _counted: Arc::clone(&self.open) }
+    pub fn begin(self: &Arc<Self>) -> OpenStream {
+        let mut state = lock(&self.0);
+        *state = State { open: state.open + 1, has_had_any: true, at: Instant::now() };
+        drop(state);
+        OpenStream(Arc::clone(self))
+    }
+
+    /// `None` while there are any.
+    pub fn idle(&self) -> Option<Idle> {
+        let state = lock(&self.0);
+        (state.open == 0).then_some(Idle { since: state.at, has_had_any: state.has_had_any })
     }
 }
 
-/// Whether a connection has been of no use from one look to the next.
-#[derive(Debug, Default)]
-pub struct Idleness {
-    begun_before: u64,
-}
+/// One that is open.
+#[derive(Debug)]
+pub struct OpenStream(Arc<Streams>);
 
-impl Idleness {
-    /// One look.
-    pub fn look(&mut self, streams: &Streams) -> bool {
-        let begun = streams.begun.load(Relaxed);
-        let none_began = std::mem::replace(&mut self.begun_before, begun) == begun;
-        none_began && Arc::strong_count(&streams.open) == 1
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.0);
+        state.open -= 1;
+        state.at = Instant::now();
     }
 }
 
@@ -44,14 +66,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_idles_when_nothing_began_and_nothing_is_open() {
-        let (streams, mut idleness) = (Streams::default(), Idleness::default());
-        let open = streams.begin();
-        assert!(!idleness.look(&streams), "one began since");
-        assert!(!idleness.look(&streams), "one is open");
-        drop(open);
-        assert!(idleness.look(&streams));
-        drop(streams.begin());
-        assert!(!idleness.look(&streams), "one began and ended since");
+    fn a_connection_idles_from_its_beginning_or_the_end_of_the_last_stream() {
+        let streams = Streams::new();
+        let began = streams.idle().unwrap();
+        assert!(!began.has_had_any);
+        let (first, second) = (streams.begin(), streams.begin());
+        assert_eq!(streams.idle(), None);
+        drop(first);
+        assert_eq!(streams.idle(), None);
+        let before = Instant::now();
+        drop(second);
+        let idle = streams.idle().unwrap();
+        assert!(idle.since >= before && before > began.since && idle.has_had_any);
+        assert_eq!(streams.idle(), Some(idle));
     }
 }

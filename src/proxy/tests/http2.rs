@@ -315,6 +315,32 @@ async fn an_instances_time_is_over_for_streams_that_are_not_taken_as_well() {
     assert_eq!(client.get("/").await, (200, "d2-web-1".to_owned()), "the connection goes on");
 }
 
+/// hyper has all of it long before its client has, and no request is under way any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_the_end_of_an_answer_slowly_has_it_whole() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let limits = ProxyLimits { header_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
+    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let backend = Backend::start("d1-web-1").await;
+    proxy.route(&[&backend]).await;
+    let socket = TcpStream::connect(proxy.address).await.unwrap();
+    let mut narrow = http2::Builder::new(TokioExecutor::new());
+    let (mut sender, connection) =
+        narrow.initial_stream_window_size(4 << 10).handshake(TokioIo::new(socket)).await.unwrap();
+    tokio::spawn(connection);
+    let sent = 50 << 10;
+    let request = to("POST", "/echo", BodyExt::boxed(Full::from(vec![b'x'; sent])));
+    let mut body = sender.send_request(request).await.unwrap().into_body();
+    let (mut taken, began) = (0, Instant::now());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.unwrap_or_else(|why| panic!("after {taken} bytes and {:?}: {why:?}", began.elapsed()));
+        taken += frame.into_data().unwrap().len();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(taken, sent);
+    assert!(began.elapsed() > Duration::from_secs(1), "it was not slow: {:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_asked_to_leave_and_loses_nothing() {
     let (proxy, _backend, mut client) = with_backend().await;
