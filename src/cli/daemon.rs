@@ -79,7 +79,7 @@ fn bounded(wanted: Targets) -> Targets {
 /// told.
 pub fn configuration(path: &Path) -> Result<Config, ExitCode> {
     config::load_to_start(path).map_err(|problems| {
-        eprint!("{problems}");
+        eprintln!("{problems}");
         ExitCode::from(2)
     })
 }

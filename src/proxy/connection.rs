@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hyper::StatusCode;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1 as any_http1, http2};
 use hyper::service::service_fn;
+use hyper::{StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval_at, timeout};
@@ -130,16 +130,17 @@ async fn serve_http1(proxy: &Arc<Proxy>, mut stream: Patient, origin: Arc<Origin
 
 async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -> hyper::Result<()> {
     let limits = origin.limits;
-    let (switched, taking) = (Switched::default(), Taking::default());
+    let (switched, taking) = (Switched::default(), Taking::of_connection());
     let service = service_fn(|request| {
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         let (switched, taking) = (switched.clone(), taking.clone());
+        let is_http10 = request.version() == Version::HTTP_10;
         async move {
             let response = forward::handle(proxy, origin, request).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 switched.tell();
             }
-            Ok::<_, Infallible>(response.map(|answer| taking.give(answer)))
+            Ok::<_, Infallible>(response.map(|answer| taking.give(answer, is_http10)))
         }
     });
     let connection = any_http1::Builder::new()
@@ -147,7 +148,7 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.max_header_size as usize)
         .half_close(true)
-        .serve_connection(TokioIo::new(Watched::new(stream, switched.clone())), service)
+        .serve_connection(TokioIo::new(Watched::new(stream, switched.clone(), taking.clone())), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut told_to_close = false;
@@ -155,8 +156,8 @@ async fn serve_any_http1(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            // What is not whole must not look as if it were: nothing may follow it.
-            () = taking.is_over(None) => return Ok(()),
+            // Its connection learns of it as it is written to.
+            () = taking.is_over(None) => {}
             () = proxy.close_idle.wait(), if !told_to_close => {
                 told_to_close = true;
                 connection.as_mut().graceful_shutdown();
@@ -180,7 +181,7 @@ async fn serve_http2(proxy: &Arc<Proxy>, stream: Patient, origin: Arc<Origin>) -
         let (proxy, origin) = (Arc::clone(proxy), Arc::clone(&origin));
         async move {
             let response = forward::handle(proxy, origin, request).await;
-            Ok::<_, Infallible>(response.map(|answer| TAKING.with(|taking| taking.give(answer))))
+            Ok::<_, Infallible>(response.map(|answer| TAKING.with(|taking| taking.give(answer, false))))
         }
     });
     let each = EachStream { proxy: Arc::clone(proxy), of: Arc::clone(&streams), patience: limits.send_timeout };
@@ -236,7 +237,7 @@ struct EachStream {
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for EachStream {
     fn execute(&self, stream: F) {
-        let (open, taking, patience) = (self.of.begin(), Taking::default(), self.patience);
+        let (open, taking, patience) = (self.of.begin(), Taking::of_stream(), self.patience);
         self.proxy.spawn(async move {
             let _open = open;
             let mut stream = pin!(TAKING.scope(taking.clone(), stream));
@@ -245,9 +246,9 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for EachStream {
                 () = stream.as_mut() => return,
                 () = taking.is_over(Some(patience)) => {}
             }
-            // Its client is told once it takes more. Dropped, the stream would be reset at once, but as cancelled, which there are
-            // clients that take for an end (Node.js does).
-            stream.await;
+            // Its client is told once it takes more. One that does not is not waited for again: what hyper has of the answer is
+            // dropped, and the stream reset, but as cancelled, which there are clients that take for an end (Node.js does).
+            let _ = timeout(patience, stream).await;
         });
     }
 }

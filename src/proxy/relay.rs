@@ -223,6 +223,10 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(piece)))
             }
+            Poll::Ready(None) if !self.is_whole() => {
+                self.fail();
+                Poll::Ready(Some(Err(BrokenAnswer::Upstream(LinkError::Malformed("it ends before its end")))))
+            }
             Poll::Ready(None) => {
                 self.complete();
                 Poll::Ready(None)
@@ -241,6 +245,18 @@ impl Relay {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => Poll::Ready(self.cut_off().map(Err)),
             },
+        }
+    }
+
+    /// Whether the end that hyper sees is the answer's. A stream that an instance reset without an error may have been whole
+    /// before only if the instance wanted no more of the request (RFC 9113 §8.1), and hyper tells neither from the other.
+    fn is_whole(&self) -> bool {
+        match (&self.source, &self.link) {
+            (Source::Incoming(incoming), Some(Carrier::Here(link))) if link.moves_by_itself() => {
+                let is_unwanted = self.upload.as_ref().is_some_and(|upload| !upload.is_done());
+                incoming.is_end_stream() || (is_unwanted && incoming.size_hint().exact().is_none())
+            }
+            _ => true,
         }
     }
 

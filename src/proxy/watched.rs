@@ -1,4 +1,5 @@
-//! A client's connection in hyper's hands, which is watched while hyper does not read: whether the client leaves.
+//! A client's connection in hyper's hands, which is watched while hyper does not read, whether the client leaves; and which ends
+//! with an answer that breaks off.
 //!
 //! hyper takes every end of a client's side for its leaving, or none. The rule of [`super::http1`] is put in between: an end
 //! that comes right behind a request says that this was all, and one that comes later that nobody waits any more.
@@ -8,11 +9,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::http1::HALF_CLOSE;
+use super::http1::{ClientSocket, HALF_CLOSE};
+use super::taking::{BreakOff, Taking};
 
 /// A client's connection, for hyper with `half_close`: it reads no further than the request that it is to answer, and flushes
 /// whenever it is woken. That is when this looks whether the client has left, which it tells as an error.
@@ -28,6 +32,7 @@ pub struct Watched<S> {
     /// The client sends nothing more, and has not left for all that is known.
     has_ended: bool,
     has_switched: Switched,
+    taking: Taking,
 }
 
 /// The connection speaks another protocol from now on, and each side of it may end when it likes.
@@ -43,8 +48,8 @@ impl Switched {
 
 impl<S: AsyncRead + Unpin> Watched<S> {
     /// A connection on which a client has just spoken.
-    pub fn new(stream: S, has_switched: Switched) -> Self {
-        Self { stream, ahead: None, is_read: false, spoke_at: Instant::now(), has_ended: false, has_switched }
+    pub fn new(stream: S, has_switched: Switched, taking: Taking) -> Self {
+        Self { stream, ahead: None, is_read: false, spoke_at: Instant::now(), has_ended: false, has_switched, taking }
     }
 
     /// Looks whether the client has left, where nobody else would see it. Leaves a waker if not.
@@ -95,8 +100,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: ClientSocket> Watched<S> {
+    /// Ends with an answer that broke off, when it is time.
+    fn check_answer(&self, is_sent: bool) -> io::Result<()> {
+        let Some(how) = self.taking.breaks_off(is_sent) else { return Ok(()) };
+        if let (BreakOff::Reset, Some(socket)) = (how, self.stream.socket()) {
+            // Over TLS an end without close_notify says the same (RFC 9112 §9.8).
+            SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
+        }
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "its answer broke off"))
+    }
+}
+
+impl<S: ClientSocket> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_answer(false)?;
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }
 
@@ -105,6 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_answer(false)?;
         Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
     }
 
@@ -115,6 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        this.check_answer(true)?;
         Poll::Ready(this.look(cx))
     }
 
@@ -126,12 +146,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::TcpStream;
 
     use super::*;
 
+    impl ClientSocket for DuplexStream {
+        fn socket(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
+
     fn watched() -> (DuplexStream, Watched<DuplexStream>, Switched) {
         let ((client, server), switched) = (duplex(64), Switched::default());
-        (client, Watched::new(server, switched.clone()), switched)
+        (client, Watched::new(server, switched.clone(), Taking::of_connection()), switched)
     }
 
     #[tokio::test]

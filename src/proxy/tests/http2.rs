@@ -217,6 +217,17 @@ async fn trailers_cross_both_ways() {
 }
 
 #[tokio::test]
+async fn what_there_is_of_an_answer_that_breaks_off_is_sent_before_it_is_said() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nnonsense\r\n";
+    for method in ["GET", "POST"] {
+        let (proxy, _instance) = with_answer(answer, b"\r\n\r\n").await;
+        let mut body = Client::open(proxy.address).await.send(to(method, "/", none())).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "half", "{method}");
+        assert!(body.frame().await.unwrap().is_err(), "{method}");
+    }
+}
+
+#[tokio::test]
 async fn interim_answers_are_not_taken_for_the_answer() {
     let answer = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let (proxy, _instance) = with_answer(answer, b"\r\n\r\n").await;

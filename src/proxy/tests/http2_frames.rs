@@ -7,6 +7,9 @@ use tokio::time::timeout;
 
 use super::recorder::Recorder;
 use super::support::*;
+use crate::config::ProxyLimits;
+use crate::model::InstanceId;
+use crate::proxy::table::{Member, Protocol, Route};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -35,6 +38,11 @@ fn request<'a>(method: &'a str, path: &'a str, more: &[(&'a str, &'a str)]) -> V
 
 /// The frames that come until a stream is answered: their kinds and streams. Ends with the connection too.
 async fn read_until_answered(wire: &mut Wire, stream: u32) -> Vec<(u8, u32)> {
+    read_until(wire, (HEADERS, stream)).await
+}
+
+/// The frames that come up to the first of this kind and stream. Ends with the connection too.
+async fn read_until(wire: &mut Wire, last: (u8, u32)) -> Vec<(u8, u32)> {
     let mut seen = Vec::new();
     loop {
         let mut head = [0; 9];
@@ -48,7 +56,7 @@ async fn read_until_answered(wire: &mut Wire, stream: u32) -> Vec<(u8, u32)> {
             return seen;
         }
         seen.push((head[3], of));
-        if (head[3], of) == (HEADERS, stream) {
+        if (head[3], of) == last {
             return seen;
         }
     }
@@ -178,4 +186,66 @@ async fn as_many_requests_as_may_be_open_may_be_cancelled_at_once() {
     wire.stream.write_all(&bytes).await.unwrap();
     let seen = timeout(Duration::from_secs(10), read_until_answered(&mut wire, 255)).await.expect("an answer");
     assert_eq!(seen.last(), Some(&(HEADERS, 255)), "{seen:?}");
+}
+
+/// All there is of its answer is in hyper's hands: the stream itself is what must not stay.
+#[tokio::test]
+async fn a_stream_without_a_window_is_not_kept_for_ever() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let limits = ProxyLimits { send_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
+    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let recorder = Recorder::start().await;
+    proxy.client.apply(vec![recorder.route()]).await.unwrap();
+    let initial_window = [&4_u16.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
+    let bytes = [
+        PREFACE.to_vec(),
+        frame(SETTINGS, 0, 0, &initial_window),
+        frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&request("GET", "/untaken", &[]))),
+    ];
+    let mut wire = proxy.wire().await;
+    wire.stream.write_all(&bytes.concat()).await.unwrap();
+    let seen = timeout(Duration::from_secs(10), read_until(&mut wire, (RST_STREAM, 1))).await.expect("it is reset");
+    assert!(seen.contains(&(HEADERS, 1)) && !seen.contains(&(DATA, 1)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(RST_STREAM, 1)));
+    let next = frame(HEADERS, END_STREAM | END_HEADERS, 3, &block(&request("GET", "/next", &[])));
+    wire.stream.write_all(&next).await.unwrap();
+    let seen = timeout(Duration::from_secs(10), read_until_answered(&mut wire, 3)).await.expect("an answer");
+    assert_eq!(seen.last(), Some(&(HEADERS, 3)), "the connection goes on: {seen:?}");
+}
+
+/// hyper takes a reset without an error for the end of an answer.
+#[tokio::test]
+async fn an_answer_that_its_instance_resets_is_not_whole() {
+    for (length, is_upload_over) in [(None, true), (Some("10"), true), (Some("10"), false)] {
+        let (proxy, listener) = played_instance().await;
+        let instance = InstanceId::parse("d1-web-1").unwrap();
+        let members = vec![Member { instance, address: listener.local_addr().unwrap(), weight: 1, group: 0 }];
+        let route = Route { protocol: Protocol::H2c, members, ..route("shop", "shop.test", &[]) };
+        proxy.client.apply(vec![route]).await.unwrap();
+        let played = tokio::spawn(async move {
+            let mut wire = Wire { stream: listener.accept().await.unwrap().0, rest: Vec::new() };
+            wire.stream.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+            wire.stream.write_all(&frame(SETTINGS, 0, 0, b"")).await.unwrap();
+            read_until(&mut wire, (HEADERS, 1)).await;
+            let mut headers = vec![(":status", "200")];
+            headers.extend(length.map(|length| ("content-length", length)));
+            let bytes = [
+                frame(HEADERS, END_HEADERS, 1, &block(&headers)),
+                frame(DATA, 0, 1, b"half"),
+                frame(RST_STREAM, 0, 1, &0_u32.to_be_bytes()),
+            ];
+            wire.stream.write_all(&bytes.concat()).await.unwrap();
+            wire
+        });
+        let mut client = proxy.wire().await;
+        let body = if is_upload_over { "0\r\n\r\n" } else { "" };
+        client
+            .send(&format!("POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n{body}"))
+            .await;
+        let what = format!("{length:?} {is_upload_over}");
+        let reply = timeout(Duration::from_secs(10), client.reply()).await.expect(&what);
+        assert_eq!((reply.status, reply.complete), (200, false), "{what}: {}", reply.body);
+        assert_eq!(proxy.counts().await.failed, 1, "{what}");
+        drop(played);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod agents;
+mod broken_off;
 mod challenges;
 mod ending;
 mod files;
