@@ -456,7 +456,7 @@ kw==
             not_after: to.parse().unwrap(),
         };
         let short = facts("2026-06-10T00:00:00Z", "2026-06-16T00:00:00Z");
-        let config = parse_in("", "deploy.toml", Path::new("/"), &|_: &str| None).unwrap();
+        let config = parse_in("[agent]", "deploy.toml", Path::new("/"), &|_: &str| None).unwrap();
         let files = CertificateFiles { cert: "c".into(), key: "k".into() };
         let said = |now: &str| {
             let mut found = Findings { config: &config, all: Vec::new() };

@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_good_file_is_counted_and_its_warnings_shown() {
-        assert_eq!(check(""), "deploy.toml: ok (0 apps, 0 services)\n");
+        assert_eq!(check("[agent]"), "deploy.toml: ok (0 apps, 0 services)\n");
         insta::assert_snapshot!(check("[apps.shop]\nrepo = \"https://git.example/shop.git\"\n"), @r#"
         deploy.toml: ok (1 app, 1 service)
         deploy.toml:1:7: warning: apps.shop has no webhook: a push is noticed only by the check every 5m

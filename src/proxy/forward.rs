@@ -78,7 +78,7 @@ pub async fn answer(proxy: &Proxy, origin: &Origin, asked: Asked<'_>) -> Reply<S
     let accepted = headers::accepted(&head.fields);
     let is_http2 = head.version == Version::HTTP_2;
     let is_held_back = !is_plain && head.fields.contains(&EXPECT);
-    let body = ClientBody::new(body, is_held_back, origin.limits.max_body_size, visit.bytes());
+    let body = ClientBody::new(body, is_http2, is_held_back, origin.limits.max_body_size, visit.bytes());
     let request = Incomer { head, body, is_plain, upgrade, interims, waits, arrived };
     let (mut reply, by) = match forward(proxy, origin, request, id, &mut visit).await {
         Ok(reply) => (reply, Maker::App),

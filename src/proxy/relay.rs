@@ -248,13 +248,11 @@ impl Relay {
         }
     }
 
-    /// Whether the end that hyper sees is the answer's. A stream that an instance reset without an error may have been whole
-    /// before only if the instance wanted no more of the request (RFC 9113 §8.1), and hyper tells neither from the other.
+    /// Whether the end that hyper sees is the answer's: it takes a stream that was reset without an error for one that has ended.
     fn is_whole(&self) -> bool {
         match (&self.source, &self.link) {
             (Source::Incoming(incoming), Some(Carrier::Here(link))) if link.moves_by_itself() => {
-                let is_unwanted = self.upload.as_ref().is_some_and(|upload| !upload.is_done());
-                incoming.is_end_stream() || (is_unwanted && incoming.size_hint().exact().is_none())
+                incoming.is_end_stream()
             }
             _ => true,
         }

@@ -17,7 +17,7 @@ use super::instance::lock;
 use super::relay::BrokenAnswer;
 use super::wait::Timer;
 
-/// So often others get their turn before a stream is told that its answer broke off: the connection, which sends what there is.
+/// So often others get their turn before hyper is told that an answer broke off: the connection, which sends what there is.
 const TURNS: u8 = 2;
 
 /// How a client takes its answers, one after another. For the task in which hyper writes them: whatever hyper does comes
@@ -117,13 +117,13 @@ impl Given {
 
     /// Tells hyper that there is no more of it.
     fn poll_end(&mut self, cx: &mut Context<'_>, is_stream: bool) -> Poll<Option<Result<Frame<Bytes>, BrokenAnswer>>> {
-        if self.end.is_some() && !is_stream {
-            // Whoever sends it ends it.
-            return Poll::Pending;
-        }
-        if self.end.is_some() && self.turns > 0 {
-            self.turns -= 1;
-            cx.waker().wake_by_ref();
+        // A connection ends by whoever sends on it, when that is done.
+        let is_told_later = self.end.is_some() && (self.turns > 0 || !is_stream);
+        if is_told_later {
+            if self.turns > 0 {
+                self.turns -= 1;
+                cx.waker().wake_by_ref();
+            }
             return Poll::Pending;
         }
         Poll::Ready(self.end.take().map(Err))

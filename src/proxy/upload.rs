@@ -29,6 +29,8 @@ pub enum Outgoing {
 pub struct ClientBody {
     /// `None` when there is none, or once it was given up.
     incoming: Option<Incoming>,
+    /// It comes over HTTP/2.
+    is_stream: bool,
     /// The client waits for a word before it sends (`Expect: 100-continue`). Asking for the body gives it.
     is_held_back: bool,
     /// So many more bytes may come.
@@ -43,6 +45,9 @@ pub enum BrokenUpload {
     /// It broke off, or is malformed.
     #[error(transparent)]
     Client(#[from] hyper::Error),
+    /// Its stream was reset without an error, which is no end of it (RFC 9113 §8.1).
+    #[error("the request's body has no end")]
+    Unfinished,
     /// It has more bytes than it may.
     #[error("the request's body is larger than max_body_size")]
     TooLarge,
@@ -52,11 +57,12 @@ impl ClientBody {
     /// As it comes from the client's connection, if the request has one.
     pub fn new(
         incoming: Option<Incoming>,
+        is_stream: bool,
         is_held_back: bool,
         most: Option<u64>,
         passed: Option<Arc<PassedBytes>>,
     ) -> Self {
-        Self { incoming, is_held_back, left: most, passed }
+        Self { incoming, is_stream, is_held_back, left: most, passed }
     }
 
     /// Its client is not to be heard out.
@@ -81,7 +87,13 @@ impl Body for ClientBody {
                 left => self.left = left,
             }
         }
-        polled.map_err(BrokenUpload::Client)
+        match polled {
+            // hyper takes such a reset for the end.
+            Poll::Ready(None) if self.is_stream && !self.is_end_stream() => {
+                Poll::Ready(Some(Err(BrokenUpload::Unfinished)))
+            }
+            polled => polled.map_err(BrokenUpload::Client),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
