@@ -118,16 +118,18 @@ pub(super) fn parse_again(
 
 fn tree<'t>(text: &'t str, file: &str) -> Result<Spanned<DeTable<'t>>, Problems> {
     let (tree, errors) = DeTable::parse_recoverable(text);
-    let problems = match tree.get_ref().is_empty() {
-        _ if !errors.is_empty() => syntax::problems(text, &errors),
+    if !errors.is_empty() {
+        return Err(Problems { file: file.to_owned(), problems: syntax::problems(text, &errors) });
+    }
+    if tree.get_ref().is_empty() {
         // Read again at the wrong moment it would let every app go.
-        true => vec![Problem::of_file(
+        let problem = Problem::of_file(
             "has no settings at all: it may be half written",
             "write it whole; to let every app go, leave a table such as [agent] in it",
-        )],
-        false => return Ok(tree),
-    };
-    Err(Problems { file: file.to_owned(), problems })
+        );
+        return Err(Problems { file: file.to_owned(), problems: vec![problem] });
+    }
+    Ok(tree)
 }
 
 /// `[proxy]` alone, whatever is wrong elsewhere in the file: the proxy needs nothing else, and no secret.

@@ -286,9 +286,8 @@ async fn what_is_too_much_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_its_client_does_not_take_is_not_kept_for_ever() {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
     let limits = ProxyLimits { send_timeout: Duration::from_millis(500), ..ProxyLimits::default() };
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let proxy = TestProxy::with_limits(limits).await;
     let backend = Backend::start("d1-web-1").await;
     proxy.route(&[&backend]).await;
     let mut client = Client::open(proxy.address).await;
@@ -329,9 +328,8 @@ async fn an_instances_time_is_over_for_streams_that_are_not_taken_as_well() {
 /// hyper has all of it long before its client has, and no request is under way any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_the_end_of_an_answer_slowly_has_it_whole() {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
     let limits = ProxyLimits { header_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let proxy = TestProxy::with_limits(limits).await;
     let backend = Backend::start("d1-web-1").await;
     proxy.route(&[&backend]).await;
     let socket = TcpStream::connect(proxy.address).await.unwrap();

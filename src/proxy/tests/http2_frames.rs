@@ -191,9 +191,8 @@ async fn as_many_requests_as_may_be_open_may_be_cancelled_at_once() {
 /// All there is of its answer is in hyper's hands: the stream itself is what must not stay.
 #[tokio::test]
 async fn a_stream_without_a_window_is_not_kept_for_ever() {
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let limits = ProxyLimits { send_timeout: Duration::from_millis(300), ..ProxyLimits::default() };
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let proxy = TestProxy::with_limits(limits).await;
     let recorder = Recorder::start().await;
     proxy.client.apply(vec![recorder.route()]).await.unwrap();
     let initial_window = [&4_u16.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();

@@ -59,9 +59,8 @@ async fn ask(client: &mut Wire, length: usize, piece: usize) -> Vec<u8> {
 
 /// A proxy that lets go after this time of clients that take nothing, and an instance for the test to play.
 async fn with_send_timeout(limit: Duration) -> (TestProxy, TcpListener) {
-    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let limits = ProxyLimits { send_timeout: limit, ..ProxyLimits::default() };
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let proxy = TestProxy::with_limits(limits).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut route = route("shop", "shop.test", &[]);
     let address = listener.local_addr().unwrap();

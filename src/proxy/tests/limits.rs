@@ -12,8 +12,7 @@ use crate::proxy::listen::client_capacity;
 
 /// A proxy with these limits and an instance behind it.
 async fn start(limits: ProxyLimits) -> (TestProxy, Backend) {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let proxy = TestProxy::start_with(dir, |options| options.front.limits = limits).await;
+    let proxy = TestProxy::with_limits(limits).await;
     let backend = Backend::start("d1-web-1").await;
     proxy.route(&[&backend]).await;
     (proxy, backend)

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, ProxyLimits};
 use crate::model::InstanceId;
 use crate::proxy::access_log::AccessLog;
 use crate::proxy::front::Fronts;
@@ -49,6 +49,11 @@ impl TestProxy {
 
     pub async fn start_in(dir: Arc<TempDir>) -> Self {
         Self::start_with(dir, |_| {}).await
+    }
+
+    /// With these limits.
+    pub async fn with_limits(limits: ProxyLimits) -> Self {
+        Self::start_with(Arc::new(tempfile::tempdir().unwrap()), |options| options.front.limits = limits).await
     }
 
     pub async fn start_with(dir: Arc<TempDir>, adapt: impl FnOnce(&mut ProxyOptions)) -> Self {
